@@ -1,0 +1,51 @@
+"""Assignment and commit of partitions."""
+
+from __future__ import annotations
+
+import random
+
+from tfspark.driver.ledger import FeedLedger, Target
+from tfspark.spec import NodeId
+
+A, B, C = (NodeId("worker", i) for i in range(3))
+
+
+def test_the_first_whole_upload_counts_and_all_others_come_late() -> None:
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h2")])
+    ledger.assign(0, "first", "h1")
+    ledger.assign(0, "twin", "h2")
+    assert ledger.commit(0, "twin", B, 10, 100)
+    assert not ledger.commit(0, "first", A, 10, 100)
+    assert ledger.commit(0, "twin", B, 10, 100), "asking again must give the same answer"
+    assert ledger.rows == {A: 0, B: 10}
+
+
+def test_a_committed_partition_is_not_assigned_again() -> None:
+    ledger = FeedLedger([Target(A, "h1")])
+    ledger.assign(3, "u", "h1")
+    ledger.commit(3, "u", A, 1, 1)
+    assert ledger.assign(3, "retry", "h1") is None
+
+
+def test_a_worker_on_the_same_host_is_preferred_while_balance_allows() -> None:
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h2")])
+    assert ledger.assign(0, "u0", "h2") == B
+    ledger.commit(0, "u0", B, 100, 1)
+    assert ledger.assign(1, "u1", "h2") == A, "one partition ahead is enough"
+
+
+def test_rows_per_worker_stay_within_five_percent_for_small_partitions() -> None:
+    rng = random.Random(7)
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h1"), Target(C, "h2")])
+    running: list[tuple[int, str, NodeId]] = []
+    for p in range(600):
+        node = ledger.assign(p, f"u{p}", rng.choice(["h1", "h2"]))
+        assert node is not None
+        running.append((p, f"u{p}", node))
+        if len(running) == 4:
+            done = running.pop(rng.randrange(4))
+            ledger.commit(*done, rows=rng.randint(50, 150), nbytes=1)
+    for done in running:
+        ledger.commit(*done, rows=100, nbytes=1)
+    rows = ledger.rows.values()
+    assert max(rows) <= 1.05 * min(rows)

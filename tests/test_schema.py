@@ -1,0 +1,95 @@
+"""From Arrow columns to tensors: types, shapes, nulls."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tfspark.errors import SchemaError
+from tfspark.schema import ColumnSpec, arrow_schema, plan_columns, prepare_batch
+
+
+def prepare(values: list[Any], t: pa.DataType, **rules: Any) -> pa.Array:
+    batch = pa.RecordBatch.from_arrays([pa.array(values, t)], names=["x"])
+    columns = plan_columns(batch.schema, **rules)
+    return prepare_batch(batch, columns, arrow_schema(columns)).column(0)
+
+
+@pytest.mark.parametrize(
+    ("t", "dtype"),
+    [
+        (pa.bool_(), "bool"),
+        (pa.int8(), "int8"),
+        (pa.int16(), "int16"),
+        (pa.int32(), "int32"),
+        (pa.int64(), "int64"),
+        (pa.float32(), "float32"),
+        (pa.float64(), "float64"),
+        (pa.string(), "string"),
+        (pa.large_binary(), "string"),
+        (pa.date32(), "int32"),
+        (pa.timestamp("us", "UTC"), "int64"),
+        (pa.decimal128(10, 2), "float64"),
+    ],
+)
+def test_every_scalar_type_has_its_dtype(t: pa.DataType, dtype: str) -> None:
+    (column,) = plan_columns(pa.schema([("x", t)]))
+    assert column == ColumnSpec("x", dtype)
+
+
+@pytest.mark.parametrize("t", [pa.map_(pa.string(), pa.int32()), pa.struct([("a", pa.int32())]), pa.null()])
+def test_a_type_without_a_tensor_is_named(t: pa.DataType) -> None:
+    with pytest.raises(SchemaError, match="'x'"):
+        plan_columns(pa.schema([("x", t)]))
+
+
+def test_dates_timestamps_and_decimals_become_numbers() -> None:
+    assert prepare([datetime.date(1970, 1, 3)], pa.date32()).to_pylist() == [2]
+    moment = datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.timezone.utc)
+    assert prepare([moment], pa.timestamp("us", "UTC")).to_pylist() == [1_000_000]
+    assert prepare([decimal.Decimal("1.25")], pa.decimal128(10, 2)).to_pylist() == [1.25]
+
+
+def test_a_null_is_an_error_that_names_the_column() -> None:
+    with pytest.raises(SchemaError, match=r"'x' holds 1 null.*row 1"):
+        prepare([1, None], pa.int64())
+
+
+def test_a_fill_value_replaces_nulls() -> None:
+    assert prepare([1, None], pa.int64(), fill={"x": -1}).to_pylist() == [1, -1]
+    assert prepare([None], pa.string(), fill={"x": "?"}).to_pylist() == [b"?"]
+    with pytest.raises(SchemaError, match="does not fit"):
+        prepare([None], pa.int64(), fill={"x": "word"})
+
+
+def test_a_null_inside_an_array_is_an_error() -> None:
+    with pytest.raises(SchemaError, match="inside its arrays"):
+        prepare([[1.0, None]], pa.list_(pa.float32()))
+
+
+def test_an_array_is_ragged_unless_a_shape_is_declared() -> None:
+    t = pa.list_(pa.float32())
+    assert plan_columns(pa.schema([("x", t)])) == (ColumnSpec("x", "float32", ragged=True),)
+    dense = prepare([[1, 2, 3, 4]], t, shapes={"x": (2, 2)})
+    assert dense.type == pa.list_(pa.float32(), 4)
+
+
+def test_a_row_of_another_length_than_declared_is_an_error() -> None:
+    with pytest.raises(SchemaError, match="holds 1 values"):
+        prepare([[1, 2], [3]], pa.list_(pa.float32()), shapes={"x": 2})
+
+
+def test_sliced_batches_are_prepared_from_their_own_rows() -> None:
+    batch = pa.RecordBatch.from_pydict({"x": [[1], [2, 3], [4, 5, 6]], "y": ["a", "b", "c"]}).slice(1, 2)
+    columns = plan_columns(batch.schema)
+    out = prepare_batch(batch, columns, arrow_schema(columns))
+    assert out.to_pydict() == {"x": [[2, 3], [4, 5, 6]], "y": [b"b", b"c"]}
+
+
+def test_rules_for_columns_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(SchemaError, match="no columns"):
+        plan_columns(pa.schema([("x", pa.int64())]), fill={"z": 0})

@@ -1,0 +1,54 @@
+"""Keras 3 on several workers, fed from Spark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import tfspark
+
+
+def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    import keras
+
+    keras.utils.set_random_seed(1)
+    with ctx.strategy().scope():
+        inputs = {"a": keras.Input((1,), name="a"), "b": keras.Input((3,), name="b")}
+        x = keras.layers.Concatenate()(list(inputs.values()))
+        model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(x))
+        model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    history = ctx.fit(model, batch_size=32, label="y")
+    path = ctx.export(model, args["export_dir"]) if args.get("export_dir") else None
+    return {"weights": model.get_weights(), "loss": history["loss"], "path": path}
+
+
+def data(spark: Any, rows: int, partitions: int) -> Any:
+    return spark.range(0, rows, 1, partitions).selectExpr(
+        "float(id % 7) / 7 as a",
+        "array(float(id % 3), float(id % 5), 1.0f) as b",
+        "float(id % 7) / 7 + 2 * float(id % 3) - 1 as y",
+    )
+
+
+def test_workers_end_with_the_same_weights_and_the_export_predicts(spark: Any, tmp_path: Any) -> None:
+    args = {"export_dir": str(tmp_path / "model")}
+    df = data(spark, 2000, 5)
+    with tfspark.Cluster(spark, train, args, workers=2) as cluster:
+        cluster.feed(df, epochs=3, shapes={"b": 3})
+    first, second = (cluster.results["worker", i] for i in (0, 1))
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first["loss"][-1] < first["loss"][0] / 2
+    assert first["path"] == str(tmp_path / "model" / "1")
+    rows = tfspark.predict(df.limit(50), args["export_dir"]).collect()
+    kernel, bias = first["weights"]
+    for row in rows:
+        expected = np.array([row["a"], *row["b"]]) @ kernel[:, 0] + bias[0]
+        np.testing.assert_allclose(row["output_0"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_worker_trains_with_the_default_strategy(spark: Any) -> None:
+    with tfspark.Cluster(spark, train, {}, workers=1) as cluster:
+        cluster.feed(data(spark, 500, 2), epochs=2, shapes={"b": 3})
+    assert cluster.results["worker", 0]["loss"][1] < cluster.results["worker", 0]["loss"][0]

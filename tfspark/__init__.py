@@ -1,0 +1,44 @@
+"""tfspark: train and run TensorFlow on the Spark cluster you already have.
+
+Spark schedules, Arrow carries, TensorFlow trains. Importing this package imports neither of them: public names are
+loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cluster": "tfspark.driver.cluster",
+    "FeedReport": "tfspark.driver.feeder",
+    "NodeContext": "tfspark.node.context",
+    "errors": "tfspark.errors",
+    "predict": "tfspark.inference",
+    "run": "tfspark.driver.cluster",
+}
+
+__all__ = ["Cluster", "FeedReport", "NodeContext", "errors", "predict", "run"]
+
+if TYPE_CHECKING:
+    from tfspark import errors
+    from tfspark.driver.cluster import Cluster, run
+    from tfspark.driver.feeder import FeedReport
+    from tfspark.inference import predict
+    from tfspark.node.context import NodeContext
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tfspark' has no attribute {name!r}")
+    module = importlib.import_module(home)
+    value = module if home.endswith(f".{name}") and not hasattr(module, name) else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,493 @@
+"""`Cluster`: the handle by which a driver program starts, feeds, watches and stops TensorFlow on Spark."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from tfspark.driver import launcher
+from tfspark.driver import lifecycle as lc
+from tfspark.driver.coordinator import Coordinator
+from tfspark.driver.feeder import FeedReport, feed_job, plan_feed
+from tfspark.driver.ledger import FeedLedger, Target
+from tfspark.driver.progress import Progress, Snapshot
+from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
+from tfspark.schema import arrow_schema
+from tfspark.spec import ClusterSpec, NodeId, plan_nodes
+from tfspark.transport import messages as m
+from tfspark.transport.auth import new_token
+from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
+
+SHOW_SECONDS = 0.25
+CLOSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One node, as `Cluster.status` gives it."""
+
+    role: str
+    index: int
+    host: str
+    state: str
+    pid: int | None
+    rows: int
+    step: int
+    metrics: dict[str, float]
+
+
+class Cluster:
+    """TensorFlow processes inside Spark executors.
+
+    Parameters
+    ----------
+    spark
+        A classic SparkSession.
+    main
+        ``main(args, ctx)``: runs in every node; what it returns comes back in `results`.
+    args
+        First argument of `main`; anything that cloudpickle can carry.
+    workers
+        Number of workers.
+    chief
+        Have a chief beside the workers; without one, worker 0 is the chief.
+    start_timeout
+        Seconds in which all nodes must have started.
+    stop_grace
+        Seconds that `main` has to return when the cluster is stopped before its processes are killed.
+    spool_bytes
+        Bytes of rows that may wait unread in one node; beyond it, feeding is held back.
+    env
+        Environment variables for the nodes' processes.
+    progress
+        ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
+
+    Raises
+    ------
+    ConfigurationError
+        If an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        main: Callable[..., Any],
+        args: Any = None,
+        *,
+        workers: int,
+        chief: bool = False,
+        start_timeout: float = 300.0,
+        stop_grace: float = 5.0,
+        spool_bytes: int = DEFAULT_CAPACITY_BYTES,
+        env: Mapping[str, str] | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self._node_ids = plan_nodes(workers, chief)
+        launcher.require_classic(spark)
+        launcher.require_pandas()
+        if spool_bytes < 1:
+            raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
+        self._spark = spark
+        self._main = launcher.pickle_main(main, args)
+        self._limits = lc.Limits(start=start_timeout, grace=stop_grace)
+        self._spool_bytes = spool_bytes
+        self._env = dict(env or {})
+        self._progress = Progress(progress)
+        self._token = new_token()
+        self._tag = f"tfspark-{secrets.token_hex(6)}"
+        self._coordinator: Coordinator | None = None
+        self._job: launcher.TaggedJob | None = None
+        self._feeds = 0
+        self._feeding = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._phase_began = time.monotonic()
+        self.start_seconds: float | None = None
+        self.feed_reports: list[FeedReport] = []
+
+    # --- life
+
+    def start(self) -> Cluster:
+        """Launch the nodes and wait until all of them have registered.
+
+        Raises
+        ------
+        ResourceError
+            If Spark has too few task slots.
+        StartTimeout
+            If nodes did not come up in time.
+        NodeFailed
+            If a node failed on its way up.
+        """
+        if self._coordinator is not None:
+            raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
+        launcher.check_slots(self._spark, len(self._node_ids), feeding=False)
+        self._phase_began = began = time.monotonic()
+        bind, host = launcher.driver_addresses(self._spark)
+        self._coordinator = Coordinator(bind, self._token, self._node_ids, self._limits, self._cancel_job)
+        _live.add(self)
+        self._job = self._launch(host, self._coordinator)
+        with self._guard():
+            life = self._coordinator.lifecycle
+            self._await("starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
+            if life.error is not None:
+                raise life.error
+        self.start_seconds = time.monotonic() - began
+        return self
+
+    def _launch(self, host: str, coordinator: Coordinator) -> launcher.TaggedJob:
+        from tfspark.executor.task import Launch
+
+        launch = Launch(
+            nodes=self._node_ids,
+            coordinator_host=host,
+            coordinator_port=coordinator.port,
+            token=self._token,
+            main=self._main,
+            spool_bytes=self._spool_bytes,
+            env=self._env,
+        )
+
+        def ended(_: Any, error: BaseException | None) -> None:
+            coordinator.post(lc.JobEnded(launcher.describe_job_error(error) if error else None))
+
+        spark = self._spark
+        return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)
+
+    def feed(
+        self,
+        data: DataFrame,
+        epochs: int = 1,
+        *,
+        columns: Sequence[str] | None = None,
+        shapes: Mapping[str, Sequence[int] | int] | None = None,
+        fill: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> FeedReport:
+        """Send the partitions of a DataFrame to the workers; returns when every row has been delivered.
+
+        Each row reaches one worker, whatever tasks Spark repeats. Later epochs replay what the workers keep on disk.
+
+        Parameters
+        ----------
+        data
+            Any DataFrame.
+        epochs
+            How often workers see the rows.
+        columns
+            Columns to send; all by default.
+        shapes
+            Shape of one row for array columns that are to be dense tensors; other array columns become ragged.
+        fill
+            Value that replaces nulls, by column; a null elsewhere is an error.
+        seed
+            Seeds what ``ctx.dataset(shuffle=True)`` shuffles.
+
+        Raises
+        ------
+        SchemaError
+            If a column has no tensor form or a value breaks its rule.
+        FeedError
+            If rows could not be delivered, or there are none.
+        NodeFailed
+            If a node failed meanwhile.
+        """
+        coordinator = self._running()
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
+        df, specs = plan_feed(data, columns, shapes, fill)
+        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        with self._feeding, self._guard():
+            number = self._feeds
+            self._feeds += 1
+            begins = m.FeedBegins(
+                number, epochs, [c.to_json() for c in specs], arrow_schema(specs).serialize().to_pybytes(), seed
+            )
+            targets = [Target(a.node, a.host) for a in coordinator.spec.nodes]
+            ledger = coordinator.begin_feed(begins, targets)
+            began = self._phase_began = time.monotonic()
+            try:
+                self._run_feed(coordinator, df, specs, number)
+                if not ledger.committed:
+                    raise FeedError("The DataFrame has no rows.", hint="Check its filters and its source.")
+            except BaseException as e:
+                coordinator.end_feed(m.FeedCancelled(number, str(e)))
+                raise
+            rows = ledger.rows
+            coordinator.end_feed(m.FeedEnds(number, {str(n): r for n, r in rows.items()}))
+            report = FeedReport(
+                sum(rows.values()),
+                ledger.nbytes,
+                time.monotonic() - began,
+                {n.key: r for n, r in rows.items()},
+                epochs,
+            )
+            self.feed_reports.append(report)
+            self._progress.show(self._snapshot("feeding", ledger), final=True)
+            return report
+
+    def _run_feed(self, coordinator: Coordinator, df: DataFrame, specs: Sequence[Any], number: int) -> None:
+        from tfspark.executor.feed_task import FeedPlan
+
+        _, host = launcher.driver_addresses(self._spark)
+        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._token)
+        ended: list[BaseException | None] = []
+
+        def on_end(_: Any, error: BaseException | None) -> None:
+            ended.append(error)
+            coordinator.wake()
+
+        job = launcher.TaggedJob(
+            self._spark, f"{self._tag}-feed-{number}", lambda: feed_job(df, plan).collect(), on_end
+        )
+        life = coordinator.lifecycle
+        try:
+            self._await(
+                "feeding", lambda: bool(ended) or life.concluded or coordinator.feed_error is not None, quiet_end=True
+            )
+            if not ended and not life.concluded and life.phase is not lc.Phase.RUNNING:
+                coordinator.wait(lambda: life.concluded, self._limits.last_words + 1.0)
+        finally:
+            if not ended:
+                job.cancel()
+                coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
+        if coordinator.feed_error is not None:
+            raise coordinator.feed_error
+        error = ended[0] if ended else None
+        if error is not None and not life.concluded:
+            # A worker's death breaks its uploads a moment before the coordinator knows of it.
+            coordinator.wait(lambda: life.concluded, self._limits.last_words)
+        if life.concluded and (life.error is not None or error is not None):
+            raise life.error or FeedError(
+                "Every main had returned before all rows were fed.",
+                hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
+            )
+        if error is not None:
+            raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
+
+    def wait(self, timeout: float | None = None) -> dict[tuple[str, int], Any]:
+        """Wait until ``main`` has returned on every node, shut down, and return the results.
+
+        Raises
+        ------
+        NodeFailed
+            If a node failed.
+        TimeoutError
+            If `timeout` seconds have passed; the cluster goes on.
+        """
+        coordinator = self._require_started()
+        life = coordinator.lifecycle
+        if not self._closed:
+            with self._guard(keep=TimeoutError):
+                coordinator.publish(m.NoMoreFeeds())
+                self._phase_began = time.monotonic()
+                if not self._await("training", lambda: life.concluded, timeout):
+                    raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
+                if life.error is None:
+                    self._progress.show(self._snapshot("training"), final=True)
+            self._close()
+        if life.error is not None:
+            raise life.error
+        return self.results
+
+    def stop(self, grace: float | None = None) -> None:
+        """Stop the cluster now, from any thread; safe to call twice.
+
+        Parameters
+        ----------
+        grace
+            Seconds that ``main`` has to notice ``ctx.stopping`` and return; `stop_grace` by default.
+        """
+        if self._coordinator is not None and not self._closed:
+            if not self._coordinator.lifecycle.concluded:
+                self._coordinator.post(lc.StopAsked("stop() was called", grace))
+            self._close()
+
+    def _close(self) -> None:
+        """Wait for the job to end, cancel it if it does not, and free everything."""
+        coordinator, job = self._coordinator, self._job
+        assert coordinator is not None
+        with self._closing:
+            if self._closed:
+                return
+            limits = self._limits
+            patience = limits.grace + limits.job_end
+            try:
+                if job is not None and not coordinator.wait(lambda: coordinator.lifecycle.over, patience):
+                    job.cancel()
+                    coordinator.wait(lambda: coordinator.lifecycle.over, CLOSE_SECONDS)
+            finally:
+                self._closed = True
+                coordinator.close()
+                self._progress.close()
+                _live.discard(self)
+            if job is not None:
+                job.join(CLOSE_SECONDS)
+
+    def __enter__(self) -> Cluster:
+        return self if self._coordinator is not None else self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self.wait()
+        else:
+            self.stop(grace=0.0)
+
+    # --- what is known
+
+    @property
+    def results(self) -> dict[tuple[str, int], Any]:
+        """What ``main`` returned, by ``(role, index)``; only nodes that have finished."""
+        coordinator = self._require_started()
+        return {n.key: cloudpickle.loads(coordinator.results[n]) for n in self._node_ids if n in coordinator.results}
+
+    @property
+    def nodes(self) -> ClusterSpec:
+        """Addresses of the nodes."""
+        return self._require_started().spec
+
+    def status(self) -> list[NodeStatus]:
+        """Return what is known of each node now."""
+        coordinator = self._require_started()
+        rows = coordinator.ledger.rows if coordinator.ledger else {}
+        out = []
+        for node, r in coordinator.lifecycle.records.items():
+            reported = coordinator.reports.get(node)
+            out.append(
+                NodeStatus(
+                    node.role,
+                    node.index,
+                    r.host,
+                    r.state.value,
+                    r.address.pid if r.address else None,
+                    rows.get(node, 0),
+                    reported.step if reported else 0,
+                    dict(reported.metrics) if reported else {},
+                )
+            )
+        return out
+
+    @property
+    def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
+        """Where each node's start-up went, in seconds."""
+        return {n.key: dict(s) for n, s in self._require_started().startup.items()}
+
+    def __repr__(self) -> str:
+        phase = self._coordinator.lifecycle.phase.value if self._coordinator else "not started"
+        return f"Cluster({len(self._node_ids)} nodes, {phase})"
+
+    # --- inside
+
+    def _require_started(self) -> Coordinator:
+        if self._coordinator is None:
+            raise ConfigurationError(
+                "The cluster has not been started.", hint="Use it in a with statement, or call start()."
+            )
+        return self._coordinator
+
+    def _running(self) -> Coordinator:
+        coordinator = self._require_started()
+        life = coordinator.lifecycle
+        if life.error is not None and not isinstance(life.error, ClusterStopped):
+            raise life.error
+        if self._closed or life.phase is not lc.Phase.RUNNING:
+            raise ClusterStopped(f"The cluster is {life.phase.value}.", hint="Feed before wait() or stop().")
+        return coordinator
+
+    def _cancel_job(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
+
+    def _await(
+        self, phase: str, condition: Callable[[], bool], timeout: float | None = None, quiet_end: bool = False
+    ) -> bool:
+        """Wait for a condition, showing progress; tell whether it came true."""
+        coordinator = self._require_started()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ledger = coordinator.ledger if phase == "feeding" else None
+        while not coordinator.wait(condition, SHOW_SECONDS):
+            self._progress.show(self._snapshot(phase, ledger))
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+        if phase == "starting":
+            self._progress.show(self._snapshot(phase), final=True)
+        return True
+
+    def _snapshot(self, phase: str, ledger: FeedLedger | None = None) -> Snapshot:
+        coordinator = self._require_started()
+
+        def name(n: NodeId) -> str:
+            return str(n)
+
+        ledger = ledger or coordinator.ledger
+        rows = {name(n): r for n, r in ledger.rows.items()} if ledger else {}
+        return Snapshot(
+            phase,
+            time.monotonic() - self._phase_began,
+            {name(n): r.state.value for n, r in coordinator.lifecycle.records.items()},
+            rows,
+            sum(rows.values()) if phase == "feeding" else 0,
+            ledger.nbytes if ledger and phase == "feeding" else 0,
+            {name(n): (r.step, r.metrics) for n, r in coordinator.reports.items()},
+        )
+
+    def _guard(self, keep: type[BaseException] | None = None) -> _StopOnError:
+        return _StopOnError(self, keep)
+
+
+class _StopOnError:
+    """Stops the cluster when the block raises; errors of kind `keep` leave it running."""
+
+    def __init__(self, cluster: Cluster, keep: type[BaseException] | None) -> None:
+        self._cluster, self._keep = cluster, keep
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None or (self._keep is not None and isinstance(error, self._keep)):
+            return
+        try:
+            self._cluster.stop(grace=0.0)
+        except ClusterError:
+            logger.exception("stopping the cluster failed")
+
+
+_live: weakref.WeakSet[Cluster] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all_at_exit() -> None:
+    for cluster in list(_live):
+        cluster.stop(grace=0.0)
+
+
+def run(
+    spark: SparkSession, main: Callable[..., Any], args: Any = None, *, workers: int, **options: Any
+) -> dict[tuple[str, int], Any]:
+    """Run ``main(args, ctx)`` on a cluster of its own and return the results; nothing is fed.
+
+    Takes the arguments of `Cluster` and raises its errors.
+
+    Returns
+    -------
+    dict
+        What each ``main`` returned, by ``(role, index)``.
+    """
+    with Cluster(spark, main, args, workers=workers, **options) as cluster:
+        return cluster.wait()

@@ -1,0 +1,88 @@
+"""Which worker gets which partition, and which upload of it counts. Pure bookkeeping, no I/O.
+
+A partition may be uploaded more than once (Spark retries tasks, and runs slow ones twice); the first upload that is
+whole is committed, all others are told that they came late. A partition that is already committed is not assigned
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfspark.spec import NodeId
+
+
+@dataclass(frozen=True)
+class Target:
+    """A worker that takes rows, and the host it runs on."""
+
+    node: NodeId
+    host: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The upload of a partition that counts."""
+
+    node: NodeId
+    upload: str
+    rows: int
+    nbytes: int
+
+
+class FeedLedger:
+    """The books of one feed.
+
+    Parameters
+    ----------
+    targets
+        The workers to spread rows over; at least one.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        if not targets:
+            raise ValueError("a feed needs at least one worker")
+        self.targets = tuple(targets)
+        self.committed: dict[int, Committed] = {}
+        self._uploading: dict[str, tuple[int, NodeId]] = {}
+
+    @property
+    def rows(self) -> dict[NodeId, int]:
+        """Committed rows by worker."""
+        rows = {t.node: 0 for t in self.targets}
+        for c in self.committed.values():
+            rows[c.node] += c.rows
+        return rows
+
+    @property
+    def nbytes(self) -> int:
+        """Committed bytes, in the form in which they travel."""
+        return sum(c.nbytes for c in self.committed.values())
+
+    def assign(self, partition: int, upload: str, host: str) -> NodeId | None:
+        """Choose the worker for an upload, or ``None`` if the partition is already committed.
+
+        The worker with the fewest rows, counting uploads under way as average partitions; among workers within
+        one average partition of the fewest, one on the same host.
+        """
+        if partition in self.committed:
+            return None
+        rows = self.rows
+        average = sum(rows.values()) / len(self.committed) if self.committed else 1.0
+        average = max(average, 1.0)
+        load = {node: float(n) for node, n in rows.items()}
+        for _, node in self._uploading.values():
+            load[node] += average
+        fewest = min(load.values())
+        near = [t for t in self.targets if load[t.node] < fewest + average]
+        here = [t for t in near if t.host == host]
+        chosen = min(here or near, key=lambda t: (load[t.node], t.node))
+        self._uploading[upload] = (partition, chosen.node)
+        return chosen.node
+
+    def commit(self, partition: int, upload: str, node: NodeId, rows: int, nbytes: int) -> bool:
+        """Record that an upload is whole; tell whether it is the one that counts. Asking twice changes nothing."""
+        self._uploading.pop(upload, None)
+        first = self.committed.setdefault(partition, Committed(node, upload, rows, nbytes))
+        return first.upload == upload and first.node == node

@@ -1,0 +1,398 @@
+"""The life of a cluster as a pure state machine: events in, instructions out, no I/O.
+
+    STARTING --all nodes registered--> RUNNING --every main returned--> FINISHED
+        \\____________ a node failed, or a stop was asked ____________/--> STOPPING
+
+The cluster is over (`Lifecycle.over`) when its Spark job has ended. Whoever feeds events in carries the
+instructions out (`driver/coordinator.py`); time comes in with the events, so that tests need no clock.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tfspark.errors import ClusterError, ClusterStopped, NodeFailed, StartTimeout, TFSparkError
+from tfspark.spec import NodeAddress, NodeId
+
+
+class Phase(str, Enum):
+    """Where a cluster is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPING = "stopping"
+
+
+class NodeState(str, Enum):
+    """Where a node is in its life."""
+
+    PENDING = "pending"
+    LAUNCHED = "launched"
+    REGISTERED = "registered"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Deadlines, in seconds."""
+
+    start: float = 300.0
+    silence: float = 8.0
+    last_words: float = 2.0
+    grace: float = 5.0
+    job_end: float = 8.0
+
+
+# --- events
+
+
+@dataclass(frozen=True)
+class TaskAttached:
+    """A supervising Spark task has started."""
+
+    node: NodeId
+    host: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class NodeRegistered:
+    """A node's process listens."""
+
+    address: NodeAddress
+
+
+@dataclass(frozen=True)
+class NodeEntered:
+    """A node calls ``main``."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A sign of life of a node's supervising task."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True)
+class NodeFinished:
+    """``main`` returned and its result has arrived."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True)
+class NodeRaised:
+    """``main`` raised."""
+
+    node: NodeId
+    reason: str
+    traceback: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class NodeExited:
+    """A node's process is gone."""
+
+    node: NodeId
+    code: int
+    log_tail: tuple[str, ...] = ()
+    stopped_by_us: bool = False
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """The Spark job that holds the nodes has ended; ``error`` says why if it did not succeed."""
+
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """Someone wants the cluster gone."""
+
+    reason: str
+    grace: float | None = None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passes."""
+
+
+Event = (
+    TaskAttached | NodeRegistered | NodeEntered | Seen | NodeFinished | NodeRaised | NodeExited | JobEnded
+    | StopAsked | Tick
+)  # fmt: skip
+
+
+# --- instructions
+
+
+@dataclass(frozen=True)
+class PublishSpec:
+    """Tell every node the addresses of all."""
+
+
+@dataclass(frozen=True)
+class PublishRelease:
+    """Tell every node that all have finished."""
+
+
+@dataclass(frozen=True)
+class PublishStop:
+    """Tell every node to stop, and every supervisor to kill after the grace."""
+
+    grace: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """Cancel the Spark job."""
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """The fate of the cluster is known: wake everyone who waits for it."""
+
+    error: TFSparkError | None
+
+
+Instruction = PublishSpec | PublishRelease | PublishStop | CancelJob | Conclude
+
+
+@dataclass
+class NodeRecord:
+    """What is known of one node."""
+
+    node: NodeId
+    state: NodeState = NodeState.PENDING
+    host: str = "?"
+    address: NodeAddress | None = None
+    attempt: int | None = None
+    last_seen: float | None = None
+    raised: NodeRaised | None = None
+    exited: NodeExited | None = None
+
+
+@dataclass
+class Lifecycle:
+    """All that is known of a cluster, and what follows from each event."""
+
+    nodes: Sequence[NodeId]
+    limits: Limits
+    now: float
+    phase: Phase = Phase.STARTING
+    over: bool = False
+    concluded: bool = False
+    error: TFSparkError | None = None
+    records: dict[NodeId, NodeRecord] = field(default_factory=dict)
+    _failed: NodeId | None = None
+    _failed_at: float = 0.0
+    _stop_at: float | None = None
+    _cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.records = {n: NodeRecord(n) for n in self.nodes}
+        self._started_at = self.now
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take note of an event and say what to do about it."""
+        self.now = now
+        node = getattr(event, "node", None) or getattr(getattr(event, "address", None), "node", None)
+        if node is not None:
+            self.records[node].last_seen = now
+        out: list[Instruction] = []
+        match event:
+            case TaskAttached():
+                out += self._attached(event)
+            case NodeRegistered(address):
+                record = self.records[address.node]
+                record.address, record.state = address, NodeState.REGISTERED
+                if self.phase is Phase.STARTING and all(r.address for r in self.records.values()):
+                    self.phase = Phase.RUNNING
+                    out.append(PublishSpec())
+            case NodeEntered():
+                self.records[event.node].state = NodeState.RUNNING
+            case NodeFinished():
+                self.records[event.node].state = NodeState.FINISHED
+                if self.phase is Phase.RUNNING and self._all(NodeState.FINISHED):
+                    self.phase = Phase.FINISHED
+                    out.append(PublishRelease())
+                    out += self._conclude(None)
+            case NodeRaised():
+                record = self.records[event.node]
+                if record.raised is None:
+                    record.raised, record.state = event, NodeState.FAILED
+                out += self._fail(event.node)
+            case NodeExited():
+                out += self._exited(event)
+            case JobEnded():
+                out += self._job_ended(event)
+            case StopAsked():
+                out += self._stop_asked(event)
+            case Tick():
+                out += self._tick()
+        return out
+
+    def _all(self, *states: NodeState) -> bool:
+        return all(r.state in states for r in self.records.values())
+
+    def _attached(self, event: TaskAttached) -> list[Instruction]:
+        record = self.records[event.node]
+        if record.attempt is not None and event.attempt != record.attempt:
+            return self._lost(event.node, "its Spark task was lost and started again")
+        record.attempt, record.host = event.attempt, event.host
+        if record.state is NodeState.PENDING:
+            record.state = NodeState.LAUNCHED
+        return []
+
+    def _exited(self, event: NodeExited) -> list[Instruction]:
+        record = self.records[event.node]
+        record.exited = event
+        if record.state is NodeState.FINISHED or self.phase in (Phase.FINISHED, Phase.STOPPING):
+            if record.state is not NodeState.FAILED:
+                record.state = NodeState.GONE if record.state is not NodeState.FINISHED else record.state
+            if event.node == self._failed:
+                return self._conclude(self._node_failed(event.node))
+            return []
+        record.state = NodeState.FAILED
+        return self._fail(event.node)
+
+    def _lost(self, node: NodeId, reason: str) -> list[Instruction]:
+        record = self.records[node]
+        if self.phase in (Phase.FINISHED, Phase.STOPPING) or record.state is NodeState.FINISHED:
+            return []
+        record.state = NodeState.FAILED
+        record.raised = record.raised or NodeRaised(
+            node, reason, "",
+            "The executor or its Python worker was killed: look in the executor's log; out of memory is the usual "
+            "cause (spark.executor.memoryOverhead).",
+        )  # fmt: skip
+        self._failed_at = self.now - self.limits.last_words
+        return self._fail(node)
+
+    def _fail(self, node: NodeId) -> list[Instruction]:
+        out: list[Instruction] = []
+        if self._failed is None and self.phase not in (Phase.FINISHED, Phase.STOPPING):
+            self._failed = node
+            self._failed_at = max(self._failed_at, self.now) if not self._failed_at else self._failed_at
+            self.phase = Phase.STOPPING
+            self._stop_at = self.now
+            out.append(PublishStop(0.0, f"{node} failed"))
+        if node == self._failed and self.records[node].exited is not None:
+            out += self._conclude(self._node_failed(node))
+        return out
+
+    def _node_failed(self, node: NodeId) -> NodeFailed:
+        record = self.records[node]
+        raised, exited = record.raised, record.exited
+        tail = exited.log_tail if exited else ()
+        if raised is not None:
+            return NodeFailed(
+                node.role, node.index, record.host, raised.reason, raised.traceback, tail, raised.hint or None
+            )
+        code = exited.code if exited else 0
+        reason, hint = describe_exit(code)
+        return NodeFailed(node.role, node.index, record.host, reason, "", tail, hint)
+
+    def _job_ended(self, event: JobEnded) -> list[Instruction]:
+        self.over = True
+        if self.concluded:
+            return []
+        if self._failed is not None:
+            return self._conclude(self._node_failed(self._failed))
+        if event.error is not None and self.phase is not Phase.STOPPING:
+            return self._conclude(ClusterError(f"The Spark job that held the cluster failed: {event.error}"))
+        if self._all(NodeState.FINISHED):
+            return self._conclude(None)
+        reason = "the Spark job that held the cluster ended"
+        return self._conclude(ClusterStopped(f"The cluster was stopped before it had finished: {reason}."))
+
+    def _stop_asked(self, event: StopAsked) -> list[Instruction]:
+        if self._stop_at is not None or self.over:
+            return []
+        self._stop_at = self.now
+        grace = self.limits.grace if event.grace is None else event.grace
+        if self.phase is Phase.FINISHED:
+            return []
+        self.phase = Phase.STOPPING
+        out: list[Instruction] = [PublishStop(grace, event.reason)]
+        return out + self._conclude(ClusterStopped(f"The cluster was stopped before it had finished: {event.reason}."))
+
+    def _tick(self) -> list[Instruction]:
+        out: list[Instruction] = []
+        limits = self.limits
+        if self.phase is Phase.STARTING and self.now - self._started_at > limits.start:
+            out += self._start_timed_out()
+        if self._failed is not None and self.now - self._failed_at > limits.last_words:
+            out += self._conclude(self._node_failed(self._failed))
+        if self.phase in (Phase.STARTING, Phase.RUNNING):
+            for r in self.records.values():
+                if (
+                    r.last_seen is not None
+                    and r.exited is None
+                    and r.state is not NodeState.FINISHED
+                    and self.now - r.last_seen > limits.silence
+                ):
+                    out += self._lost(r.node, f"no sign of life for {limits.silence:.0f} s")
+                    break
+        grace = limits.grace if self._failed is None else 0.0
+        if (
+            self._stop_at is not None
+            and not self.over
+            and not self._cancelled
+            and self.now - self._stop_at > grace + limits.job_end
+        ):
+            self._cancelled = True
+            out.append(CancelJob())
+        return out
+
+    def _start_timed_out(self) -> list[Instruction]:
+        missing = [str(n) for n, r in self.records.items() if r.address is None]
+        self.phase = Phase.STOPPING
+        self._stop_at = self.now
+        error = StartTimeout(
+            f"{len(missing)} of {len(self.records)} nodes did not start within {self.limits.start:.0f} s: "
+            f"{', '.join(missing)}.",
+            hint="Is the cluster busy with other jobs? Its executors' logs say what they wait for; "
+            "start_timeout= waits longer.",
+        )
+        return [PublishStop(0.0, "start timed out"), CancelJob(), *self._conclude(error)]
+
+    def _conclude(self, error: TFSparkError | None) -> list[Instruction]:
+        if self.concluded:
+            return []
+        self.concluded = True
+        self.error = error
+        return [Conclude(error)]
+
+
+def describe_exit(code: int) -> tuple[str, str | None]:
+    """Say in words how a process ended, and the likely cause."""
+    if code >= 0:
+        return f"its process exited with code {code} before main returned", None
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = None
+    if -code == signal.SIGKILL:
+        hint = (
+            "SIGKILL that tfspark did not send usually is the kernel's or the container's out-of-memory killer: give "
+            "executors more memory (spark.executor.memoryOverhead holds what TensorFlow uses) or train on less at once."
+        )
+    elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS):
+        hint = "Native code crashed; the last log lines may say where."
+    return f"its process was killed by {name}", hint

@@ -1,0 +1,1 @@
+"""What runs in Spark's Python workers: supervising a node, and feeding one partition."""

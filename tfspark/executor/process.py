@@ -1,0 +1,60 @@
+"""Spawn a node's process and make sure that it never outlives its supervisor.
+
+Four things end it: the supervisor's word on its standard input, the end of that pipe, the kernel's parent-death
+signal, and at last SIGKILL to its process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+
+LENGTH_BYTES = 8
+
+
+def spawn(module: str, payload: bytes, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``python -m module`` in a session of its own, its output in one pipe, and hand it `payload`.
+
+    The payload, which holds the cluster's token, goes through the pipe: argument lists and environments can be
+    read by others on the host.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", module, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(len(payload).to_bytes(LENGTH_BYTES, "big") + payload)
+        process.stdin.flush()
+    return process
+
+
+def tell_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to stop."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.write(b"stop\n")
+        process.stdin.flush()
+
+
+def kill_group(process: subprocess.Popen[bytes], sig: int = signal.SIGKILL) -> None:
+    """Send a signal to the process and all it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, sig)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident set size of a process, 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,1 @@
+"""What runs in the TensorFlow process of a node."""

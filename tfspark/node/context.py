@@ -1,0 +1,244 @@
+"""`NodeContext`: what ``main(args, ctx)`` sees of its cluster."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigurationError, FeedError
+from tfspark.spec import ClusterSpec, is_chief
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfspark.node.link import CoordinatorLink
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.5
+"""Reports that follow faster than this are dropped, the first of an epoch aside."""
+
+
+class NodeContext:
+    """One node's view of the cluster.
+
+    Attributes
+    ----------
+    role
+        ``"chief"`` or ``"worker"``.
+    index
+        Index of this node among those of its role.
+    cluster_spec
+        Host and port of every node, as ``tf.train.ClusterSpec`` takes it.
+    gpus
+        Addresses of the GPUs that Spark gave this node.
+    """
+
+    def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
+        self._link = link
+        self._options = options
+        self._strategy: tf.distribute.Strategy | None = None
+        self._reported_at = 0.0
+        self.role = link.node.role
+        self.index = link.node.index
+        self.cluster_spec: dict[str, list[str]] = spec.jobs
+        self.gpus: tuple[str, ...] = tuple(options.get("gpus", ()))
+
+    def __repr__(self) -> str:
+        return f"NodeContext({self.role} {self.index} of {self.num_workers})"
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this node is the one that saves and exports."""
+        return is_chief(self._link.node, self._link.nodes)
+
+    @property
+    def num_workers(self) -> int:
+        """Number of nodes that train together."""
+        return len(self._link.nodes)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the cluster has been asked to stop; ``main`` should save and return soon."""
+        return self._link.stopping.is_set()
+
+    def strategy(self) -> tf.distribute.Strategy:
+        """Return this cluster's distribution strategy, the same object at every call.
+
+        ``MultiWorkerMirroredStrategy`` for two or more workers, TensorFlow's default strategy for one. Call it
+        before other TensorFlow operations run, on every worker.
+        """
+        if self._strategy is None:
+            import tensorflow as tf
+
+            if self.num_workers > 1:
+                from tfspark.node.keras_mend import mend
+
+                mend()
+                self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            else:
+                self._strategy = tf.distribute.get_strategy()
+        return self._strategy
+
+    def dataset(
+        self,
+        batch_size: int,
+        columns: Sequence[str] | None = None,
+        *,
+        label: str | None = None,
+        weight: str | None = None,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_remainder: bool = False,
+    ) -> tf.data.Dataset:
+        """Return the rows fed to this worker; each iteration over it gives the next epoch.
+
+        Waits until the driver calls ``cluster.feed``.
+
+        Parameters
+        ----------
+        batch_size
+            Rows per batch on this worker; the global batch is that of all workers together.
+        columns
+            Columns to keep as features; all others by default.
+        label, weight
+            Columns to give as labels and sample weights.
+        shuffle
+            Shuffle partitions, once all are here, and rows within a window of several batches.
+        seed
+            Makes the shuffling reproducible; by default it follows the seed of the feed.
+        drop_remainder
+            Drop a last batch that is not full.
+
+        Returns
+        -------
+        tf.data.Dataset
+            Of ``dict`` of tensors with first dimension at most `batch_size`; of ``(dict, label)`` or
+            ``(dict, label, weight)`` if those are named.
+
+        Raises
+        ------
+        FeedError
+            If the driver feeds nothing.
+        ConfigurationError
+            If a column is not among those fed.
+        """
+        from tfspark.node.dataset import fed_dataset
+
+        return fed_dataset(
+            self._link.spool,
+            batch_size,
+            columns=columns,
+            label=label,
+            weight=weight,
+            shuffle=shuffle,
+            seed=seed,
+            drop_remainder=drop_remainder,
+        )
+
+    def epochs(self) -> Iterator[int]:
+        """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give."""
+        epoch = 0
+        while self._link.spool.wait_for_feed() is not None:
+            yield epoch
+            epoch += 1
+
+    @property
+    def fed_epochs(self) -> int:
+        """Number of epochs of the current feed; waits until there is one."""
+        feed = self._link.spool.wait_for_feed()
+        if feed is None:
+            raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
+        return feed.epochs
+
+    def fit(
+        self,
+        model: Any,
+        *,
+        batch_size: int,
+        epochs: int | None = None,
+        label: str | None = None,
+        weight: str | None = None,
+        columns: Sequence[str] | None = None,
+        shuffle: bool = False,
+        seed: int | None = None,
+        callbacks: Sequence[Any] = (),
+        verbose: int = 0,
+        **fit_args: Any,
+    ) -> dict[str, list[float]]:
+        """Train a compiled Keras model on the fed rows, and report its metrics to the driver.
+
+        Every row weighs the same however rows are spread over workers and batches.
+
+        Parameters
+        ----------
+        model
+            A compiled Keras 3 model, made within ``ctx.strategy().scope()``.
+        batch_size, label, weight, columns, shuffle, seed
+            As for `dataset`.
+        epochs
+            Epochs to train; by default as many as are fed.
+        callbacks
+            Keras callbacks, called on every worker.
+        fit_args
+            More arguments of ``model.fit``.
+
+        Returns
+        -------
+        dict
+            History: metric name to its value after each epoch.
+        """
+        from tfspark.node.keras_fit import fit
+        from tfspark.node.reporting import ReportMetrics
+
+        fed = self.fed_epochs
+        if epochs is not None and epochs > fed:
+            raise ConfigurationError(
+                f"fit(epochs={epochs}) wants more epochs than the {fed} that are fed.",
+                hint=f"Call cluster.feed(df, epochs={epochs}) in the driver, or leave epochs out of ctx.fit.",
+            )
+        strategy = self.strategy()
+        dataset = self.dataset(batch_size, columns, label=label, weight=weight, shuffle=shuffle, seed=seed)
+        history = fit(
+            model,
+            dataset,
+            strategy=strategy,
+            epochs=epochs or fed,
+            callbacks=[*callbacks, ReportMetrics(self)],
+            verbose=verbose,
+            **fit_args,
+        )
+        return {k: [float(x) for x in v] for k, v in history.history.items()}
+
+    def report(self, step: int, *, flush: bool = False, **metrics: float) -> None:
+        """Send metrics to the driver, where they show in the progress display and in ``cluster.status()``.
+
+        Parameters
+        ----------
+        step
+            How far training is.
+        flush
+            Send even if the last report was sent less than half a second ago.
+        metrics
+            Numbers by name.
+        """
+        now = time.monotonic()
+        if flush or now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            self._link.report(int(step), {k: float(v) for k, v in metrics.items()})
+
+    def export(self, model: Any, directory: str, **options: Any) -> str:
+        """Export a Keras model as a SavedModel in ``<directory>/<next version>``; only the chief writes.
+
+        Returns
+        -------
+        str
+            The directory of the version; on other nodes than the chief, `directory`.
+        """
+        if not self.is_chief:
+            return directory
+        from tfspark.node.export import export_saved_model
+
+        return export_saved_model(model, directory, **options)

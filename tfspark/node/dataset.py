@@ -1,0 +1,199 @@
+"""From the spool to ``tf.data``: committed partitions become chunks of tensors, chunks become batches.
+
+Rows are handled in Arrow and numpy chunk by chunk, never one by one. A chunk holds a whole number of batches, so that
+batches do not end where partitions do; the seam between two partitions is the only part that is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfspark.errors import ConfigurationError, FeedError
+from tfspark.schema import ColumnSpec
+from tfspark.transport.spool import EpochReader, Spool
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 8 << 20
+"""Rows handed to tf.data at a time; more amortises the call into Python, less keeps memory low."""
+
+SHUFFLE_CHUNK_BYTES = 64 << 20
+"""Window within which rows are shuffled."""
+
+PREFETCHED_CHUNKS = 2
+
+
+def fed_dataset(
+    spool: Spool,
+    batch_size: int,
+    *,
+    columns: Sequence[str] | None,
+    label: str | None,
+    weight: str | None,
+    shuffle: bool,
+    seed: int | None,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    """Build the dataset of `NodeContext.dataset`."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
+    feed = spool.wait_for_feed()
+    if feed is None:
+        raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
+    kept = _select(feed.columns, columns, label, weight)
+    epoch = Epoch(spool, [c.name for c in feed.columns])
+    chunk_bytes = SHUFFLE_CHUNK_BYTES if shuffle else CHUNK_BYTES
+
+    def chunks() -> Iterator[tuple[np.ndarray, ...]]:
+        reader = epoch.begin()
+        rng = np.random.default_rng((feed.seed if seed is None else seed, reader.epoch)) if shuffle else None
+        for table in rechunk(reader, batch_size, chunk_bytes, shuffle):
+            if rng is not None:
+                table = table.take(pa.array(rng.permutation(table.num_rows)))
+            yield tuple(a for c in kept for a in column_arrays(table.column(c.name), c))
+
+    def end_of_epoch() -> Iterator[tuple[np.ndarray, ...]]:
+        epoch.end()
+        yield from ()
+
+    signature = tuple(s for c in kept for s in _chunk_signature(c))
+    dataset = tf.data.Dataset.from_generator(chunks, output_signature=signature)
+    dataset = dataset.prefetch(PREFETCHED_CHUNKS)
+    if any(c.ragged for c in kept):
+        dataset = dataset.flat_map(_graph(lambda *arrays: _slice_batches(arrays, kept, batch_size)))
+        if drop_remainder:
+            dataset = dataset.filter(_graph(lambda *t: tf.equal(_rows_of(t[0]), batch_size)))
+    else:
+        dataset = dataset.rebatch(batch_size, drop_remainder=drop_remainder)
+    dataset = dataset.map(_graph(lambda *t: _structure(t, kept, label, weight)))
+    # The generator may run ahead of whoever reads, so its own end says nothing; the reader has reached the
+    # end of the epoch when it asks for what comes after the last batch.
+    empty = tf.data.Dataset.from_generator(end_of_epoch, output_signature=dataset.element_spec)
+    return dataset.concatenate(empty)
+
+
+class Epoch:
+    """The epoch that the dataset's current iteration reads."""
+
+    def __init__(self, spool: Spool, names: list[str]) -> None:
+        self._spool, self._names = spool, names
+        self._reader: EpochReader | None = None
+
+    def begin(self) -> EpochReader:
+        """Start the next epoch, or the same again if the last iteration was given up."""
+        reader = self._spool.next_epoch()
+        if reader is None:
+            raise FeedError(
+                "The dataset was iterated once more than epochs were fed.",
+                hint="Pass as many epochs to cluster.feed as main trains, or loop over ctx.epochs().",
+            )
+        if [c.name for c in reader.feed.columns] != self._names:
+            raise FeedError("This feed has other columns than the one the dataset was made for.")
+        self._reader = reader
+        return reader
+
+    def end(self) -> None:
+        """The reader of the dataset has reached the end of the epoch."""
+        if self._reader is not None:
+            self._reader.complete()
+            self._reader = None
+
+
+def _select(
+    fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
+) -> list[ColumnSpec]:
+    by_name = {c.name: c for c in fed}
+    targets = [n for n in (label, weight) if n is not None]
+    names = list(columns) if columns is not None else [n for n in by_name if n not in targets]
+    unknown = sorted(set(names + targets) - set(by_name))
+    if unknown:
+        raise ConfigurationError(f"No column named {unknown} is fed.", hint=f"The columns are {list(by_name)}.")
+    if not names:
+        raise ConfigurationError("No column is left for the features.", hint="Name some in columns=.")
+    return [by_name[n] for n in dict.fromkeys(names + targets)]
+
+
+def rechunk(reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool) -> Iterator[pa.Table]:
+    """Cut an epoch into tables of a whole number of batches, about `chunk_bytes` each; the last holds the rest."""
+    pending: list[pa.RecordBatch] = []
+    rows = nbytes = 0
+    for partition in reader.partitions(shuffle):
+        for batch in partition.batches:
+            pending.append(batch)
+            rows += batch.num_rows
+            nbytes += batch.nbytes
+            if nbytes < chunk_bytes or rows < batch_size:
+                continue
+            whole = rows - rows % batch_size
+            table = pa.Table.from_batches(pending)
+            for start, length in _pieces(whole, batch_size, chunk_bytes * rows // max(nbytes, 1)):
+                yield table.slice(start, length)
+            pending = table.slice(whole).to_batches()
+            rows = sum(b.num_rows for b in pending)
+            nbytes = sum(b.nbytes for b in pending)
+    if rows:
+        yield pa.Table.from_batches(pending)
+
+
+def _pieces(whole: int, batch_size: int, wanted_rows: int) -> Iterator[tuple[int, int]]:
+    step = max(batch_size, wanted_rows - wanted_rows % batch_size)
+    for start in range(0, whole, step):
+        yield start, min(step, whole - start)
+
+
+def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec) -> list[np.ndarray]:
+    """Return a column as numpy: one array, or flat values and row splits for a ragged column."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if spec.ragged:
+        splits = array.offsets.to_numpy().astype(np.int64)
+        return [_flat(array.flatten(), spec), splits - splits[0]]
+    if spec.shape:
+        return [_flat(array.flatten(), spec).reshape(-1, *spec.shape)]
+    return [_flat(array, spec)]
+
+
+def _flat(array: pa.Array, spec: ColumnSpec) -> np.ndarray:
+    if spec.dtype == "string":
+        return np.asarray(array.to_numpy(zero_copy_only=False), dtype=object)
+    return np.asarray(array.to_numpy(zero_copy_only=spec.dtype != "bool"))
+
+
+def _chunk_signature(c: ColumnSpec) -> list[tf.TensorSpec]:
+    dtype = tf.as_dtype(c.dtype)
+    if c.ragged:
+        return [tf.TensorSpec([None], dtype), tf.TensorSpec([None], tf.int64)]
+    return [tf.TensorSpec([None, *c.shape], dtype)]
+
+
+def _graph(function: Any) -> Any:
+    """Mark a function as graph code already: AutoGraph would only slow the start and write temporary files."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _rows_of(t: Any) -> tf.Tensor:
+    return t.nrows(out_type=tf.int32) if isinstance(t, tf.RaggedTensor) else tf.shape(t)[0]
+
+
+def _slice_batches(arrays: tuple[tf.Tensor, ...], kept: Sequence[ColumnSpec], batch_size: int) -> tf.data.Dataset:
+    """Cut a chunk with ragged columns into batches."""
+    tensors: list[Any] = []
+    rest = list(arrays)
+    for c in kept:
+        first = rest.pop(0)
+        tensors.append(tf.RaggedTensor.from_row_splits(first, rest.pop(0), validate=False) if c.ragged else first)
+    rows = tf.cast(_rows_of(tensors[0]), tf.int64)
+    starts = tf.data.Dataset.range(0, rows, batch_size)
+    return starts.map(_graph(lambda s: tuple(t[s : tf.minimum(s + batch_size, rows)] for t in tensors)))
+
+
+def _structure(tensors: tuple[Any, ...], kept: Sequence[ColumnSpec], label: str | None, weight: str | None) -> Any:
+    named = {c.name: t for c, t in zip(kept, tensors, strict=True)}
+    targets = [named[n] for n in (label, weight) if n is not None]
+    features = {n: t for n, t in named.items() if n not in (label, weight)}
+    return (features, *targets) if targets else features

@@ -1,0 +1,79 @@
+"""Mend what keeps Keras 3 from training under ``MultiWorkerMirroredStrategy``.
+
+Two functions of ``keras/src/backend/tensorflow/trainer.py`` are at fault, see
+https://github.com/keras-team/keras/issues/20585:
+
+- ``TensorFlowTrainer._maybe_symbolic_build`` reduces a distributed batch to one by its mean, which fails for integers
+  and strings and hands on ``PerReplica`` values; one local replica's values are what it needs.
+- ``reduce_per_replica`` takes the mean of scalars over a batch axis that they do not have.
+
+`mend` changes only a Keras that still has the faults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_FAULTY_BUILD = 'self.distribute_strategy.reduce(\n                        "MEAN"'
+_FAULTY_REDUCE = 'strategy.reduce("MEAN", v, axis=0)'
+
+
+def faults() -> dict[str, bool]:
+    """Tell which of the two functions of the installed Keras has its fault."""
+    from keras.src.backend.tensorflow import trainer
+
+    build = inspect.getsource(trainer.TensorFlowTrainer._maybe_symbolic_build)
+    reduce = inspect.getsource(trainer.reduce_per_replica)
+    return {"symbolic_build": _FAULTY_BUILD in build, "reduce_per_replica": _FAULTY_REDUCE in reduce}
+
+
+def mend() -> bool:
+    """Mend the installed Keras in this process if it needs it; tell whether it did. Safe to call again."""
+    from keras.src.backend.tensorflow import trainer
+
+    found = faults()
+    if found["symbolic_build"]:
+        trainer.TensorFlowTrainer._maybe_symbolic_build = _maybe_symbolic_build
+    if found["reduce_per_replica"]:
+        trainer.reduce_per_replica = _with_scalar_reduction(trainer.reduce_per_replica)
+    if any(found.values()):
+        logger.debug("mended Keras for multi-worker training: %s", found)
+    return any(found.values())
+
+
+def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    if self._distribute_strategy is None:
+        return
+    if iterator is not None:
+        import tensorflow as tf
+        from keras import tree
+
+        for _, _, it in iterator:
+            local = self.distribute_strategy.experimental_local_results(next(it))[0]
+            data_batch = tree.map_structure(lambda t: tf.convert_to_tensor(t) if tf.is_tensor(t) else t, local)
+            break
+    with self.distribute_strategy.scope():
+        self._symbolic_build(data_batch=data_batch)
+
+
+def _with_scalar_reduction(original: Any) -> Any:
+    import tensorflow as tf
+    from keras import tree
+
+    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
+        multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if not multi_worker or reduction not in ("auto", "mean"):
+            return original(values, strategy, reduction)
+
+        def reduce(v: Any) -> Any:
+            local = strategy.experimental_local_results(v)[0]
+            rank = getattr(getattr(local, "shape", None), "rank", None)
+            return strategy.reduce("MEAN", v, axis=None if rank == 0 else 0)
+
+        return tree.map_structure(reduce, values)
+
+    return reduce_per_replica

@@ -1,0 +1,167 @@
+"""A node's connection with the coordinator: registration, the events it follows, and what it reports.
+
+Owns the spool and the server that fills it. No TensorFlow in here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.errors import ClusterStopped, FeedError, TFSparkError
+from tfspark.schema import ColumnSpec
+from tfspark.spec import ClusterSpec, NodeId, spec_from_json
+from tfspark.transport import messages as m
+from tfspark.transport.client import MessageClient
+from tfspark.transport.receiver import Receiver
+from tfspark.transport.spool import Feed, Spool, stopped_error
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 5.0
+"""How long the coordinator may hold a poll back when there is nothing to say."""
+
+COMMIT_TRIES = 3
+
+
+class CoordinatorLink:
+    """What one node knows of its cluster.
+
+    Parameters
+    ----------
+    plan
+        The header of the payload that the supervisor handed over.
+    """
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.node = NodeId(plan["role"], plan["index"])
+        self.nodes = tuple(NodeId(r, i) for r, i in plan["nodes"])
+        self.host = plan["host"]
+        self.stopping = threading.Event()
+        self.spool = Spool(plan["spool_directory"], plan["spool_bytes"])
+        self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], plan["token"])
+        self._receiver = Receiver(self.host, plan["token"], self.spool, self._may_commit, self._refused)
+        self._changed = threading.Condition()
+        self._spec: ClusterSpec | None = None
+        self._released = False
+        self._closed = False
+        self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
+
+    def register(self, port: int) -> None:
+        """Tell the coordinator where this node listens, and begin to follow its events."""
+        role, index = self.node.role, self.node.index
+        self._client.send(m.Register(role, index, self.host, port, self._receiver.port, os.getpid()))
+        self._follower.start()
+
+    def wait_for_spec(self) -> ClusterSpec:
+        """Wait until all nodes have registered; the coordinator holds the deadline."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._spec is not None or self.stopping.is_set())
+            if self._spec is None:
+                raise ClusterStopped("The cluster was stopped before all its nodes had started.")
+            return self._spec
+
+    def wait_for_release(self) -> None:
+        """Wait until every node has finished: the others' collectives still need this process."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._released or self.stopping.is_set())
+
+    def entered(self, seconds: dict[str, float]) -> None:
+        """``main`` is about to be called."""
+        self._client.send(m.Entered(self.node.role, self.node.index, seconds))
+
+    def finished(self, result: bytes) -> None:
+        """``main`` has returned."""
+        self._client.send(m.Finished(self.node.role, self.node.index, result), timeout=60.0)
+
+    def raised(self, reason: str, text: str, hint: str) -> None:
+        """``main`` has raised."""
+        try:
+            self._client.send(m.Raised(self.node.role, self.node.index, reason, text, hint))
+        except flight.FlightError:
+            logger.warning("the coordinator could not be told of the failure")
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Send metrics to the driver."""
+        self._client.send(m.Report(self.node.role, self.node.index, step, metrics))
+
+    def on_stop(self, reason: str) -> None:
+        """The cluster is stopping: wake everyone who waits."""
+        self.stopping.set()
+        self.spool.fail(stopped_error(reason))
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop following and receiving."""
+        self._closed = True
+        self.spool.fail(stopped_error("the node is leaving"))
+
+    def _may_commit(self, header: m.PutHeader, rows: int, nbytes: int) -> bool:
+        message = m.Commit(self.node.role, self.node.index, header.feed, header.partition, header.upload, rows, nbytes)
+        for attempt in range(COMMIT_TRIES):
+            try:
+                return bool(self._client.ask(message)["committed"])
+            except flight.FlightError as e:
+                logger.warning("commit of partition %d: %s", header.partition, e)
+                if attempt + 1 == COMMIT_TRIES:
+                    # The coordinator may have counted the partition: going on could lose its rows.
+                    self.spool.fail(FeedError(f"The coordinator did not answer a commit: {e}"))
+                    raise
+        raise AssertionError("unreachable")
+
+    def _refused(self, header: m.PutHeader, error: TFSparkError) -> None:
+        if not isinstance(error, ClusterStopped):
+            kind = type(error).__name__
+            self._client.send(m.FeedFailed(header.feed, header.partition, kind, error.message, error.hint or ""))
+
+    def _follow(self) -> None:
+        seen = 0
+        failing_since: float | None = None
+        while not self._closed:
+            try:
+                body = self._client.send(
+                    m.Poll(self.node.role, self.node.index, seen, POLL_SECONDS), POLL_SECONDS + 10.0
+                )
+                failing_since = None
+            except flight.FlightError as e:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > 2 * POLL_SECONDS:
+                    self.on_stop(f"the coordinator is gone: {e}")
+                    return
+                self.stopping.wait(0.5)
+                continue
+            for event in m.decode_events(body):
+                seen += 1
+                self._on_event(event)
+
+    def _on_event(self, event: m.Message) -> None:
+        match event:
+            case m.SpecComplete(nodes):
+                self._spec = spec_from_json(nodes)
+            case m.FeedBegins():
+                self.spool.begin_feed(_feed_of(event))
+            case m.FeedEnds(feed, rows):
+                self.spool.end_feed(feed, rows)
+            case m.FeedCancelled(_, reason):
+                self.spool.fail(FeedError(f"The feed was given up: {reason}"))
+            case m.NoMoreFeeds():
+                self.spool.no_more_feeds()
+            case m.AllFinished():
+                self._released = True
+            case m.Stop(_, reason):
+                self.on_stop(reason)
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _feed_of(event: m.FeedBegins) -> Feed:
+    columns = tuple(ColumnSpec.from_json(c) for c in event.columns)
+    schema = pa.ipc.read_schema(pa.py_buffer(event.arrow_schema))
+    return Feed(event.feed, event.epochs, columns, schema, event.seed)

@@ -1,0 +1,131 @@
+"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor>``.
+
+Reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
+calls ``main(args, ctx)`` and reports how that ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the supervisor dies, also if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _read_block(stream: BinaryIO, length_bytes: int) -> bytes:
+    return stream.read(int.from_bytes(stream.read(length_bytes), "big"))
+
+
+def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
+    """Follow the supervisor's words; its end is ours, and that of all we have started."""
+    for line in stream:
+        if line.strip() == b"stop":
+            link.on_stop("the cluster is stopping")
+    os.killpg(0, signal.SIGKILL)
+
+
+def _hold_port(host: str) -> socket.socket:
+    """Bind a port for TensorFlow and keep it.
+
+    While this socket is bound the kernel gives the port to nobody who asks for any; TensorFlow's server, which asks
+    for this one, gets it because both set ``SO_REUSEADDR`` and this one never listens.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((host, 0))
+    return s
+
+
+def main() -> None:
+    """Run the node; the exit code is 0 only if ``main`` returned and the driver knows."""
+    began = time.time()
+    _die_with_parent(int(sys.argv[1]))
+    stdin = sys.stdin.buffer
+    body = _read_block(stdin, 8)
+    header_size = int.from_bytes(body[:8], "big")
+    plan = json.loads(body[8 : 8 + header_size])
+    user_main = body[8 + header_size :]
+    sys.path[:] = [*dict.fromkeys([*plan["sys_path"], *sys.path])]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    from tfspark.node.link import CoordinatorLink
+
+    link = CoordinatorLink(plan)
+    threading.Thread(target=_watch_supervisor, args=(stdin, link), name="supervisor", daemon=True).start()
+    with _hold_port(plan["host"]) as held:
+        link.register(held.getsockname()[1])
+        _end(_run(plan, user_main, link, began), link)
+
+
+def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int:
+    try:
+        times = {"process": began - plan["spawned_at"], "listen": time.time() - began}
+        t = time.time()
+        import cloudpickle
+        import tensorflow  # noqa: F401 - imported while the other nodes come up
+
+        times["tensorflow"] = time.time() - t
+        t = time.time()
+        spec = link.wait_for_spec()
+        os.environ["TF_CONFIG"] = spec.tf_config(link.node)
+        times["rendezvous"] = time.time() - t
+
+        from tfspark.node.context import NodeContext
+
+        ctx = NodeContext(link, spec, plan["options"])
+        function, args = cloudpickle.loads(user_main)
+        link.entered(times)
+        result = cloudpickle.dumps(function(args, ctx))
+    except BaseException as e:
+        return _report_failure(e, link)
+    link.finished(result)
+    link.wait_for_release()
+    return 0
+
+
+def _report_failure(e: BaseException, link: Any) -> int:
+    if isinstance(e, SystemExit) and not e.code:
+        reason = "main called sys.exit() instead of returning"
+    else:
+        reason = "".join(traceback.format_exception_only(e)).strip().splitlines()[-1]
+    hint = getattr(e, "hint", None) or ""
+    if isinstance(e, ModuleNotFoundError):
+        hint = (
+            f"{e.name!r} is not installed for {sys.executable} on this executor. Install the same environment on all "
+            "executors, ship one with --archives, or point PYSPARK_PYTHON to one that has it."
+        )
+    text = "".join(traceback.format_exception(e))
+    sys.stderr.write(text)
+    link.raised(reason, text, hint)
+    return 1
+
+
+def _end(code: int, link: Any) -> None:
+    """Leave at once: TensorFlow's own teardown waits seconds for peers that are leaving too."""
+    link.close()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

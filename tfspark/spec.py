@@ -1,0 +1,118 @@
+"""Who is in a cluster: roles, node identities, addresses, and the TF_CONFIG made from them.
+
+Pure data; used by every process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from tfspark.errors import ConfigurationError
+
+
+class Role(str, Enum):
+    """A node's job in the cluster, in TensorFlow's own words."""
+
+    CHIEF = "chief"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, order=True)
+class NodeId:
+    """One node: its role and its index within the role."""
+
+    role: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.index}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The key under which `Cluster.results` holds this node's return value."""
+        return (self.role, self.index)
+
+
+@dataclass(frozen=True)
+class NodeAddress:
+    """Where a node listens: ``port`` is TensorFlow's, ``data_port`` the one its rows are fed to."""
+
+    node: NodeId
+    host: str
+    port: int
+    data_port: int
+    pid: int
+
+
+def plan_nodes(workers: int, chief: bool = False) -> tuple[NodeId, ...]:
+    """List the nodes of a cluster, chief first.
+
+    Raises
+    ------
+    ConfigurationError
+        If a count is not a whole number or there is no node to train on.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise ConfigurationError(f"workers must be a whole number, not {workers!r}.")
+    if workers < 1:
+        raise ConfigurationError(
+            f"workers={workers}: a cluster needs at least one worker.",
+            hint="Pass workers=1 for training in one process, more to train in parallel.",
+        )
+    nodes = [NodeId(Role.CHIEF.value, 0)] if chief else []
+    nodes += [NodeId(Role.WORKER.value, i) for i in range(workers)]
+    return tuple(nodes)
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """The addresses of all nodes, in the order of `plan_nodes`."""
+
+    nodes: tuple[NodeAddress, ...]
+
+    def address(self, node: NodeId) -> NodeAddress:
+        """Return where `node` listens."""
+        for address in self.nodes:
+            if address.node == node:
+                return address
+        raise KeyError(node)
+
+    @property
+    def jobs(self) -> dict[str, list[str]]:
+        """``{"worker": ["host:port", ...]}``, as ``tf.train.ClusterSpec`` takes it."""
+        jobs: dict[str, list[str]] = {}
+        for a in self.nodes:
+            host = f"[{a.host}]" if ":" in a.host else a.host
+            jobs.setdefault(a.node.role, []).append(f"{host}:{a.port}")
+        return jobs
+
+    def tf_config(self, node: NodeId) -> str:
+        """Return the value of the ``TF_CONFIG`` variable for `node`."""
+        return json.dumps({"cluster": self.jobs, "task": {"type": node.role, "index": node.index}})
+
+
+def is_chief(node: NodeId, nodes: Sequence[NodeId]) -> bool:
+    """Tell whether `node` is the one that saves and exports: the chief, else worker 0."""
+    has_chief = any(n.role == Role.CHIEF.value for n in nodes)
+    leader = NodeId(Role.CHIEF.value if has_chief else Role.WORKER.value, 0)
+    return node == leader
+
+
+def spec_to_json(spec: ClusterSpec) -> list[dict[str, Any]]:
+    """Encode a cluster spec for the wire."""
+    return [
+        {"role": a.node.role, "index": a.node.index, "host": a.host, "port": a.port,
+         "data_port": a.data_port, "pid": a.pid}
+        for a in spec.nodes
+    ]  # fmt: skip
+
+
+def spec_from_json(data: Sequence[dict[str, Any]]) -> ClusterSpec:
+    """Decode what `spec_to_json` made."""
+    return ClusterSpec(
+        tuple(NodeAddress(NodeId(d["role"], d["index"]), d["host"], d["port"], d["data_port"], d["pid"]) for d in data)
+    )

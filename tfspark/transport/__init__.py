@@ -1,0 +1,1 @@
+"""Arrow Flight between the processes of a cluster: control messages, rows, and where rows wait."""

@@ -1,0 +1,275 @@
+"""Every message that crosses a process boundary, written down as data.
+
+A message is a frozen dataclass that travels as one JSON object in the body of a Flight action; the action's
+type is the class name. Rows travel as Arrow record batches beside a `PutHeader`. Both ends import this module.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+PROTOCOL_VERSION = 1
+
+M = TypeVar("M", bound="Message")
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages."""
+
+    _types: ClassVar[dict[str, type[Message]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Message._types[cls.__name__] = cls
+
+    def encode(self) -> bytes:
+        """Encode as JSON; bytes fields as base64."""
+        return json.dumps(asdict(self), default=_bytes_to_text).encode()
+
+    @classmethod
+    def decode(cls: type[M], body: bytes) -> M:
+        """Decode the body of a message of this type; unknown keys are refused."""
+        data = json.loads(body)
+        for f in fields(cls):
+            if f.type == "bytes" and f.name in data:
+                data[f.name] = base64.b64decode(data[f.name])
+        return cls(**data)
+
+
+def _bytes_to_text(value: object) -> str:
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    raise TypeError(f"{type(value).__name__} does not travel in a message")
+
+
+def message_type(name: str) -> type[Message] | None:
+    """Return the message class with this name, if there is one."""
+    return Message._types.get(name)
+
+
+# --- from the Spark task that supervises a node to the coordinator
+
+
+@dataclass(frozen=True)
+class Attach(Message):
+    """A supervising task has started."""
+
+    role: str
+    index: int
+    attempt: int
+    host: str
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class Heartbeat(Message):
+    """The supervising task is alive; carries what the node printed since the last one."""
+
+    role: str
+    index: int
+    lines: list[str] = field(default_factory=list)
+    rss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Exited(Message):
+    """The node's process ended. ``code`` is negative for a signal, as in `subprocess`."""
+
+    role: str
+    index: int
+    code: int
+    log_tail: list[str] = field(default_factory=list)
+    stopped_by_us: bool = False
+
+
+# --- from a node to the coordinator
+
+
+@dataclass(frozen=True)
+class Register(Message):
+    """A node's process listens and waits for the cluster spec."""
+
+    role: str
+    index: int
+    host: str
+    port: int
+    data_port: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Poll(Message):
+    """Ask for events after ``since``; answered when there are some or after ``seconds``."""
+
+    role: str
+    index: int
+    since: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Entered(Message):
+    """The node is about to call ``main``. ``seconds`` says where start-up went."""
+
+    role: str
+    index: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished(Message):
+    """``main`` returned; ``result`` is cloudpickled."""
+
+    role: str
+    index: int
+    result: bytes
+
+
+@dataclass(frozen=True)
+class Raised(Message):
+    """``main`` (or the way to it) raised."""
+
+    role: str
+    index: int
+    reason: str
+    traceback: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Report(Message):
+    """Progress reported by ``main``."""
+
+    role: str
+    index: int
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Commit(Message):
+    """A partition arrived whole: may it be shown to training?"""
+
+    role: str
+    index: int
+    feed: int
+    partition: int
+    upload: str
+    rows: int
+    bytes_: int
+
+
+# --- from a feed task to the coordinator
+
+
+@dataclass(frozen=True)
+class Assign(Message):
+    """Ask which worker takes a partition."""
+
+    feed: int
+    partition: int
+    upload: str
+    host: str
+
+
+@dataclass(frozen=True)
+class FeedFailed(Message):
+    """A feed task met rows that cannot be fed; trying again would not help."""
+
+    feed: int
+    partition: int
+    kind: str
+    message: str
+    hint: str = ""
+
+
+# --- with the rows
+
+
+@dataclass(frozen=True)
+class PutHeader(Message):
+    """The descriptor of an upload."""
+
+    feed: int
+    partition: int
+    upload: str
+
+
+@dataclass(frozen=True)
+class PutEnd(Message):
+    """The end marker of an upload: without it, or with another count, the upload never happened."""
+
+    rows: int
+
+
+# --- events: from the coordinator to every node, in order
+
+
+@dataclass(frozen=True)
+class SpecComplete(Message):
+    """All nodes have registered."""
+
+    nodes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FeedBegins(Message):
+    """Rows of this schema are about to come."""
+
+    feed: int
+    epochs: int
+    columns: list[dict[str, Any]]
+    arrow_schema: bytes
+    seed: int
+
+
+@dataclass(frozen=True)
+class FeedEnds(Message):
+    """All partitions of a feed have been committed. ``rows`` counts them by node, keyed ``"worker 0"``."""
+
+    feed: int
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
+class FeedCancelled(Message):
+    """A feed failed; what was received of it is dropped."""
+
+    feed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoMoreFeeds(Message):
+    """The driver will not feed again."""
+
+
+@dataclass(frozen=True)
+class AllFinished(Message):
+    """Every ``main`` has returned; processes may exit."""
+
+
+@dataclass(frozen=True)
+class Stop(Message):
+    """Stop now; the process is killed after ``grace_seconds``."""
+
+    grace_seconds: float
+    reason: str
+
+
+def encode_events(events: list[Message]) -> bytes:
+    """Encode the answer to a `Poll`."""
+    return json.dumps([[type(e).__name__, e.encode().decode()] for e in events]).encode()
+
+
+def decode_events(body: bytes) -> list[Message]:
+    """Decode the answer to a `Poll`."""
+    events = []
+    for name, text in json.loads(body):
+        cls = message_type(name)
+        if cls is not None:
+            events.append(cls.decode(text.encode()))
+    return events

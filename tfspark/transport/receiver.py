@@ -1,0 +1,83 @@
+"""The data side of a node's Flight server: rows come in, are spooled, and are committed once.
+
+An upload counts only if its end marker arrived with the right number of rows: when a client is killed, Flight ends
+the stream as if it were complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.flight as flight
+
+from tfspark.errors import TFSparkError
+from tfspark.transport.messages import PutEnd, PutHeader
+from tfspark.transport.server import MessageServer
+from tfspark.transport.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+CommitVote = Callable[[PutHeader, int, int], bool]
+Refusal = Callable[[PutHeader, TFSparkError], None]
+
+
+class Receiver(MessageServer):
+    """A Flight server that takes partitions by ``DoPut``.
+
+    Parameters
+    ----------
+    host, token
+        As for `MessageServer`.
+    spool
+        Where rows go.
+    may_commit
+        Asks the coordinator whether this upload of a partition is the first to be whole; given the header, rows
+        and bytes.
+    on_refusal
+        Tells the coordinator why rows were refused: an answer to the client can get lost while it is still sending.
+    """
+
+    def __init__(self, host: str, token: str, spool: Spool, may_commit: CommitVote, on_refusal: Refusal) -> None:
+        self._spool = spool
+        self._may_commit = may_commit
+        self._on_refusal = on_refusal
+        super().__init__(host, token, {})
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Receive one partition; answers ``{"committed": bool}``."""
+        header = PutHeader.decode(descriptor.command)
+        upload = self._spool.begin_upload(header.feed)
+        done = False
+        try:
+            end = self._receive(context, reader, upload)
+            if end is None or end.rows != upload.rows or context.is_cancelled():
+                logger.info("upload %s of partition %d broke off", header.upload, header.partition)
+                return
+            partition = upload.seal()
+            if self._may_commit(header, partition.rows, partition.nbytes):
+                self._spool.commit(upload, partition)
+                done = True
+            writer.write(json.dumps({"committed": done}).encode())
+        except TFSparkError as e:
+            done = False
+            self._on_refusal(header, e)
+            raise flight.FlightServerError(e.message) from None
+        finally:
+            if not done:
+                upload.abort()
+
+    def _receive(self, context: Any, reader: Any, upload: Any) -> PutEnd | None:
+        if reader.schema != upload.feed.schema:
+            raise flight.FlightServerError("the schema is not the one announced for this feed")
+        while True:
+            try:
+                chunk = reader.read_chunk()
+            except StopIteration:
+                return None
+            if chunk.data is not None:
+                upload.write(chunk.data)
+            if chunk.app_metadata is not None:
+                return PutEnd.decode(chunk.app_metadata.to_pybytes())

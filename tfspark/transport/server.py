@@ -1,0 +1,61 @@
+"""A Flight server that answers control messages; the coordinator and every node run one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow.flight as flight
+
+from tfspark.transport.auth import TokenMiddlewareFactory
+from tfspark.transport.messages import Message, message_type
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Any], bytes]
+
+
+def location_of(host: str, port: int) -> str:
+    """Return the Flight URI of a host and port (IPv6 addresses in brackets)."""
+    return f"grpc://[{host}]:{port}" if ":" in host else f"grpc://{host}:{port}"
+
+
+class MessageServer(flight.FlightServerBase):
+    """Serves from construction until `close`.
+
+    Parameters
+    ----------
+    host
+        Address to bind; the port is chosen by the kernel and found in ``.port``.
+    token
+        The cluster's secret.
+    handlers
+        One function per message type; its bytes are the answer.
+    """
+
+    def __init__(self, host: str, token: str, handlers: dict[type[Message], Handler]) -> None:
+        self._handlers = handlers
+        super().__init__(location_of(host, 0), middleware={"token": TokenMiddlewareFactory(token)})
+        self.host = host
+        self._closed = threading.Event()
+
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> Iterator[bytes]:
+        """Decode a message, hand it to its handler, and send back what that returns."""
+        cls = message_type(action.type)
+        handler = self._handlers.get(cls) if cls is not None else None
+        if cls is None or handler is None:
+            raise flight.FlightServerError(f"unknown action {action.type!r}")
+        try:
+            message = cls.decode(action.body.to_pybytes())
+        except (ValueError, TypeError) as e:
+            raise flight.FlightServerError(f"malformed {action.type}: {e}") from None
+        yield handler(message)
+
+    def close(self) -> None:
+        """Stop serving and wait until running calls have ended; safe to call twice."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self.shutdown()
+            self.wait()

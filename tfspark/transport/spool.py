@@ -1,0 +1,304 @@
+"""Where a node keeps the rows it was fed until training has read them.
+
+Each upload is written as an Arrow IPC stream to an unlinked file and becomes visible, memory-mapped, only when it
+was committed whole. No file has a name, so nothing is left behind however the process ends. A bound on the bytes
+that wait unread holds the feeding side back.
+
+Readers take epochs one after another: ``spool.next_epoch()`` gives an `EpochReader`; an epoch counts as read when
+its reader says so, and is given again until then (Keras starts an iteration to look at one batch and starts over).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from tfspark.errors import ClusterStopped, FeedError, TFSparkError
+from tfspark.schema import ColumnSpec
+
+DEFAULT_CAPACITY_BYTES = 1 << 30
+"""Rows that may wait unread in one node; beyond it feeding tasks are held back."""
+
+REWIND_BYTES = 64 << 20
+"""Read rows of a last epoch that stay available, so that an iteration given up early can start over."""
+
+
+@dataclass
+class Partition:
+    """One committed partition."""
+
+    batches: list[pa.RecordBatch]
+    rows: int
+    nbytes: int
+    read: bool = False
+
+
+@dataclass
+class Feed:
+    """One call of `Cluster.feed`, as this node sees it."""
+
+    number: int
+    epochs: int
+    columns: tuple[ColumnSpec, ...]
+    schema: pa.Schema
+    seed: int
+    partitions: list[Partition | None] = field(default_factory=list)
+    ended: bool = False
+    rows_by_node: dict[str, int] = field(default_factory=dict)
+
+
+class Upload:
+    """One partition on its way in."""
+
+    def __init__(self, spool: Spool, feed: Feed, directory: str) -> None:
+        self._spool, self.feed = spool, feed
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by commit and abort
+        self._path = f"/proc/self/fd/{self._file.fileno()}"
+        self._writer = pa.ipc.new_stream(pa.OSFile(self._path, "wb"), feed.schema)
+        self.rows = 0
+        self.nbytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch, waiting while the spool is full.
+
+        Raises
+        ------
+        FeedError
+            If the partition can never fit, or the disk is full.
+        """
+        self._spool._reserve(self, batch.nbytes)
+        try:
+            self._writer.write_batch(batch)
+        except OSError as e:
+            raise FeedError(
+                f"The spool could not be written: {e}.",
+                hint="Spark's local directory (spark.local.dir) may be full: free some space, or feed fewer rows.",
+            ) from e
+        self.rows += batch.num_rows
+
+    def seal(self) -> Partition:
+        """Finish the file and map it; the partition is not yet visible."""
+        self._writer.close()
+        with pa.memory_map(self._path) as source:
+            batches = list(pa.ipc.open_stream(source))
+        self._file.close()
+        return Partition(batches, self.rows, self.nbytes)
+
+    def abort(self) -> None:
+        """Forget the upload and give its bytes back."""
+        self._file.close()
+        self._spool._forget(self)
+
+
+class Spool:
+    """All rows of one node.
+
+    Parameters
+    ----------
+    directory
+        A directory on a local disk.
+    capacity_bytes
+        Bound of the bytes that wait unread.
+    """
+
+    def __init__(self, directory: str, capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> None:
+        os.makedirs(directory, exist_ok=True)
+        self.directory = directory
+        self.capacity_bytes = capacity_bytes
+        self._changed = threading.Condition()
+        self._feeds: dict[int, Feed] = {}
+        self._uploads: list[Upload] = []
+        self._unread_bytes = 0
+        self._no_more = False
+        self._error: TFSparkError | None = None
+        self._cursor: tuple[int, int] | None = None
+        self.seconds_starved = 0.0
+
+    # --- told by the coordinator
+
+    def begin_feed(self, feed: Feed) -> None:
+        """Make room for the partitions of a feed."""
+        with self._changed:
+            self._feeds[feed.number] = feed
+            self._changed.notify_all()
+
+    def end_feed(self, number: int, rows_by_node: dict[str, int]) -> None:
+        """All partitions of the feed are committed, here and elsewhere."""
+        with self._changed:
+            self._feeds[number].rows_by_node = rows_by_node
+            self._feeds[number].ended = True
+            self._changed.notify_all()
+
+    def no_more_feeds(self) -> None:
+        """The driver will not feed again."""
+        with self._changed:
+            self._no_more = True
+            self._changed.notify_all()
+
+    def fail(self, error: TFSparkError) -> None:
+        """Wake everyone who waits here with `error`."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    # --- the writing side
+
+    def begin_upload(self, number: int, patience: float = 30.0) -> Upload:
+        """Open an upload; the feed may be announced a moment later than its first rows arrive."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: number in self._feeds or self._error, patience):
+                raise FeedError(f"feed {number} is not known here")
+            self._check()
+            upload = Upload(self, self._feeds[number], self.directory)
+            self._uploads.append(upload)
+            return upload
+
+    def commit(self, upload: Upload, partition: Partition) -> None:
+        """Show a sealed partition to training."""
+        with self._changed:
+            self._uploads.remove(upload)
+            upload.feed.partitions.append(partition)
+            self._changed.notify_all()
+
+    def _reserve(self, upload: Upload, nbytes: int) -> None:
+        with self._changed:
+            if upload.nbytes + nbytes > self.capacity_bytes:
+                raise FeedError(
+                    f"A partition of more than {upload.nbytes + nbytes:,} bytes does not fit the spool of "
+                    f"{self.capacity_bytes:,} bytes.",
+                    hint="Repartition the DataFrame into smaller partitions, or raise Cluster(spool_bytes=...).",
+                )
+            self._changed.wait_for(lambda: self._error or self._has_room(upload, nbytes))
+            self._check()
+            upload.nbytes += nbytes
+            self._unread_bytes += nbytes
+
+    def _has_room(self, upload: Upload, nbytes: int) -> bool:
+        if self._unread_bytes + nbytes <= self.capacity_bytes:
+            return True
+        # The oldest upload is held back by committed rows alone: else several half-written partitions
+        # could fill the spool, none could be completed, and nothing would ever be read.
+        half_written = sum(u.nbytes for u in self._uploads)
+        committed = self._unread_bytes - half_written
+        return upload is self._uploads[0] and committed + upload.nbytes + nbytes <= self.capacity_bytes
+
+    def _forget(self, upload: Upload) -> None:
+        with self._changed:
+            if upload in self._uploads:
+                self._uploads.remove(upload)
+                self._unread_bytes -= upload.nbytes
+                self._changed.notify_all()
+
+    # --- the reading side
+
+    def wait_for_feed(self, stopping: Callable[[], bool] = lambda: False) -> Feed | None:
+        """Wait for the feed that the next epoch belongs to; ``None`` if there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._next() or self._no_more)
+            self._check()
+            following = self._next()
+            return self._feeds[following[0]] if following else None
+
+    def next_epoch(self) -> EpochReader | None:
+        """Return a reader of the next epoch; ``None`` if all that was and will be fed has been read."""
+        feed = self.wait_for_feed()
+        if feed is None:
+            return None
+        following = self._next()
+        assert following is not None
+        return EpochReader(self, feed, following[1])
+
+    def _next(self) -> tuple[int, int] | None:
+        if self._cursor is not None:
+            number, epoch = self._cursor
+            if epoch + 1 < self._feeds[number].epochs:
+                return number, epoch + 1
+            later = [n for n in sorted(self._feeds) if n > number]
+        else:
+            later = sorted(self._feeds)
+        return (later[0], 0) if later else None
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes received and not yet read."""
+        return self._unread_bytes
+
+
+class EpochReader:
+    """Gives the partitions of one epoch; iterate it any number of times until `complete` is called."""
+
+    def __init__(self, spool: Spool, feed: Feed, epoch: int) -> None:
+        self._spool, self.feed, self.epoch = spool, feed, epoch
+
+    @property
+    def _is_last(self) -> bool:
+        return self.epoch + 1 >= self.feed.epochs
+
+    def partitions(self, shuffle: bool = False) -> Iterator[Partition]:
+        """Yield partitions as they are committed, or, once all are there, in a new order if `shuffle`."""
+        spool, feed = self._spool, self.feed
+        order: list[int] | None = None
+        i = 0
+        while True:
+            with spool._changed:
+                began = time.monotonic()
+                while not (spool._error or i < len(feed.partitions) or feed.ended):
+                    spool._changed.wait()
+                spool.seconds_starved += time.monotonic() - began
+                spool._check()
+                if i >= len(feed.partitions):
+                    return
+                if shuffle and order is None and feed.ended and i == 0:
+                    order = list(range(len(feed.partitions)))
+                    random.Random(feed.seed * 1_000_003 + self.epoch).shuffle(order)
+                partition = feed.partitions[order[i] if order else i]
+                if partition is None:
+                    raise FeedError(
+                        "An iteration over the dataset was given up and started over after its first rows had "
+                        "been released.",
+                        hint="Iterate the dataset to its end once per epoch, or pass epochs=2 or more to feed(), "
+                        "which keeps all rows.",
+                    )
+                if not partition.read:
+                    partition.read = True
+                    spool._unread_bytes -= partition.nbytes
+                    spool._changed.notify_all()
+            yield partition
+            if self._is_last:
+                self._release(order[: i + 1] if order else list(range(i + 1)))
+            i += 1
+
+    def _release(self, read: list[int]) -> None:
+        kept = 0
+        for k in reversed(read):
+            partition = self.feed.partitions[k]
+            if partition is None:
+                return
+            kept += partition.nbytes
+            if kept > REWIND_BYTES:
+                self.feed.partitions[k] = None
+
+    def complete(self) -> None:
+        """The consumer has reached the end of this epoch."""
+        spool = self._spool
+        with spool._changed:
+            spool._cursor = (self.feed.number, self.epoch)
+            if self._is_last:
+                self.feed.partitions.clear()
+            spool._changed.notify_all()
+
+
+def stopped_error(reason: str) -> ClusterStopped:
+    """The error that readers and writers get when the cluster is stopped under them."""
+    return ClusterStopped(f"The cluster is stopping: {reason}")
