@@ -164,7 +164,7 @@ class Cluster:
         )
 
         def ended(_: Any, error: BaseException | None) -> None:
-            coordinator.post(lc.JobEnded(launcher.describe_job_error(error) if error else None))
+            coordinator.post(launcher.job_ended(error))
 
         spark = self._spark
         return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import sysconfig
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from tfspark.driver.lifecycle import JobEnded
 from tfspark.errors import ConfigurationError, DependencyError, ResourceError
 
 if TYPE_CHECKING:
@@ -212,6 +214,16 @@ def node_job(spark: SparkSession, launch: Launch) -> DataFrame:
 
     n = len(launch.nodes)
     return spark.range(0, n, 1, n).mapInArrow(hold_node, RESULT_DDL, barrier=True)
+
+
+def job_ended(error: BaseException | None) -> JobEnded:
+    """Say how the job that held the nodes ended."""
+    if error is None:
+        return JobEnded()
+    # Spark's words when one task of a barrier stage is lost; the number is its partition, which is the node's.
+    blamed = re.search(r"barrier task ResultTask\(\d+, (\d+)\)", str(error))
+    lost = "PythonException" not in str(error)
+    return JobEnded(describe_job_error(error), int(blamed[1]) if blamed and lost else None)
 
 
 def describe_job_error(error: BaseException) -> str:

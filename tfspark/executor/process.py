@@ -1,7 +1,8 @@
 """Spawn a node's process and make sure that it never outlives its supervisor.
 
-Four things end it: the supervisor's word on its standard input, the end of that pipe, the kernel's parent-death
-signal, and at last SIGKILL to its process group.
+Four things end it: the supervisor's word on its standard input, SIGTERM and SIGKILL to its process group, the
+kernel's parent-death signal, and a guardian, forked by the node before all else, that kills the whole group when the
+supervisor's end of a pipe is closed: the parent-death signal reaches the node but not what it has started.
 """
 
 from __future__ import annotations
@@ -16,25 +17,30 @@ from collections.abc import Mapping
 LENGTH_BYTES = 8
 
 
-def spawn(module: str, payload: bytes, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def spawn(module: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start ``python -m module`` in a session of its own, its output in one pipe, and hand it `payload`.
+
+    Returns the process and the descriptor that keeps its guardian from killing it.
 
     The payload, which holds the cluster's token, goes through the pipe: argument lists and environments can be
     read by others on the host.
     """
+    guarded, lifeline = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", module, str(os.getpid())],
+        [sys.executable, "-u", "-m", module, str(os.getpid()), str(guarded)],
+        pass_fds=(guarded,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=dict(env),
         start_new_session=True,
     )
+    os.close(guarded)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(len(payload).to_bytes(LENGTH_BYTES, "big") + payload)
         process.stdin.flush()
-    return process
+    return process, lifeline
 
 
 def tell_to_stop(process: subprocess.Popen[bytes]) -> None:

@@ -91,6 +91,7 @@ class Supervisor:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._pending: list[str] = []
         self._partial = b""
+        self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
         self._reached_at = time.monotonic()
@@ -104,7 +105,7 @@ class Supervisor:
         answer = self.client.ask(Attach(role, index, self.attempt, host))
         if not answer["go"]:
             return
-        self._process = proc.spawn("tfspark.node.main", self._payload(host), self._environment())
+        self._process, self._lifeline = proc.spawn("tfspark.node.main", self._payload(host), self._environment())
         code = self._watch(self._process)
         killed_by_us = self._signals_sent > 0
         self._beat()
@@ -115,6 +116,7 @@ class Supervisor:
         if self._process is not None:
             proc.kill_group(self._process)
             self._process.wait()
+            os.close(self._lifeline)
         shutil.rmtree(self._directory, ignore_errors=True)
         self.client.close()
 

@@ -1,4 +1,4 @@
-"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor>``.
+"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor> <lifeline>``.
 
 Reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
 calls ``main(args, ctx)`` and reports how that ended.
@@ -28,16 +28,28 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _fork_guardian(lifeline: int) -> None:
+    """Leave a small process behind that kills this process group when the supervisor is gone.
+
+    Forked before there are threads, and before TensorFlow, which does not survive a fork.
+    """
+    if os.fork() == 0:
+        for fd in (0, 1, 2):
+            os.close(fd)
+        os.read(lifeline, 1)
+        os.killpg(0, signal.SIGKILL)
+    os.close(lifeline)
+
+
 def _read_block(stream: BinaryIO, length_bytes: int) -> bytes:
     return stream.read(int.from_bytes(stream.read(length_bytes), "big"))
 
 
 def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
-    """Follow the supervisor's words; its end is ours, and that of all we have started."""
+    """Follow the supervisor's words."""
     for line in stream:
         if line.strip() == b"stop":
             link.on_stop("the cluster is stopping")
-    os.killpg(0, signal.SIGKILL)
 
 
 def _hold_port(host: str) -> socket.socket:
@@ -57,6 +69,7 @@ def main() -> None:
     """Run the node; the exit code is 0 only if ``main`` returned and the driver knows."""
     began = time.time()
     _die_with_parent(int(sys.argv[1]))
+    _fork_guardian(int(sys.argv[2]))
     stdin = sys.stdin.buffer
     body = _read_block(stdin, 8)
     header_size = int.from_bytes(body[:8], "big")
