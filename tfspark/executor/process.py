@@ -1,8 +1,9 @@
 """Spawn a node's process and make sure that it never outlives its supervisor.
 
-Four things end it: the supervisor's word on its standard input, SIGTERM and SIGKILL to its process group, the
-kernel's parent-death signal, and a guardian, forked by the node before all else, that kills the whole group when the
-supervisor's end of a pipe is closed: the parent-death signal reaches the node but not what it has started.
+Four things end it: the supervisor's word on its standard input; SIGTERM and SIGKILL to its process group; the
+kernel's parent-death signal; and a guardian, forked by the node before all else, that kills the whole group and
+removes its files when the supervisor's end of a pipe closes. The parent-death signal alone would reach the node, but
+not what it has started.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from collections.abc import Mapping
 LENGTH_BYTES = 8
 
 
-def spawn(module: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+def spawn(module: str, directory: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start ``python -m module`` in a session of its own, its output in one pipe, and hand it `payload`.
 
-    Returns the process and the descriptor that keeps its guardian from killing it.
+    `directory` holds its temporary files and goes when it goes. Returns the process, and the descriptor whose closing
+    sets its guardian to work.
 
     The payload, which holds the cluster's token, goes through the pipe: argument lists and environments can be
     read by others on the host.
     """
     guarded, lifeline = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", module, str(os.getpid()), str(guarded)],
+        [sys.executable, "-u", "-m", module, str(os.getpid()), str(guarded), directory],
         pass_fds=(guarded,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

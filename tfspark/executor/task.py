@@ -105,7 +105,9 @@ class Supervisor:
         answer = self.client.ask(Attach(role, index, self.attempt, host))
         if not answer["go"]:
             return
-        self._process, self._lifeline = proc.spawn("tfspark.node.main", self._payload(host), self._environment())
+        self._process, self._lifeline = proc.spawn(
+            "tfspark.node.main", self._directory, self._payload(host), self._environment()
+        )
         code = self._watch(self._process)
         killed_by_us = self._signals_sent > 0
         self._beat()

@@ -1,4 +1,4 @@
-"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor> <lifeline>``.
+"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor> <lifeline> <directory>``.
 
 Reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
 calls ``main(args, ctx)`` and reports how that ended.
@@ -6,10 +6,12 @@ calls ``main(args, ctx)`` and reports how that ended.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -28,16 +30,21 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _fork_guardian(lifeline: int) -> None:
-    """Leave a small process behind that kills this process group when the supervisor is gone.
+def _fork_guardian(lifeline: int, directory: str) -> None:
+    """Leave a small process behind that kills this process group and removes its files when the supervisor is gone.
 
     Forked before there are threads, and before TensorFlow, which does not survive a fork.
     """
+    group = os.getpgid(0)
     if os.fork() == 0:
+        os.setpgid(0, 0)
         for fd in (0, 1, 2):
             os.close(fd)
         os.read(lifeline, 1)
-        os.killpg(0, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(0)
     os.close(lifeline)
 
 
@@ -69,7 +76,7 @@ def main() -> None:
     """Run the node; the exit code is 0 only if ``main`` returned and the driver knows."""
     began = time.time()
     _die_with_parent(int(sys.argv[1]))
-    _fork_guardian(int(sys.argv[2]))
+    _fork_guardian(int(sys.argv[2]), sys.argv[3])
     stdin = sys.stdin.buffer
     body = _read_block(stdin, 8)
     header_size = int.from_bytes(body[:8], "big")

@@ -1,0 +1,77 @@
+"""A driver program for fault tests: starts clusters whose nodes wait, and says on standard output what happens.
+
+Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``wait`` waits for it
+and prints how it ended, ``spark-stop`` stops Spark under it, ``quit`` ends the program. Answers are JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+import tfspark
+from tfspark.errors import TFSparkError
+
+
+def hold(args: Any, ctx: Any) -> str:
+    """Wait until the cluster stops; leave a temporary file and a child process for the cluster to clean up."""
+    import subprocess
+    import tempfile
+
+    open(tempfile.mkstemp()[1], "w").close()
+    subprocess.Popen(["sleep", "1000"])
+    while not ctx.stopping:
+        ctx._link.stopping.wait(1.0)
+    return "stopped"
+
+
+def say(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def main() -> None:
+    builder = SparkSession.builder.master(sys.argv[1]).config("spark.local.dir", sys.argv[2])
+    for key, value in {
+        "spark.ui.enabled": "false",
+        "spark.log.level": "OFF",
+        "spark.ui.showConsoleProgress": "false",
+    }.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    say(ready=True, jvm=os.getpid())
+    cluster = None
+    for line in sys.stdin:
+        command = line.strip()
+        began = time.monotonic()
+        try:
+            if command == "start":
+                cluster = tfspark.Cluster(spark, hold, workers=2, stop_grace=1.0).start()
+                assert cluster._coordinator is not None
+                cluster._coordinator.wait(lambda c=cluster: all(s.state == "running" for s in c.status()), 60)
+                say(pids=[n.pid for n in cluster.nodes.nodes])
+            elif command == "wait":
+                assert cluster is not None
+                say(waiting=True)
+                say(results=len(cluster.wait()))
+            elif command == "stop":
+                assert cluster is not None
+                cluster.stop()
+                say(stopped=True, seconds=time.monotonic() - began)
+            elif command == "spark-stop":
+                spark.stop()
+                say(spark="stopped")
+            elif command == "quit":
+                break
+        except TFSparkError as e:
+            say(error=type(e).__name__, message=str(e), seconds=time.monotonic() - began)
+        except KeyboardInterrupt:
+            say(error="KeyboardInterrupt", seconds=time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Kill each kind of process, then look for anything left running or on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "hold_cluster.py"
+GONE_SECONDS = 20.0
+
+
+class Driver:
+    """The fault-test program, and everything that it and Spark started, found by a mark in the environment."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mark = f"TFSPARK_TEST_MARK={uuid.uuid4().hex}"
+        name, value = self.mark.split("=")
+        env = {**os.environ, name: value, "PYSPARK_PYTHON": sys.executable}
+        # An executor's heap is small here: two executors and two TensorFlow processes share one machine.
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), "local-cluster[2,2,1024]", str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
+        assert self.read()["ready"]
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise AssertionError("the driver program ended")
+
+    def tell(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        self.tell(command)
+        return self.read()
+
+    def wait(self) -> dict[str, Any]:
+        assert self.ask("wait")["waiting"]
+        return self.read()
+
+    def marked(self) -> dict[int, str]:
+        """Return command lines of all processes that carry the mark, by pid."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                if self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                    if state != "Z":
+                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")[:120]
+            except OSError:
+                continue
+        return found
+
+    def nodes(self) -> dict[int, str]:
+        """Return the processes that belong to a cluster: nodes and what they started."""
+        return {p: c for p, c in self.marked().items() if "tfspark.node" in c or c.startswith("sleep")}
+
+    def files(self) -> list[Path]:
+        return [p for p in self.directory.rglob("*") if p.is_file() and "tfspark-" in str(p)]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = GONE_SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.1)
+    return True
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    driver = Driver(tmp_path_factory.mktemp("faults"))
+    yield driver
+    driver.tell("quit")
+    driver.process.wait(60)
+    assert eventually(lambda: not driver.marked()), driver.marked()
+    assert not driver.files()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def nothing_left(driver: Driver) -> None:
+    assert eventually(lambda: not driver.nodes()), driver.nodes()
+    assert eventually(lambda: not driver.files()), driver.files()
+
+
+def test_a_killed_tensorflow_process_is_named_with_its_signal(driver: Driver) -> None:
+    pids = driver.ask("start")["pids"]
+    os.kill(pids[1], signal.SIGKILL)
+    end = driver.wait()
+    assert end["error"] == "NodeFailed"
+    assert "worker 1" in end["message"] and "SIGKILL" in end["message"] and "out-of-memory" in end["message"]
+    assert end["seconds"] < 10
+    nothing_left(driver)
+
+
+def test_a_killed_python_worker_of_spark_is_a_lost_node(driver: Driver) -> None:
+    pids = driver.ask("start")["pids"]
+    os.kill(parent(pids[0]), signal.SIGKILL)
+    end = driver.wait()
+    assert end["error"] == "NodeFailed" and "worker 0" in end["message"], end
+    assert end["seconds"] < 12
+    nothing_left(driver)
+
+
+def test_a_killed_executor_is_a_lost_node(driver: Driver) -> None:
+    pids = driver.ask("start")["pids"]
+    daemon = parent(parent(pids[0]))
+    os.kill(parent(daemon), signal.SIGKILL)
+    end = driver.wait()
+    assert end["error"] == "NodeFailed", end
+    assert end["seconds"] < 15
+    nothing_left(driver)
+
+
+def test_stop_ends_main_and_leaves_nothing(driver: Driver) -> None:
+    driver.ask("start")
+    assert driver.ask("stop")["seconds"] < 5
+    nothing_left(driver)
+
+
+def test_ctrl_c_stops_the_cluster(driver: Driver) -> None:
+    driver.ask("start")
+    assert driver.ask("wait")["waiting"]
+    os.kill(driver.process.pid, signal.SIGINT)
+    assert driver.read()["error"] == "KeyboardInterrupt"
+    nothing_left(driver)
+
+
+def test_a_killed_driver_leaves_nothing(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.ask("start")
+    assert len(driver.nodes()) >= 2
+    os.kill(driver.process.pid, signal.SIGKILL)
+    driver.process.wait()
+    assert eventually(lambda: not driver.marked(), 40), driver.marked()
+    assert not driver.files()
+
+
+def test_stopping_spark_under_a_cluster_ends_it(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.ask("start")
+    assert driver.ask("spark-stop") == {"spark": "stopped"}
+    assert driver.wait()["error"] in ("ClusterError", "ClusterStopped", "NodeFailed")
+    driver.tell("quit")
+    driver.process.wait(60)
+    assert eventually(lambda: not driver.marked()), driver.marked()
+    assert not driver.files()
