@@ -1,0 +1,162 @@
+"""What the benchmarks share: the session, the rows, medians, and figures printed as JSON lines.
+
+Standard output carries figures alone; whatever Spark, TensorFlow and nodes have to say goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+DEFAULT_MASTER = "local-cluster[2,2,2048]"
+
+FEATURES = 784
+ROW_BYTES = FEATURES * 4 + 4
+"""A row as Arrow carries it: the floats and an int label; lengths and validity are not counted."""
+
+_figures = os.fdopen(os.dup(1), "w", buffering=1)
+
+
+def keep_stdout_for_figures() -> None:
+    """Send everything that this process and its children print to standard error, figures aside."""
+    os.dup2(2, 1)
+
+
+def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has.
+
+    Parameters
+    ----------
+    description
+        First line of the help.
+    defaults
+        Other defaults than the usual ones.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--master", default=DEFAULT_MASTER, help="Spark master")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure with")
+    parser.add_argument("--verbose", action="store_true", help="show the library's log on standard error")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+@contextlib.contextmanager
+def session(master: str, name: str, verbose: bool = False) -> Iterator[SparkSession]:
+    """Make a plain Spark session whose executors run this Python and see this checkout."""
+    from pyspark.sql import SparkSession
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s"
+    )
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    checkout = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        "spark.driver.memory": "3g",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+    }
+    builder = SparkSession.builder.master(master).appName(name)
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    app = spark.sparkContext.applicationId
+    spark.sparkContext.addPyFile(__file__)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+        if master.startswith("local-cluster"):
+            _remove_work(app)
+
+
+def _remove_work(app: str) -> None:
+    """Remove what the executors of a local-cluster leave under Spark's home."""
+    import pyspark
+
+    home = os.environ.get("SPARK_HOME") or str(Path(pyspark.__file__).parent)
+    shutil.rmtree(Path(home) / "work" / app, ignore_errors=True)
+
+
+def make_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Give every id random floats and a label; a body for ``mapInArrow``."""
+    import numpy as np
+    import pyarrow as pa
+
+    for batch in batches:
+        ids = batch.column(0).to_numpy()
+        if not len(ids):
+            continue
+        rng = np.random.default_rng(int(ids[0]))
+        x = rng.random(len(ids) * FEATURES, dtype=np.float32)
+        offsets = np.arange(len(ids) + 1, dtype=np.int32) * FEATURES
+        columns = [pa.ListArray.from_arrays(offsets, x), pa.array((ids % 10).astype(np.int32))]
+        yield pa.RecordBatch.from_arrays(columns, names=["x", "label"])
+
+
+def cached_rows(spark: SparkSession, rows: int, partitions: int) -> DataFrame:
+    """Return a cached DataFrame of `FEATURES` floats ``x`` and an int ``label``, already computed."""
+    df = spark.range(0, rows, 1, partitions).mapInArrow(make_rows, "x array<float>, label int").cache()
+    if df.count() != rows:
+        raise RuntimeError("the cached DataFrame has another number of rows than asked for")
+    return df
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
+    """Look at a condition of the cluster until it is true."""
+    pause = threading.Event()
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not happen within {timeout} s")
+        pause.wait(0.02)
+
+
+def figure(benchmark: str, name: str, unit: str, rounds: Sequence[float], **more: Any) -> float:
+    """Print one figure, the median of its rounds, as a line of JSON, and return it."""
+    value = statistics.median(rounds)
+    line = {"benchmark": benchmark, "figure": name, "value": _short(value), "unit": unit}
+    line |= {"rounds": [_short(r) for r in rounds], **more}
+    print(json.dumps(line), file=_figures)
+    return value
+
+
+def surroundings(benchmark: str, **more: Any) -> None:
+    """Print, as the first line, on what the figures were taken."""
+    line = {
+        "benchmark": benchmark,
+        "figure": "surroundings",
+        "value": os.cpu_count(),
+        "unit": "CPUs",
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("pyspark", "tensorflow", "keras", "pyarrow")},
+        **more,
+    }
+    print(json.dumps(line), file=_figures)
+
+
+def _short(value: float) -> float:
+    return round(value, 3) if abs(value) < 1000 else round(value)

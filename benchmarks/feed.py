@@ -1,0 +1,272 @@
+"""How fast rows get from a cached DataFrame into TensorFlow.
+
+Rows of 784 float32 and an int label. Every round measures, one after another in the same Spark session,
+
+- ``spark_drain``: Spark's own ``mapInArrow`` reading all rows and sending nothing, beside idle nodes: the ceiling,
+- ``feed_drain``: ``cluster.feed`` into a ``ctx.dataset`` that is read to its end,
+- ``fit_fed`` and ``fit_memory``: a small Keras fit on the same rows fed, and on as many rows in memory,
+- ``tensorflowonspark_drain``: TensorFlowOnSpark's feed of the same rows, read with its ``DataFeed.next_batch``, if
+  it is installed (the ``bench`` extra) and the master has one executor per worker.
+
+One line of JSON a figure, on standard output; times run until the last row has been read by TensorFlow's side.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import _common as common
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+NAME = "feed"
+SHAPES = {"x": common.FEATURES}
+WARM_UP_ROWS = 4096
+"""Rows fed before the clock runs, so that imports, tracing and the first connections are not in the figures."""
+
+
+@dataclass
+class Run:
+    """What all measurements need, and the seconds they took."""
+
+    spark: SparkSession
+    df: DataFrame
+    warm_up: DataFrame
+    rows: int
+    batch_size: int
+    seconds: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+# --- what runs in the nodes
+
+
+def drain(args: dict[str, Any], ctx: Any) -> list[tuple[int, float]]:
+    """Read every epoch to its end; return rows and the time of the end of each."""
+    ends = []
+    for epoch in ctx.epochs():
+        rows = 0
+        for batch in ctx.dataset(args["batch_size"]):
+            rows += batch["label"].shape[0]
+        ends.append((rows, time.time()))
+        ctx.report(epoch, flush=True, phase=len(ends))
+    return ends
+
+
+def small_model(ctx: Any) -> Any:
+    """Return the compiled model that both fits train."""
+    import keras
+
+    with ctx.strategy().scope():
+        x = keras.Input((common.FEATURES,), name="x")
+        hidden = keras.layers.Dense(64, activation="relu")(x)
+        model = keras.Model({"x": x}, keras.layers.Dense(10)(hidden))
+        # Without XLA, as its compilation of the last, shorter batch would be most of what is measured.
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer="adam", loss=loss, jit_compile=False)
+    return model
+
+
+def fit(args: dict[str, Any], ctx: Any) -> dict[str, float]:
+    """Fit on fed rows and on rows in memory, in the order asked for; warm up with a feed first."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tfspark.node.keras_fit import fit as keras_fit
+
+    batch_size, rows = args["batch_size"], args["rows"] // ctx.num_workers
+    rng = np.random.default_rng(ctx.index)
+    x = rng.random((rows, common.FEATURES), dtype=np.float32)
+    y = rng.integers(0, 10, rows, dtype=np.int32)
+    model = small_model(ctx)
+    out: dict[str, float] = {}
+
+    def from_memory(n: int) -> None:
+        dataset = tf.data.Dataset.from_tensor_slices(({"x": x[:n]}, y[:n])).batch(batch_size).prefetch(2)
+        keras_fit(model, dataset, strategy=ctx.strategy(), epochs=1, verbose=0)
+
+    def fed() -> None:
+        ctx.fit(model, batch_size=batch_size, label="label")
+        out["fed_end"] = time.time()
+
+    def memory() -> None:
+        began = time.time()
+        from_memory(rows)
+        out["memory_seconds"] = time.time() - began
+
+    fed()
+    from_memory(batch_size * 4)
+    for phase, step in enumerate((memory, fed) if args["memory_first"] else (fed, memory), 1):
+        ctx.report(0, flush=True, phase=phase)
+        step()
+    return out
+
+
+def tfos_drain(args: dict[str, Any], ctx: Any) -> None:
+    """Read all rows with TensorFlowOnSpark's own feed."""
+    feed = ctx.get_data_feed(train_mode=True)
+    while not feed.should_stop():
+        feed.next_batch(args["batch_size"])
+
+
+# --- what runs in the driver
+
+
+def read_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Body of `measure_spark`: count rows, as cheap a use of them as there is."""
+    import pyarrow as pa
+
+    rows = sum(b.num_rows for b in batches)
+    yield pa.RecordBatch.from_pydict({"rows": pa.array([rows], pa.int64())})
+
+
+def measure_spark(df: DataFrame, rows: int) -> float:
+    """Return the seconds that Spark alone takes to hand all rows to Python."""
+    began = time.time()
+    counted = sum(r.rows for r in df.mapInArrow(read_all, "rows long").collect())
+    seconds = time.time() - began
+    expect(counted, rows)
+    return seconds
+
+
+def expect(counted: int, rows: int) -> None:
+    """A benchmark that lost rows says nothing."""
+    if counted != rows:
+        raise RuntimeError(f"{counted} rows arrived of {rows}")
+
+
+def in_phase(cluster: Any, phase: int) -> None:
+    """Wait until all nodes have come so far."""
+    common.wait_until(lambda: all(n.metrics.get("phase", 0) >= phase for n in cluster.status()), f"phase {phase}")
+
+
+def measure_drain(run: Run, workers: int) -> None:
+    """Measure the ceiling, then `cluster.feed`, with the same nodes holding the same slots."""
+    import tfspark
+
+    with tfspark.Cluster(run.spark, drain, {"batch_size": run.batch_size}, workers=workers, progress=False) as cluster:
+        cluster.feed(run.warm_up, shapes=SHAPES)
+        in_phase(cluster, 1)
+        measure_spark(run.warm_up, WARM_UP_ROWS)
+        run.seconds["spark_drain", workers].append(measure_spark(run.df, run.rows))
+        began = time.time()
+        report = cluster.feed(run.df, shapes=SHAPES)
+    ends = [result[-1] for result in cluster.results.values()]
+    expect(sum(rows for rows, _ in ends), run.rows)
+    run.seconds["feed_delivered", workers].append(report.seconds)
+    run.seconds["feed_drain", workers].append(max(end for _, end in ends) - began)
+
+
+def measure_fit(run: Run, workers: int, memory_first: bool) -> None:
+    """Measure the same fit on fed rows and on rows in memory."""
+    import tfspark
+
+    args = {"batch_size": run.batch_size, "rows": run.rows, "memory_first": memory_first}
+    with tfspark.Cluster(run.spark, fit, args, workers=workers, progress=False) as cluster:
+        cluster.feed(run.warm_up, shapes=SHAPES)
+        in_phase(cluster, 2 if memory_first else 1)
+        began = time.time()
+        expect(cluster.feed(run.df, shapes=SHAPES).rows, run.rows)
+    results = cluster.results.values()
+    run.seconds["fit_fed", workers].append(max(r["fed_end"] for r in results) - began)
+    run.seconds["fit_memory", workers].append(max(r["memory_seconds"] for r in results))
+
+
+def measure_tfos(run: Run, workers: int) -> None:
+    """Measure TensorFlowOnSpark's feed, from the call until its own call has seen all rows consumed."""
+    from tensorflowonspark import TFCluster
+
+    sc = run.spark.sparkContext
+    args = {"batch_size": run.batch_size}
+    cluster = TFCluster.run(sc, tfos_drain, args, workers, 0, input_mode=TFCluster.InputMode.SPARK)
+    cluster.train(run.warm_up.rdd.map(pair), num_epochs=1)
+    began = time.time()
+    cluster.train(run.df.rdd.map(pair), num_epochs=1)
+    run.seconds["tensorflowonspark_drain", workers].append(time.time() - began)
+    cluster.shutdown()
+
+
+def pair(row: Any) -> tuple[list[float], int]:
+    """Return a row as TensorFlowOnSpark's examples feed it."""
+    return row.x, row.label
+
+
+def tfos_workers(master: str) -> int:
+    """Return with how many workers TensorFlowOnSpark can run here, which needs one in every executor; 0 for none."""
+    if importlib.util.find_spec("tensorflowonspark") is None:
+        print("tensorflowonspark is not installed (the bench extra): left out", file=sys.stderr)
+        return 0
+    cluster = re.match(r"local-cluster\[\s*(\d+)", master)
+    if cluster:
+        return int(cluster[1])
+    if master.startswith("local"):
+        return 1
+    print("TensorFlowOnSpark is measured on local and local-cluster masters only: left out", file=sys.stderr)
+    return 0
+
+
+def show(run: Run, workers: Sequence[int]) -> None:
+    """Print all figures, then how they compare."""
+    for (name, n), seconds in sorted(run.seconds.items(), key=lambda item: (item[0][1], item[0][0])):
+        more = {"workers": n, "rows": run.rows, "batch_size": run.batch_size, "seconds": [round(s, 3) for s in seconds]}
+        common.figure(NAME, name, "rows/s", [run.rows / s for s in seconds], **more)
+        megabytes = run.rows * common.ROW_BYTES / 1e6
+        common.figure(NAME, name, "MB/s", [megabytes / s for s in seconds], **more)
+    pairs = [
+        ("feed_drain", "spark_drain"),
+        ("fit_fed", "fit_memory"),
+        ("feed_drain", "tensorflowonspark_drain"),
+    ]
+    for fast, slow in pairs:
+        for n in sorted({n for _, n in run.seconds}):
+            ours, theirs = run.seconds.get((fast, n)), run.seconds.get((slow, n))
+            if ours and theirs:
+                # Round by round, as a busy machine slows both of a round.
+                ratios = [t / o for o, t in zip(ours, theirs, strict=True)]
+                common.figure(NAME, f"{fast}/{slow}", "ratio of rows/s", ratios, workers=n)
+
+
+def measure(run: Run, options: argparse.Namespace) -> None:
+    """Run all rounds."""
+    tfos = tfos_workers(options.master) if "tfos" in options.parts else 0
+    for r in range(options.rounds):
+        for n in options.workers:
+            print(f"round {r + 1} of {options.rounds}, {n} worker(s)", file=sys.stderr)
+            if "drain" in options.parts:
+                measure_drain(run, n)
+            if "fit" in options.parts:
+                measure_fit(run, n, memory_first=r % 2 == 1)
+        if tfos:
+            measure_tfos(run, tfos)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = common.options(__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of 784 floats and a label")
+    parser.add_argument("--partitions", type=int, default=8, help="partitions of the DataFrame")
+    parser.add_argument("--batch-size", type=int, default=256, help="rows per batch and worker")
+    parser.add_argument("--parts", nargs="+", default=["drain", "fit", "tfos"], choices=["drain", "fit", "tfos"])
+    options = parser.parse_args()
+    common.keep_stdout_for_figures()
+    with common.session(options.master, "tfspark feed benchmark", options.verbose) as spark:
+        df = common.cached_rows(spark, options.rows, options.partitions)
+        warm_up = common.cached_rows(spark, WARM_UP_ROWS, options.partitions)
+        common.surroundings(NAME, master=options.master, rows=options.rows, partitions=options.partitions)
+        run = Run(spark, df, warm_up, options.rows, options.batch_size)
+        measure(run, options)
+        show(run, options.workers)
+
+
+if __name__ == "__main__":
+    main()
