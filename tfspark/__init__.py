@@ -15,12 +15,25 @@ _HOMES = {
     "Cluster": "tfspark.driver.cluster",
     "FeedReport": "tfspark.driver.feeder",
     "NodeContext": "tfspark.node.context",
+    "add_connector": "tfspark.spark_session",
+    "configure": "tfspark.spark_session",
     "errors": "tfspark.errors",
     "predict": "tfspark.inference",
     "run": "tfspark.driver.cluster",
+    "session": "tfspark.spark_session",
 }
 
-__all__ = ["Cluster", "FeedReport", "NodeContext", "errors", "predict", "run"]
+__all__ = [
+    "Cluster",
+    "FeedReport",
+    "NodeContext",
+    "add_connector",
+    "configure",
+    "errors",
+    "predict",
+    "run",
+    "session",
+]
 
 if TYPE_CHECKING:
     from tfspark import errors
@@ -28,6 +41,7 @@ if TYPE_CHECKING:
     from tfspark.driver.feeder import FeedReport
     from tfspark.inference import predict
     from tfspark.node.context import NodeContext
+    from tfspark.spark_session import add_connector, configure, session
 
 
 def __getattr__(name: str) -> Any:

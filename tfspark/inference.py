@@ -131,6 +131,7 @@ def describe_signature(directory: str, signature: str) -> dict[str, dict[str, tu
     dict
         ``{"inputs": {name: (dtype, shape of one row)}, "outputs": ...}``, names in alphabetical order.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 

@@ -74,9 +74,11 @@ class NodeContext:
             import tensorflow as tf
 
             if self.num_workers > 1:
+                from tfspark.node.keras_exact import make_exact
                 from tfspark.node.keras_mend import mend
 
                 mend()
+                make_exact()
                 self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
             else:
                 self._strategy = tf.distribute.get_strategy()
@@ -205,6 +207,7 @@ class NodeContext:
             model,
             dataset,
             strategy=strategy,
+            rows_read=lambda: self._link.spool.rows_of_last_epoch,
             epochs=epochs or fed,
             callbacks=[*callbacks, ReportMetrics(self)],
             verbose=verbose,

@@ -75,7 +75,11 @@ def fed_dataset(
     # The generator may run ahead of whoever reads, so its own end says nothing; the reader has reached the
     # end of the epoch when it asks for what comes after the last batch.
     empty = tf.data.Dataset.from_generator(end_of_epoch, output_signature=dataset.element_spec)
-    return dataset.concatenate(empty)
+    dataset = dataset.concatenate(empty)
+    # These rows are this worker's own: a strategy that distributes the dataset must not leave any of them out.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
 
 
 class Epoch:

@@ -2,20 +2,84 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import keras
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def fit(model: Any, dataset: tf.data.Dataset, *, strategy: tf.distribute.Strategy, **fit_args: Any) -> Any:
+def fit(
+    model: Any,
+    dataset: tf.data.Dataset,
+    *,
+    strategy: tf.distribute.Strategy,
+    rows_read: Callable[[], int],
+    callbacks: list[Any],
+    **fit_args: Any,
+) -> Any:
     """Run ``model.fit`` on this worker's own dataset and return the Keras ``History``.
 
     Under a multi-worker strategy the dataset is taken as it is: its batches are this worker's share of the global
-    batch.
+    batch. Moving statistics of ``BatchNormalization``, which every worker keeps of its own rows, are averaged over
+    the workers after each epoch.
+
+    Parameters
+    ----------
+    rows_read
+        Tells how many rows this worker read in the epoch that has just ended.
     """
     import tensorflow as tf
 
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         dataset = strategy.distribute_datasets_from_function(lambda _: dataset)
-    return model.fit(dataset, **fit_args)
+        callbacks = [AverageStatistics(strategy, rows_read), *callbacks]
+    with warnings.catch_warnings():
+        # A fed dataset knows its length only when it has ended: not worth a warning each time.
+        warnings.filterwarnings("ignore", message="Your input ran out of data")
+        warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
+        return model.fit(dataset, callbacks=callbacks, **fit_args)
+
+
+class AverageStatistics(keras.callbacks.Callback):
+    """Averages the moving statistics of ``BatchNormalization`` over the workers, weighted by the rows each read."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, rows_read: Callable[[], int]) -> None:
+        super().__init__()
+        self._strategy, self._rows_read = strategy, rows_read
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Average them."""
+        import tensorflow as tf
+
+        moving = [
+            v
+            for layer in self.model._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization)
+            for v in (layer.moving_mean, layer.moving_variance)
+        ]
+        if not moving:
+            return
+
+        local = [tf.reshape(self._strategy.experimental_local_results(v.value)[0], [-1]) for v in moving]
+        rows = tf.constant(float(self._rows_read()))
+        total = _all_sum(self._strategy, tf.concat([[1.0], *(tf.cast(v, tf.float32) for v in local)], 0) * rows)
+        averages = tf.split(tf.math.divide_no_nan(total[1:], total[0]), [v.shape[0] for v in local])
+        for variable, value in zip(moving, averages, strict=True):
+            variable.assign(tf.reshape(value, variable.shape))
+
+
+def _all_sum(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
+    """Add a tensor up over all workers, each of which calls this."""
+    import tensorflow as tf
+
+    @tf.function
+    def reduce(t: tf.Tensor) -> tf.Tensor:
+        return strategy.run(lambda x: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(x)), args=(t,))
+
+    summed = strategy.experimental_local_results(reduce(value))
+    # Each of this worker's replicas has added the value once.
+    return summed[0] / len(summed)

@@ -4,7 +4,7 @@ Two functions of ``keras/src/backend/tensorflow/trainer.py`` are at fault, see
 https://github.com/keras-team/keras/issues/20585:
 
 - ``TensorFlowTrainer._maybe_symbolic_build`` reduces a distributed batch to one by its mean, which fails for integers
-  and strings and hands on ``PerReplica`` values; one local replica's values are what it needs.
+  and strings and hands on ``PerReplica`` values; the shapes and dtypes of one local replica are what it needs.
 - ``reduce_per_replica`` takes the mean of scalars over a batch axis that they do not have.
 
 `mend` changes only a Keras that still has the faults.
@@ -49,15 +49,28 @@ def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = Non
     if self._distribute_strategy is None:
         return
     if iterator is not None:
-        import tensorflow as tf
         from keras import tree
 
-        for _, _, it in iterator:
-            local = self.distribute_strategy.experimental_local_results(next(it))[0]
-            data_batch = tree.map_structure(lambda t: tf.convert_to_tensor(t) if tf.is_tensor(t) else t, local)
-            break
+        # The original reads a first batch to see its shape. What the dataset says of itself is enough, does not use
+        # up a dataset that can be read only once, and holds also where a worker has no rows.
+        spec = iterator._distributed_dataset.element_spec
+        data_batch = tree.map_structure(_example_of, spec)
     with self.distribute_strategy.scope():
         self._symbolic_build(data_batch=data_batch)
+
+
+def _example_of(spec: Any) -> Any:
+    """Make one row that a spec describes; of a spec per replica, for one of this worker's replicas."""
+    import tensorflow as tf
+
+    spec = spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
+    if isinstance(spec, tf.RaggedTensorSpec):
+        inner = [0 if d is None else d for d in (spec.shape or ())[1 + spec.ragged_rank :]]
+        value: Any = tf.zeros([0, *inner], spec.dtype)
+        for rows in (*[0] * (spec.ragged_rank - 1), 1):
+            value = tf.RaggedTensor.from_row_splits(value, tf.zeros([rows + 1], spec.row_splits_dtype))
+        return value
+    return tf.zeros([1 if d is None else d for d in spec.shape], spec.dtype)
 
 
 def _with_scalar_reduction(original: Any) -> Any:

@@ -120,6 +120,7 @@ class Spool:
         self._error: TFSparkError | None = None
         self._cursor: tuple[int, int] | None = None
         self.seconds_starved = 0.0
+        self.rows_of_last_epoch = 0
 
     # --- told by the coordinator
 
@@ -240,6 +241,7 @@ class EpochReader:
 
     def __init__(self, spool: Spool, feed: Feed, epoch: int) -> None:
         self._spool, self.feed, self.epoch = spool, feed, epoch
+        self._rows = 0
 
     @property
     def _is_last(self) -> bool:
@@ -248,6 +250,7 @@ class EpochReader:
     def partitions(self, shuffle: bool = False) -> Iterator[Partition]:
         """Yield partitions as they are committed, or, once all are there, in a new order if `shuffle`."""
         spool, feed = self._spool, self.feed
+        self._rows = 0
         order: list[int] | None = None
         i = 0
         while True:
@@ -274,6 +277,7 @@ class EpochReader:
                     partition.read = True
                     spool._unread_bytes -= partition.nbytes
                     spool._changed.notify_all()
+                self._rows += partition.rows
             yield partition
             if self._is_last:
                 self._release(order[: i + 1] if order else list(range(i + 1)))
@@ -294,6 +298,7 @@ class EpochReader:
         spool = self._spool
         with spool._changed:
             spool._cursor = (self.feed.number, self.epoch)
+            spool.rows_of_last_epoch = self._rows
             if self._is_last:
                 self.feed.partitions.clear()
             spool._changed.notify_all()

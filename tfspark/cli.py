@@ -1,0 +1,41 @@
+"""The ``tfspark`` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from tfspark import __version__
+from tfspark.errors import TFSparkError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0 fine, 1 something is wrong, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="tfspark", description="Train and run TensorFlow on Apache Spark.")
+    parser.add_argument("--version", action="version", version=f"tfspark {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    verbs.add_parser(
+        "jar",
+        help="print the path of the TFRecord connector's jar, after building it if needed",
+        description='For spark-submit --jars "$(tfspark jar)".',
+    ).set_defaults(run=_jar)
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(options.run(options))
+    except TFSparkError as e:
+        sys.stderr.write(f"tfspark: {e}\n")
+        return 1
+
+
+def _jar(_: argparse.Namespace) -> int:
+    from tfspark.connector import connector_jar
+
+    sys.stdout.write(f"{connector_jar()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

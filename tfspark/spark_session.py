@@ -1,0 +1,216 @@
+"""`configure` and `session`: a SparkSession that knows TFRecords and runs the same Python everywhere.
+
+What the user has set, in code, in the environment, on spark-submit's command line or in ``spark-defaults.conf``, is
+never overridden; the connector's jar is added to the user's own jars.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfspark.connector import connector_jar
+from tfspark.errors import ConfigurationError
+from tfspark.java import ensure_java
+from tfspark.spark_home import ensure_pyspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+ARROW_BATCH_BYTES = 16 << 20
+"""Spark limits Arrow batches to 10,000 rows whatever their size; wide rows need a limit in bytes too."""
+
+DEFAULTS = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(ARROW_BATCH_BYTES),
+}
+
+
+_PROPERTY = re.compile(r"\s*([^\s#!=:][^\s=:]*)[\s=:]+(.*)")
+
+
+def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
+    """Prepare a session builder for tfspark.
+
+    Adds the TFRecord connector to ``spark.jars``, sets ``PYSPARK_PYTHON`` and ``PYSPARK_DRIVER_PYTHON`` to the running
+    interpreter if they are unset, enables Arrow with a batch size in bytes, and finds Java.
+
+    Parameters
+    ----------
+    builder
+        ``SparkSession.builder``, with your own settings.
+
+    Returns
+    -------
+    SparkSession.Builder
+        The same builder.
+
+    Raises
+    ------
+    DependencyError
+        If there is no Java, one that is too old, or a Spark older than 4.0.
+
+    Examples
+    --------
+    >>> spark = tfspark.configure(SparkSession.builder.appName("flights")).getOrCreate()
+    """
+    ensure_pyspark()
+    options: dict[str, Any] = builder._options  # type: ignore[attr-defined]
+    if _is_connect(options):
+        # The server's environment is not ours to set; its jars come by addArtifacts.
+        return builder
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        ensure_java()
+    settings = {**_settings_outside_the_builder(), **{k: str(v) for k, v in options.items()}}
+    _choose_python(settings)
+    jar = str(connector_jar())
+    jars = [j for j in settings.get("spark.jars", "").split(",") if j]
+    if jar not in jars:
+        builder.config("spark.jars", ",".join([*jars, jar]))
+        _show_to_running_driver(jar)
+    for key, value in DEFAULTS.items():
+        if key not in settings:
+            builder.config(key, value)
+    return builder
+
+
+def session(app: str, master: str | None = None, **conf: Any) -> SparkSession:
+    """Return a SparkSession for tfspark: the running one if there is one, else a new one.
+
+    Parameters
+    ----------
+    app
+        Name of the application.
+    master
+        For example ``"local[4]"``, ``"local-cluster[2,2,1024]"`` or ``"spark://host:7077"``; by default what
+        spark-submit or ``spark-defaults.conf`` says, else ``local[*]``.
+    conf
+        Spark settings: ``**{"spark.executor.memory": "4g"}``, or ``spark_executor_memory="4g"``.
+
+    Returns
+    -------
+    pyspark.sql.SparkSession
+        One that can read and write ``format("tfrecord")``.
+
+    Raises
+    ------
+    DependencyError
+        As `configure`.
+    ConfigurationError
+        If a name in `conf` is no Spark setting.
+    """
+    ensure_pyspark()
+    from pyspark.sql import SparkSession
+
+    # SparkSession.builder is made anew at each access in Spark 4, so nothing of an earlier session is left in it.
+    builder = SparkSession.builder.appName(app)
+    if master is not None:
+        builder = builder.master(master)
+    for key, value in _named(conf).items():
+        builder = builder.config(key, value)
+    running = SparkSession.getActiveSession()
+    spark = configure(builder).getOrCreate()
+    if running is not None:
+        add_connector(spark)
+    return spark
+
+
+def add_connector(spark: SparkSession) -> None:
+    """Give a running session the TFRecord connector, if it has none yet.
+
+    Parameters
+    ----------
+    spark
+        A classic or a Spark Connect session.
+    """
+    jar = connector_jar()
+    if not hasattr(spark, "_jsparkSession"):
+        spark.addArtifacts(str(jar))
+        return
+    listed = [*spark.sparkContext.getConf().get("spark.jars", "").split(",")]  # type: ignore[union-attr]
+    listed += [row[0] for row in spark.sql("LIST JARS").collect()]
+    if not any(Path(name).name == jar.name for name in listed):
+        spark.sql(f"ADD JAR '{jar}'")
+
+
+def _show_to_running_driver(jar: str) -> None:
+    """Let a JVM that spark-submit has started see the jar: it reads ``spark.jars`` only when it starts."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    if gateway is None:
+        return
+    loader = gateway.jvm.java.lang.Thread.currentThread().getContextClassLoader()
+    if "MutableURLClassLoader" in loader.getClass().getName():
+        loader.addURL(gateway.jvm.java.io.File(jar).toURI().toURL())
+
+
+def _named(conf: Mapping[str, Any]) -> dict[str, str]:
+    named = {}
+    for key, value in conf.items():
+        name = key.replace("_", ".") if key.startswith("spark_") else key
+        if not name.startswith("spark."):
+            raise ConfigurationError(f"{key!r} is no Spark setting.", hint="Their names begin with 'spark.'.")
+        named[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return named
+
+
+def _is_connect(options: Mapping[str, Any]) -> bool:
+    if "spark.master" in options:
+        return False
+    return bool(options.get("spark.remote") or os.environ.get("SPARK_REMOTE"))
+
+
+def _choose_python(settings: Mapping[str, str]) -> None:
+    """Have executors run this interpreter: ``python3`` on their PATH is seldom the one with TensorFlow."""
+    if "spark.pyspark.python" not in settings:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if "spark.pyspark.driver.python" not in settings:
+        os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+
+
+def _settings_outside_the_builder() -> dict[str, str]:
+    """What a session would be made with: of the running JVM, else of the command line and the defaults file."""
+    from pyspark import SparkConf, SparkContext
+
+    if SparkContext._active_spark_context is not None:
+        return dict(SparkContext._active_spark_context.getConf().getAll())
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        SparkContext._ensure_initialized()
+        return dict(SparkConf().getAll())
+    return {**_defaults_file(), **_submit_arguments(os.environ.get("PYSPARK_SUBMIT_ARGS", ""))}
+
+
+def _submit_arguments(line: str) -> dict[str, str]:
+    settings = {}
+    words = iter(shlex.split(line))
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in ("--conf", "-c"):
+            key, _, value = (value or next(words, "")).partition("=")
+            settings[key] = value
+        elif flag == "--jars":
+            settings["spark.jars"] = value or next(words, "")
+    return settings
+
+
+def _defaults_file() -> dict[str, str]:
+    """Read ``spark-defaults.conf`` as Java's Properties do: a name, white space, ``=`` or ``:``, the value."""
+    from pyspark.find_spark_home import _find_spark_home
+
+    directory = os.environ.get("SPARK_CONF_DIR") or os.path.join(_find_spark_home(), "conf")
+    path = Path(directory) / "spark-defaults.conf"
+    settings = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        found = _PROPERTY.match(line)
+        if found:
+            settings[found[1]] = found[2].strip()
+    return settings
