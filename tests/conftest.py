@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+QUIET = {
+    "spark.ui.enabled": "false",
+    "spark.log.level": "ERROR",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.shuffle.partitions": "4",
+}
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """A local session with four slots: up to three nodes and a feeding task."""
-    from pyspark.sql import SparkSession
+    import tfspark
 
-    builder = SparkSession.builder.master("local[4]").appName("tfspark-tests")
-    settings = {
-        "spark.ui.enabled": "false",
-        "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.shuffle.partitions": "4",
-        "spark.sql.execution.arrow.pyspark.enabled": "true",
-    }
-    for key, value in settings.items():
-        builder = builder.config(key, value)
-    session = builder.getOrCreate()
+    session = tfspark.session("tfspark-tests", "local[4]", **QUIET)
     yield session
     session.stop()

@@ -28,7 +28,7 @@ _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 # Lines of the installed Keras that the functions below stand in for.
 _KNOWN_LINES = {
     "reduce_values": ("loss = ops.divide_no_nan(loss, divisor)", "loss = scale_loss_for_distribution(loss)"),
-    "apply_mask": ("mask_weight = ops.divide_no_nan(total, valid)",),
+    "apply_mask": ('if reduction in ("mean", "sum_over_batch_size"):',),
     "unscale_loss_for_distribution": ("value = ops.multiply(value, ops.cast(num_replicas, value.dtype))",),
     "_moments": ("synchronized=self.synchronized",),
 }

@@ -1,0 +1,175 @@
+package tfspark.tfrecord
+
+import java.io.{Closeable, InputStream, OutputStream}
+import java.nio.{ByteBuffer, ByteOrder}
+import java.util.zip.CRC32C
+
+/**
+ * The TFRecord file format: per record, a little-endian 64-bit length, the masked CRC32C of the length, the data, and
+ * the masked CRC32C of the data. See tensorflow/core/lib/io/record_writer.h and tensorflow/core/lib/hash/crc32c.h.
+ */
+object Framing {
+  val HeaderBytes = 12
+  val FooterBytes = 4
+
+  private val MaskDelta = 0xa282ead8
+
+  /** CRCs of data that hold CRCs are weak, so TensorFlow rotates and shifts them. */
+  def mask(crc: Int): Int = ((crc >>> 15) | (crc << 17)) + MaskDelta
+
+  def maskedCrc(crc: CRC32C, bytes: Array[Byte], offset: Int, length: Int): Int = {
+    crc.reset()
+    crc.update(bytes, offset, length)
+    mask(crc.getValue.toInt)
+  }
+}
+
+/**
+ * Reads the records of a stream one after the other into a buffer that it reuses.
+ *
+ * Memory follows what the stream really holds: a length that promises more than `maxRecordBytes` is refused, and a
+ * smaller one allocates only as its bytes arrive.
+ *
+ * @param name           the file, for messages
+ * @param verifyChecksum whether to check the CRC of the data; that of the length is always checked
+ */
+final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean, maxRecordBytes: Int)
+    extends Closeable {
+  import Framing._
+
+  private val crc = new CRC32C
+  private var buffer = new Array[Byte](RecordReader.BufferBytes)
+  private var words = wordsOf(buffer)
+  private var position = 0
+  private var limit = 0
+  private var base = 0L
+
+  /** Offset in the (uncompressed) file at which the current record's header begins. */
+  var offset: Long = 0L
+
+  /** The current record is bytes `start` until `end` of `bytes`, until the next call. */
+  var start: Int = 0
+  var end: Int = 0
+  def bytes: Array[Byte] = buffer
+
+  private def wordsOf(bytes: Array[Byte]) = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN)
+
+  /** Moves to the next record; false at the end of the file. */
+  def next(): Boolean = {
+    val length = header()
+    if (length < 0) return false
+    if (length > maxRecordBytes)
+      fail(s"the record has $length bytes; the limit is $maxRecordBytes (option maxRecordBytes)")
+    val n = length.toInt
+    val whole = HeaderBytes + n + FooterBytes
+    if (!require(whole)) truncated(s"a record of $n bytes")
+    start = position + HeaderBytes
+    end = start + n
+    if (verifyChecksum && maskedCrc(crc, buffer, start, n) != words.getInt(end))
+      fail("the data do not match their checksum (option verifyChecksum=false reads them all the same)")
+    position += whole
+    true
+  }
+
+  /** Moves past the next record without reading its data; false at the end of the file. */
+  def skip(): Boolean = {
+    val length = header()
+    if (length < 0) return false
+    if (length > Long.MaxValue - HeaderBytes - FooterBytes) fail(s"the record claims to have $length bytes")
+    var rest = HeaderBytes + length + FooterBytes
+    val here = math.min(rest, (limit - position).toLong)
+    position += here.toInt
+    rest -= here
+    // The last byte is read, because skipping beyond the end of a file need not fail.
+    while (rest > RecordReader.BufferBytes) {
+      val skipped = in.skip(rest - 1)
+      if (skipped <= 0) return finishSkipping(rest, length)
+      base += skipped
+      rest -= skipped
+    }
+    finishSkipping(rest, length)
+  }
+
+  private def finishSkipping(bytes: Long, length: Long): Boolean = {
+    var rest = bytes
+    while (rest > 0) {
+      val n = math.min(rest, RecordReader.BufferBytes.toLong).toInt
+      if (!require(n)) truncated(s"a record of $length bytes")
+      position += n
+      rest -= n
+    }
+    true
+  }
+
+  /** Returns the length of the record at the position, or -1 at the end of the file. */
+  private def header(): Long = {
+    offset = base + position
+    if (!require(HeaderBytes)) {
+      if (limit == position) return -1L
+      truncated("the header of a record")
+    }
+    if (maskedCrc(crc, buffer, position, 8) != words.getInt(position + 8))
+      fail("this is no TFRecord: the length does not match its checksum")
+    val length = words.getLong(position)
+    if (length < 0) fail(s"the record claims to have ${java.lang.Long.toUnsignedString(length)} bytes")
+    length
+  }
+
+  /** Makes `n` bytes from the position on available; false if the stream ends before. */
+  private def require(n: Int): Boolean = limit - position >= n || fill(n)
+
+  private def fill(n: Int): Boolean = {
+    if (buffer.length - position < n) {
+      System.arraycopy(buffer, position, buffer, 0, limit - position)
+      base += position
+      limit -= position
+      position = 0
+    }
+    while (limit - position < n) {
+      if (limit == buffer.length) {
+        val larger = math.min(math.max(n.toLong + Framing.HeaderBytes, RecordReader.BufferBytes), buffer.length * 2L)
+        buffer = java.util.Arrays.copyOf(buffer, larger.toInt)
+        words = wordsOf(buffer)
+      }
+      val got = in.read(buffer, limit, buffer.length - limit)
+      if (got < 0) return false
+      limit += got
+    }
+    true
+  }
+
+  private def truncated(what: String): Nothing =
+    fail(s"the file ends within $what: it was cut off, or is still being written")
+
+  def fail(what: String): Nothing = throw new TFRecordException(s"$name, record at offset $offset: $what")
+
+  override def close(): Unit = {
+    in.close()
+    buffer = Array.emptyByteArray
+    position = 0
+    limit = 0
+  }
+}
+
+object RecordReader {
+  val BufferBytes: Int = 1 << 20
+}
+
+/** Writes records; the caller has built each in `buffer`, with room for the header before it and the footer after. */
+final class RecordWriter(out: OutputStream) extends Closeable {
+  import Framing._
+
+  private val crc = new CRC32C
+
+  /** Writes bytes `start` until `end` of `bytes` as one record; uses the 12 bytes before and the 4 after them. */
+  def write(bytes: Array[Byte], start: Int, end: Int): Unit = {
+    val words = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN)
+    val from = start - HeaderBytes
+    words.putLong(from, (end - start).toLong)
+    words.putInt(from + 8, maskedCrc(crc, bytes, from, 8))
+    words.putInt(end, maskedCrc(crc, bytes, start, end - start))
+    out.write(bytes, from, end + FooterBytes - from)
+  }
+
+  override def close(): Unit = out.close()
+}

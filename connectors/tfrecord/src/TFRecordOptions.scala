@@ -1,0 +1,106 @@
+package tfspark.tfrecord
+
+import java.util.Locale
+
+import org.apache.spark.sql.catalyst.util.CaseInsensitiveMap
+import org.apache.spark.sql.types._
+
+/** What a record holds: a message of tensorflow/core/example/example.proto, or any bytes. */
+sealed abstract class RecordType(val name: String) extends Serializable {
+
+  /** Checks, before any task runs, that records of this type can hold these columns. */
+  def check(schema: StructType): Unit = schema.fields.foreach { f =>
+    if (!holds(f.dataType))
+      throw new IllegalArgumentException(
+        s"recordType=$name cannot hold column '${f.name}' of type ${f.dataType.simpleString}. $hint")
+  }
+
+  protected def holds(t: DataType): Boolean
+  protected def hint: String
+}
+
+object RecordType {
+  case object Example extends RecordType("Example") {
+    override protected def holds(t: DataType): Boolean = isFeature(t)
+    override protected def hint: String =
+      "It holds numbers, booleans, dates, timestamps, strings, binaries and arrays of them; arrays of arrays need " +
+        "recordType=SequenceExample, structs can be spread over columns."
+  }
+
+  case object SequenceExample extends RecordType("SequenceExample") {
+    override protected def holds(t: DataType): Boolean = isFeature(t) || isFeatureList(t)
+    override protected def hint: String =
+      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, and arrays of such arrays."
+  }
+
+  case object ByteArray extends RecordType("ByteArray") {
+    override def check(schema: StructType): Unit =
+      if (schema.length != 1 || !holds(schema.head.dataType))
+        throw new IllegalArgumentException(
+          s"recordType=ByteArray needs exactly one column, of type binary or string, not ${schema.simpleString}. $hint")
+    override protected def holds(t: DataType): Boolean = t == BinaryType || t == StringType
+    override protected def hint: String = "Select the column that is to be written."
+  }
+
+  def isFeature(t: DataType): Boolean = t match {
+    case ArrayType(e, _) => ColumnDecoder.isScalar(e)
+    case _ => ColumnDecoder.isScalar(t)
+  }
+
+  def isFeatureList(t: DataType): Boolean = t match {
+    case ArrayType(ArrayType(e, _), _) => ColumnDecoder.isScalar(e)
+    case _ => false
+  }
+
+  def of(name: String): RecordType =
+    Seq(Example, SequenceExample, ByteArray)
+      .find(_.name.equalsIgnoreCase(name))
+      .getOrElse(
+        throw new IllegalArgumentException(
+          s"recordType must be Example, SequenceExample or ByteArray, not '$name'."))
+}
+
+/** The options of one read or write; names and values are case-insensitive, as everywhere in Spark. */
+final class TFRecordOptions(parameters: Map[String, String]) extends Serializable {
+  private val given = CaseInsensitiveMap(parameters)
+
+  val recordType: RecordType = RecordType.of(given.getOrElse("recordType", "Example"))
+
+  /** Whether to check the CRC of the data; that of the length is always checked. */
+  val verifyChecksum: Boolean = boolean("verifyChecksum", default = true)
+
+  /** No record may be larger: it has to be in memory as a whole. */
+  val maxRecordBytes: Int = {
+    val most = math.min(Int.MaxValue - 1024L, Runtime.getRuntime.maxMemory() / 4)
+    val n = given.get("maxRecordBytes").map(text => number("maxRecordBytes", text)).getOrElse(most)
+    if (n < 1 || n > Int.MaxValue - 1024L)
+      throw new IllegalArgumentException(s"maxRecordBytes must be between 1 and ${Int.MaxValue - 1024}, not $n.")
+    n.toInt
+  }
+
+  /** How much of the files to read for the schema: sample, full or none. */
+  val inferSchema: String = {
+    val mode = given.getOrElse("inferSchema", "sample").toLowerCase(Locale.ROOT)
+    if (!Set("sample", "full", "none", "true", "false")(mode))
+      throw new IllegalArgumentException(s"inferSchema must be sample, full or none, not '$mode'.")
+    mode match {
+      case "true" => "sample"
+      case "false" => "none"
+      case m => m
+    }
+  }
+
+  /** Codec of written files: a short name or a class name; None is uncompressed. */
+  val compression: Option[String] =
+    given.get("compression").orElse(given.get("codec")).filter(_.nonEmpty).flatMap(Codecs.className)
+
+  private def boolean(name: String, default: Boolean): Boolean = given.get(name) match {
+    case None => default
+    case Some(text) if text.equalsIgnoreCase("true") => true
+    case Some(text) if text.equalsIgnoreCase("false") => false
+    case Some(text) => throw new IllegalArgumentException(s"$name must be true or false, not '$text'.")
+  }
+
+  private def number(name: String, text: String): Long =
+    text.trim.toLongOption.getOrElse(throw new IllegalArgumentException(s"$name must be a number, not '$text'."))
+}
