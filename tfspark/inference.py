@@ -5,6 +5,7 @@ The model is loaded once per Spark Python worker and serves all its tasks and ba
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,8 +73,7 @@ def predict(
         raise ConfigurationError(f"predict() takes a Spark DataFrame, not {type(df).__name__}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    directory = newest_version(os.fspath(model))
-    found = describe_signature(directory, signature)
+    directory, found = _look_at_model(df.sparkSession, os.fspath(model), signature)
     columns = {name: (inputs or {}).get(name, name) for name in found["inputs"]}
     missing = sorted(c for c in columns.values() if c not in df.columns)
     if missing:
@@ -106,6 +106,33 @@ def predict(
         return predict_batches(batches, directory, signature, columns, specs, wanted, batch_size)
 
     return df.mapInArrow(apply, schema)
+
+
+def _look_at_model(spark: Any, model: str, signature: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Find and describe the model in a Spark task: it is there that it must be readable, and TensorFlow installed."""
+
+    def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import socket
+
+        import pyarrow as pa
+
+        from tfspark.errors import ConfigurationError
+        from tfspark.inference import describe_signature, newest_version
+
+        for _ in batches:
+            try:
+                directory = newest_version(model)
+                answer: dict[str, Any] = {"directory": directory, **describe_signature(directory, signature)}
+            except ConfigurationError as e:
+                answer = {"error": f"{e.message[:-1]} (on {socket.gethostname()}).", "hint": e.hint}
+            yield pa.RecordBatch.from_pydict({"answer": [json.dumps(answer)]})
+
+    rows = spark.range(0, 1, 1, 1).mapInArrow(look, "answer string").collect()
+    answer = json.loads(rows[0]["answer"])
+    if "error" in answer:
+        raise ConfigurationError(answer["error"], hint=answer["hint"])
+    described = {k: {n: (d, tuple(shape)) for n, (d, shape) in answer[k].items()} for k in ("inputs", "outputs")}
+    return answer["directory"], described
 
 
 def newest_version(directory: str) -> str:

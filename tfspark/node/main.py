@@ -84,6 +84,8 @@ def main() -> None:
     user_main = body[8 + header_size :]
     sys.path[:] = [*dict.fromkeys([*plan["sys_path"], *sys.path])]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # It tells of every collective that it makes a graph of.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     from tfspark.node.link import CoordinatorLink
