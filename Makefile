@@ -1,14 +1,9 @@
 # Each verb first makes $(VENV) and installs what it needs; nothing has to be there but Python 3.10 or newer.
 VENV ?= .venv
-comma := ,
 usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_info >= (3, 10) else "")' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Major version of the Java that Spark would run; where there is none of 17 or newer, the java extra brings one.
-JAVA := $(shell "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')
-EXTRAS := $(if $(shell [ "0$(JAVA)" -ge 17 ] && echo y),dev,dev$(comma)java)
-
 .PHONY: demo test lint format install clean help
 
 help:  ## what there is to make
@@ -37,6 +32,6 @@ clean:  ## remove all that was made here, $(VENV) included
 $(STAMP): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "tfspark needs Python 3.10 or newer with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,java]'
 	$(BIN)/tfspark jar
 	touch $@

@@ -1,0 +1,23 @@
+"""Run a cluster of one worker and print, as JSON, what came of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def main(args: Any, ctx: Any) -> int:
+    return 42
+
+
+if __name__ == "__main__":
+    import tfspark
+
+    try:
+        spark = tfspark.session("run-one", "local[3]", **{"spark.log.level": "OFF", "spark.ui.enabled": "false"})
+        outcome: dict[str, Any] = {"result": tfspark.run(spark, main, workers=1)["worker", 0]}
+        spark.stop()
+    except tfspark.errors.TFSparkError as e:
+        outcome = {"error": type(e).__name__, "message": str(e)}
+    sys.stdout.write(json.dumps(outcome) + "\n")
