@@ -371,6 +371,7 @@ class Lifecycle:
         missing = [str(n) for n, r in self.records.items() if r.address is None]
         self.phase = Phase.STOPPING
         self._stop_at = self.now
+        self._cancelled = True
         error = StartTimeout(
             f"{len(missing)} of {len(self.records)} nodes did not start within {self.limits.start:.0f} s: "
             f"{', '.join(missing)}.",

@@ -1,0 +1,168 @@
+"""The cluster's state machine: what it decides on, in every order in which things may happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfspark.driver import lifecycle as lc
+from tfspark.errors import ClusterError, ClusterStopped, NodeFailed, StartTimeout
+from tfspark.spec import NodeAddress, NodeId
+
+NODES = (NodeId("worker", 0), NodeId("worker", 1))
+LIMITS = lc.Limits(start=100.0, silence=8.0, last_words=2.0, grace=5.0, job_end=8.0)
+
+
+class Machine:
+    """A lifecycle and what it has told to do."""
+
+    def __init__(self) -> None:
+        self.life = lc.Lifecycle(NODES, LIMITS, 0.0)
+        self.told: list[Any] = []
+        self.now = 0.0
+
+    def __call__(self, *events: Any, after: float = 0.0) -> list[Any]:
+        self.now += after
+        told = [i for e in events for i in self.life.handle(e, self.now)]
+        self.told += told
+        return told
+
+    def start(self) -> Machine:
+        for n in NODES:
+            self(lc.TaskAttached(n, "host", 0), lc.NodeRegistered(address(n)))
+        self(*(lc.NodeEntered(n) for n in NODES))
+        return self
+
+    @property
+    def error(self) -> Any:
+        concluded = [i for i in self.told if isinstance(i, lc.Conclude)]
+        assert len(concluded) == 1
+        return concluded[0].error
+
+
+def address(node: NodeId) -> NodeAddress:
+    return NodeAddress(node, "host", 1000 + node.index, 2000 + node.index, 3000 + node.index)
+
+
+def kinds(instructions: list[Any]) -> list[str]:
+    return [type(i).__name__ for i in instructions]
+
+
+def test_a_good_life() -> None:
+    m = Machine()
+    assert m(lc.TaskAttached(NODES[0], "host", 0), lc.NodeRegistered(address(NODES[0]))) == []
+    assert kinds(m(lc.NodeRegistered(address(NODES[1])))) == ["PublishSpec"]
+    assert m(*(lc.NodeEntered(n) for n in NODES), lc.NodeFinished(NODES[1])) == []
+    assert kinds(m(lc.NodeFinished(NODES[0]))) == ["PublishRelease", "Conclude"]
+    assert m(lc.NodeExited(NODES[0], 0), lc.NodeExited(NODES[1], 0), lc.JobEnded()) == []
+    assert m.error is None and m.life.over and m.life.phase is lc.Phase.FINISHED
+
+
+def test_an_exception_in_main_waits_for_the_last_log_lines() -> None:
+    m = Machine().start()
+    raised = lc.NodeRaised(NODES[1], "ValueError: no", "Traceback ...", "try again")
+    assert kinds(m(raised)) == ["PublishStop"]
+    m(lc.NodeExited(NODES[1], 1, ("the last", "words")))
+    assert isinstance(m.error, NodeFailed)
+    assert (m.error.index, m.error.reason, m.error.log_tail) == (1, "ValueError: no", ("the last", "words"))
+    assert m.error.hint == "try again"
+
+
+def test_last_words_are_not_waited_for_for_ever() -> None:
+    m = Machine().start()
+    m(lc.NodeRaised(NODES[0], "ValueError: no", ""))
+    assert m(lc.Tick(), after=1.9) == []
+    assert kinds(m(lc.Tick(), after=0.2)) == ["Conclude"]
+    assert m.error.reason == "ValueError: no"
+
+
+def test_the_first_failure_is_the_one_that_is_told() -> None:
+    m = Machine().start()
+    m(lc.NodeExited(NODES[0], -9, ("killed",)), lc.NodeRaised(NODES[1], "UnavailableError: peer is gone", ""))
+    m(lc.NodeExited(NODES[1], 1), lc.JobEnded("the job failed"))
+    assert m.error.index == 0 and "SIGKILL" in m.error.reason and "out-of-memory" in m.error.hint
+
+
+def test_silence_is_death() -> None:
+    m = Machine().start()
+    m(lc.Seen(NODES[0]), after=5.0)
+    assert m(lc.Tick(), after=2.9) == []
+    told = m(lc.Tick(), after=0.2)
+    assert kinds(told)[0] == "PublishStop"
+    m(lc.Tick(), after=0.1)
+    assert m.error.index == 1 and "no sign of life for 8 s" in m.error.reason
+
+
+def test_a_task_that_starts_again_was_lost() -> None:
+    m = Machine().start()
+    m(lc.TaskAttached(NODES[1], "other", 1))
+    m(lc.Tick(), after=0.1)
+    assert m.error.index == 1 and "lost and started again" in m.error.reason
+
+
+def test_nodes_that_do_not_come_are_named() -> None:
+    m = Machine()
+    m(lc.TaskAttached(NODES[0], "host", 0), lc.NodeRegistered(address(NODES[0])))
+    for _ in range(25):
+        m(lc.Seen(NODES[0]), after=4.0)
+    told = m(lc.Tick(), after=1.0)
+    assert kinds(told) == ["PublishStop", "CancelJob", "Conclude"]
+    assert isinstance(m.error, StartTimeout) and "worker 1" in str(m.error) and "worker 0" not in str(m.error)
+
+
+def test_a_job_that_fails_before_any_node_came() -> None:
+    m = Machine()
+    m(lc.JobEnded("no module named tfspark"))
+    assert isinstance(m.error, ClusterError) and "no module named tfspark" in str(m.error)
+
+
+def test_a_lost_task_names_its_node() -> None:
+    m = Machine().start()
+    m(lc.JobEnded("ExecutorLostFailure", task=1))
+    assert isinstance(m.error, NodeFailed) and m.error.index == 1
+
+
+def test_stopping_takes_its_grace_and_then_cancels() -> None:
+    m = Machine().start()
+    told = m(lc.StopAsked("the user wants it"))
+    assert kinds(told) == ["PublishStop", "Conclude"] and told[0].grace == 5.0
+    assert isinstance(m.error, ClusterStopped) and "the user wants it" in str(m.error)
+    assert m(lc.StopAsked("again"), lc.Tick(), after=12.9) == []
+    assert kinds(m(lc.Tick(), after=0.2)) == ["CancelJob"]
+    assert m(lc.Tick(), lc.JobEnded("cancelled"), after=100.0) == []
+    assert m.life.over
+
+
+EVENTS = st.one_of(
+    st.builds(lc.TaskAttached, st.sampled_from(NODES), st.just("host"), st.integers(0, 1)),
+    st.sampled_from([lc.NodeRegistered(address(n)) for n in NODES]),
+    st.builds(lc.NodeEntered, st.sampled_from(NODES)),
+    st.builds(lc.Seen, st.sampled_from(NODES)),
+    st.builds(lc.NodeFinished, st.sampled_from(NODES)),
+    st.builds(lc.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
+    st.builds(lc.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
+    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.integers(0, 1)),
+    st.builds(lc.StopAsked, st.just("reason")),
+    st.just(lc.Tick()),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 20)), max_size=30))
+def test_whatever_happens_it_ends_and_concludes_once(history: list[tuple[Any, float]]) -> None:
+    m = Machine()
+    for event, after in history:
+        m(event, after=after)
+    # A cluster that nothing more is heard of is given up by its own deadlines.
+    m(lc.Tick(), after=LIMITS.start + 1)
+    for _ in range(3):
+        m(lc.Tick(), after=LIMITS.silence + LIMITS.grace + LIMITS.job_end)
+    stop = m(lc.StopAsked("the end"), lc.Tick(), after=1.0)
+    stop += m(lc.Tick(), after=LIMITS.grace + LIMITS.job_end + 1)
+    assert m.life.over or "CancelJob" in kinds(m.told) or m.life.phase is lc.Phase.FINISHED
+    m(lc.JobEnded(None))
+    assert kinds(m.told).count("Conclude") == 1
+    assert kinds(m.told).count("CancelJob") <= 1 and kinds(m.told).count("PublishSpec") <= 1
+    assert m.life.over

@@ -1,0 +1,173 @@
+"""The spool: bounded, whole partitions only, epochs replayed, nothing left on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tfspark.errors import ClusterStopped, FeedError
+from tfspark.schema import ColumnSpec
+from tfspark.transport.spool import Feed, Spool
+
+SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
+BATCH = pa.record_batch([pa.array(range(1000), pa.int64())], schema=SCHEMA)
+
+
+def spool(tmp_path: Path, capacity: int = 1 << 20, epochs: int = 1) -> Spool:
+    s = Spool(str(tmp_path / "spool"), capacity)
+    s.begin_feed(Feed(0, epochs, (ColumnSpec("x", "int64"),), SCHEMA, seed=7))
+    return s
+
+
+def put(s: Spool, *values: int, batches: int = 1) -> None:
+    upload = s.begin_upload(0)
+    for _ in range(batches):
+        upload.write(pa.record_batch([pa.array(values, pa.int64())], schema=SCHEMA) if values else BATCH)
+    s.commit(upload, upload.seal())
+
+
+def values(s: Spool, shuffle: bool = False, complete: bool = True) -> list[int]:
+    reader = s.next_epoch()
+    assert reader is not None
+    read = [v for p in reader.partitions(shuffle) for b in p.batches for v in b.column(0).to_pylist()]
+    if complete:
+        reader.complete()
+    return read
+
+
+def in_thread(function: Callable[[], Any]) -> Future[Any]:
+    with ThreadPoolExecutor(1) as pool:
+        # Leaving the block would wait for it.
+        pool.shutdown = lambda *a, **k: None  # type: ignore[method-assign]
+        return pool.submit(function)
+
+
+def test_only_whole_partitions_are_seen(tmp_path: Path) -> None:
+    s = spool(tmp_path)
+    upload = s.begin_upload(0)
+    upload.write(BATCH)
+    put(s, 1, 2)
+    upload.abort()
+    s.end_feed(0, {})
+    assert values(s) == [1, 2]
+    assert s.unread_bytes == 0
+
+
+def test_epochs_are_replayed_and_counted_when_completed(tmp_path: Path) -> None:
+    s = spool(tmp_path, epochs=3)
+    put(s, 1, 2)
+    put(s, 3)
+    s.end_feed(0, {})
+    assert values(s, complete=False) == [1, 2, 3]
+    assert [values(s) for _ in range(3)] == [[1, 2, 3]] * 3
+    assert s.rows_of_last_epoch == 3
+    s.no_more_feeds()
+    assert s.next_epoch() is None
+
+
+def test_shuffling_takes_partitions_in_another_order_the_same_each_time(tmp_path: Path) -> None:
+    orders = []
+    for run in "ab":
+        s = spool(tmp_path / run, epochs=2)
+        for i in range(20):
+            put(s, i)
+        s.end_feed(0, {})
+        orders.append([values(s, shuffle=True) for _ in range(2)])
+    assert orders[0] == orders[1]
+    first, second = orders[0]
+    assert first != second and first != list(range(20))
+    assert sorted(first) == sorted(second) == list(range(20))
+
+
+def test_a_full_spool_holds_the_writer_back_until_rows_are_read(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=BATCH.nbytes * 2)
+    put(s, batches=2)
+    written = in_thread(lambda: put(s))
+    with pytest.raises(TimeoutError):
+        written.result(timeout=0.3)
+    reader = s.next_epoch()
+    assert reader is not None
+    partitions = reader.partitions()
+    assert next(partitions).rows == 2000
+    written.result(timeout=10)
+    s.end_feed(0, {})
+    assert [p.rows for p in partitions] == [1000]
+
+
+def test_half_written_partitions_do_not_block_each_other(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=BATCH.nbytes * 3)
+    uploads = [s.begin_upload(0) for _ in range(3)]
+    for u in uploads:
+        u.write(BATCH)
+
+    def finish(upload: Any) -> None:
+        for _ in range(2):
+            upload.write(BATCH)
+        s.commit(upload, upload.seal())
+
+    finished = [in_thread(lambda u=u: finish(u)) for u in uploads]
+    read = in_thread(lambda: len(values(s)))
+    for f in finished:
+        f.result(timeout=10)
+    s.end_feed(0, {})
+    assert read.result(timeout=10) == 9000
+
+
+def test_what_can_never_fit_is_refused(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=BATCH.nbytes - 1)
+    upload = s.begin_upload(0)
+    with pytest.raises(FeedError, match=r"does not fit the spool of[\s\S]*spool_bytes"):
+        upload.write(BATCH)
+    upload.abort()
+    assert s.unread_bytes == 0
+
+
+def test_failing_wakes_everyone(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=BATCH.nbytes)
+    put(s)
+    waiting = [in_thread(lambda: put(s)), in_thread(lambda: s.begin_upload(1))]
+    reader = s.next_epoch()
+    assert reader is not None
+    s2 = Spool(str(tmp_path / "other"))
+    waiting.append(in_thread(s2.wait_for_feed))
+    for one in (s, s2):
+        one.fail(ClusterStopped("gone"))
+    for w in waiting:
+        with pytest.raises(ClusterStopped, match="gone"):
+            w.result(timeout=10)
+    with pytest.raises(ClusterStopped, match="gone"):
+        list(reader.partitions())
+
+
+def test_nothing_has_a_name_on_disk(tmp_path: Path) -> None:
+    s = spool(tmp_path, epochs=2)
+    upload = s.begin_upload(0)
+    upload.write(BATCH)
+    put(s)
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_starting_over_after_rows_were_let_go_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfspark.transport.spool.REWIND_BYTES", BATCH.nbytes)
+    s = spool(tmp_path)
+    for _ in range(4):
+        put(s)
+    s.end_feed(0, {})
+    assert len(values(s, complete=False)) == 4000
+    with pytest.raises(FeedError, match=r"given up and started over[\s\S]*epochs=2"):
+        values(s)
+
+
+def test_threads_are_not_left(tmp_path: Path) -> None:
+    before = threading.active_count()
+    s = spool(tmp_path)
+    put(s, 1)
+    s.end_feed(0, {})
+    assert values(s) == [1]
+    assert threading.active_count() <= before

@@ -1,0 +1,179 @@
+"""Arrow Flight between real processes: who may speak, what is believed, what a broken upload leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfspark.schema import ColumnSpec
+from tfspark.transport import messages as m
+from tfspark.transport.auth import call_options, new_token
+from tfspark.transport.client import MessageClient
+from tfspark.transport.receiver import Receiver
+from tfspark.transport.server import MessageServer
+from tfspark.transport.spool import Feed, Spool
+
+SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
+BATCH = pa.record_batch([pa.array(range(1000), pa.int64())], schema=SCHEMA)
+
+
+@dataclass
+class Node:
+    """A receiver, and what it asked and told."""
+
+    receiver: Receiver
+    spool: Spool
+    token: str
+    asked: list[Any] = field(default_factory=list)
+    refused: list[Any] = field(default_factory=list)
+    vote: bool = True
+
+    @property
+    def partitions(self) -> list[Any]:
+        return self.spool._feeds[0].partitions
+
+    def put(self, header: m.PutHeader, batches: int, end: m.PutEnd | None, token: str | None = None) -> Any:
+        client = flight.FlightClient(f"grpc://127.0.0.1:{self.receiver.port}")
+        descriptor = flight.FlightDescriptor.for_command(header.encode())
+        writer, replies = client.do_put(descriptor, SCHEMA, call_options(token or self.token, 20))
+        for _ in range(batches):
+            writer.write_batch(BATCH)
+        if end is not None:
+            writer.write_metadata(end.encode())
+        writer.done_writing()
+        reply = replies.read()
+        writer.close()
+        client.close()
+        return reply
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    spool = Spool(str(tmp_path))
+    spool.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0))
+    token = new_token()
+    made: Node
+
+    def may_commit(header: m.PutHeader, rows: int, nbytes: int) -> bool:
+        made.asked.append((header.partition, rows))
+        return made.vote
+
+    receiver = Receiver("127.0.0.1", token, spool, may_commit, lambda h, e: made.refused.append((h, e)))
+    made = Node(receiver, spool, token)
+    yield made
+    receiver.close()
+
+
+def test_a_whole_upload_is_committed(node: Node) -> None:
+    reply = node.put(m.PutHeader(0, 5, "u"), 3, m.PutEnd(3000))
+    assert reply.to_pybytes() == b'{"committed": true}'
+    assert node.asked == [(5, 3000)] and [p.rows for p in node.partitions] == [3000]
+
+
+@pytest.mark.parametrize("end", [None, m.PutEnd(2999), m.PutEnd(3001)])
+def test_an_upload_without_its_right_end_is_dropped(node: Node, end: m.PutEnd | None) -> None:
+    assert node.put(m.PutHeader(0, 5, "u"), 3, end) is None
+    assert node.asked == [] and node.partitions == [] and node.spool.unread_bytes == 0
+
+
+def test_the_second_of_two_twins_is_dropped(node: Node) -> None:
+    node.vote = False
+    assert node.put(m.PutHeader(0, 5, "u"), 1, m.PutEnd(1000)).to_pybytes() == b'{"committed": false}'
+    assert node.partitions == [] and node.spool.unread_bytes == 0
+
+
+def test_rows_of_another_schema_are_refused(node: Node) -> None:
+    client = flight.FlightClient(f"grpc://127.0.0.1:{node.receiver.port}")
+    other = pa.schema([pa.field("x", pa.string())])
+    descriptor = flight.FlightDescriptor.for_command(m.PutHeader(0, 1, "u").encode())
+    writer, replies = client.do_put(descriptor, other, call_options(node.token, 20))
+    with pytest.raises(flight.FlightError, match="schema"):
+        replies.read()
+        writer.close()
+    assert node.partitions == []
+
+
+@pytest.mark.parametrize("token", ["wrong", "Bearer", "x" * 5000])
+def test_a_stranger_is_refused_before_anything_is_read(node: Node, token: str) -> None:
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        node.put(m.PutHeader(0, 1, "u"), 1, m.PutEnd(1000), token=token)
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        MessageClient("127.0.0.1", node.receiver.port, token).send(m.Poll("worker", 0, 0, 0.0))
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        list(flight.FlightClient(f"grpc://127.0.0.1:{node.receiver.port}").do_action(flight.Action("Poll", b"{}")))
+    assert node.asked == [] and node.partitions == [] and node.spool.unread_bytes == 0
+
+
+def test_a_client_killed_half_way_leaves_nothing(node: Node) -> None:
+    program = f"""
+        import os, sys
+        import pyarrow as pa, pyarrow.flight as flight
+        from tfspark.transport import messages as m
+        from tfspark.transport.auth import call_options
+        schema = pa.schema([pa.field("x", pa.int64(), nullable=False)])
+        client = flight.FlightClient("grpc://127.0.0.1:{node.receiver.port}")
+        descriptor = flight.FlightDescriptor.for_command(m.PutHeader(0, 1, "u").encode())
+        writer, _ = client.do_put(descriptor, schema, call_options(sys.stdin.readline().strip(), 60))
+        for _ in range(50):
+            writer.write_batch(pa.record_batch([pa.array(range(1000), pa.int64())], schema=schema))
+        print("half way", flush=True)
+        sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(node.token + "\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "half way\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # The server ends the call before a later one of the same partition can be committed.
+    assert node.put(m.PutHeader(0, 1, "v"), 1, m.PutEnd(1000)).to_pybytes() == b'{"committed": true}'
+    with node.spool._changed:
+        assert node.spool._changed.wait_for(lambda: not node.spool._uploads, timeout=20)
+    assert node.asked == [(1, 1000)] and [p.rows for p in node.partitions] == [1000]
+    assert node.spool.unread_bytes == node.partitions[0].nbytes
+
+
+def test_actions_nobody_knows_and_bodies_nobody_can_read() -> None:
+    token = new_token()
+    server = MessageServer("127.0.0.1", token, {m.Poll: lambda message: b"ok"})
+    try:
+        client = flight.FlightClient(f"grpc://127.0.0.1:{server.port}")
+        for action, body, message in (
+            ("Nothing", b"{}", "unknown action"),
+            ("Exited", b"{}", "unknown action"),
+            ("Poll", b"\xff\x00", "malformed Poll"),
+            ("Poll", b"[]", "malformed Poll"),
+            ("Poll", b'{"role": "worker"}', "malformed Poll"),
+        ):
+            with pytest.raises(flight.FlightError, match=message):
+                list(client.do_action(flight.Action(action, body), call_options(token, 20)))
+    finally:
+        server.close()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.sampled_from(sorted(m.Message._types)))
+def test_random_bytes_are_no_message(body: bytes, name: str) -> None:
+    cls = m.message_type(name)
+    assert cls is not None
+    try:
+        message = cls.decode(body)
+    except (ValueError, TypeError):
+        return
+    assert isinstance(message, cls)
