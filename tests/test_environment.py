@@ -63,6 +63,20 @@ def test_a_driver_without_pandas(tmp_path: Path) -> None:
     assert "pandas" in outcome["message"]
 
 
+def test_spark_home_where_pyspark_is_not_installed(tmp_path: Path) -> None:
+    import pyspark
+
+    installed, home = Path(pyspark.__file__).parent, tmp_path / "spark"
+    (home / "python").mkdir(parents=True)
+    for part in ("bin", "jars", "python/lib"):
+        (home / part).symlink_to(installed / part)
+    (home / "python" / "pyspark").symlink_to(installed)
+    interpreter = python_without(tmp_path / "v", "pyspark")
+    assert run_one(interpreter, SPARK_HOME=str(home)) == {"result": 42}
+    outcome = run_one(interpreter, SPARK_HOME=str(tmp_path))
+    assert outcome["error"] == "DependencyError" and "SPARK_HOME" in outcome["message"]
+
+
 def test_no_java_but_the_package(tmp_path: Path) -> None:
     """Where there is no Java at all, the one of the java extra compiles the connector and runs Spark."""
     bare = tmp_path / "bin"

@@ -246,7 +246,7 @@ def predict_batches(
     import pyarrow as pa
     import tensorflow as tf
 
-    from tfspark.node.dataset import column_arrays
+    from tfspark.arrays import column_arrays
     from tfspark.schema import arrow_schema, prepare_batch
 
     function = None

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from tfspark.arrays import column_arrays
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.schema import ColumnSpec
 from tfspark.transport.spool import EpochReader, Spool
@@ -149,23 +150,6 @@ def _pieces(whole: int, batch_size: int, wanted_rows: int) -> Iterator[tuple[int
     step = max(batch_size, wanted_rows - wanted_rows % batch_size)
     for start in range(0, whole, step):
         yield start, min(step, whole - start)
-
-
-def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec) -> list[np.ndarray]:
-    """Return a column as numpy: one array, or flat values and row splits for a ragged column."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if spec.ragged:
-        splits = array.offsets.to_numpy().astype(np.int64)
-        return [_flat(array.flatten(), spec), splits - splits[0]]
-    if spec.shape:
-        return [_flat(array.flatten(), spec).reshape(-1, *spec.shape)]
-    return [_flat(array, spec)]
-
-
-def _flat(array: pa.Array, spec: ColumnSpec) -> np.ndarray:
-    if spec.dtype == "string":
-        return np.asarray(array.to_numpy(zero_copy_only=False), dtype=object)
-    return np.asarray(array.to_numpy(zero_copy_only=spec.dtype != "bool"))
 
 
 def _chunk_signature(c: ColumnSpec) -> list[tf.TensorSpec]:
