@@ -93,7 +93,7 @@ def fit(args: dict[str, Any], ctx: Any) -> dict[str, float]:
 
     def from_memory(n: int) -> None:
         dataset = tf.data.Dataset.from_tensor_slices(({"x": x[:n]}, y[:n])).batch(batch_size).prefetch(2)
-        keras_fit(model, dataset, strategy=ctx.strategy(), epochs=1, verbose=0)
+        keras_fit(model, dataset, strategy=ctx.strategy(), rows_read=lambda: n, callbacks=[], epochs=1, verbose=0)
 
     def fed() -> None:
         ctx.fit(model, batch_size=batch_size, label="label")
@@ -146,8 +146,15 @@ def expect(counted: int, rows: int) -> None:
 
 
 def in_phase(cluster: Any, phase: int) -> None:
-    """Wait until all nodes have come so far."""
-    common.wait_until(lambda: all(n.metrics.get("phase", 0) >= phase for n in cluster.status()), f"phase {phase}")
+    """Wait until all nodes have come so far, or one has failed."""
+
+    def arrived() -> bool:
+        nodes = cluster.status()
+        if any(n.state == "failed" for n in nodes):
+            cluster.wait()
+        return all(n.metrics.get("phase", 0) >= phase for n in nodes)
+
+    common.wait_until(arrived, f"phase {phase}")
 
 
 def measure_drain(run: Run, workers: int) -> None:
