@@ -15,7 +15,8 @@ if __name__ == "__main__":
     import tfspark
 
     try:
-        spark = tfspark.session("run-one", "local[3]", **{"spark.log.level": "OFF", "spark.ui.enabled": "false"})
+        master = sys.argv[1] if len(sys.argv) > 1 else "local[3]"
+        spark = tfspark.session("run-one", master, **{"spark.log.level": "OFF", "spark.ui.enabled": "false"})
         outcome: dict[str, Any] = {"result": tfspark.run(spark, main, workers=1)["worker", 0]}
         spark.stop()
     except tfspark.errors.TFSparkError as e:
