@@ -31,7 +31,7 @@ def data(spark: Any, rows: int, partitions: int) -> Any:
     )
 
 
-def test_workers_end_with_the_same_weights_and_the_export_predicts(spark: Any, tmp_path: Any) -> None:
+def test_workers_end_with_the_same_weights_and_the_export_predicts(spark: Any, tmp_path: Any, monkeypatch: Any) -> None:
     args = {"export_dir": str(tmp_path / "model")}
     df = data(spark, 2000, 5)
     with tfspark.Cluster(spark, train, args, workers=2) as cluster:
@@ -41,7 +41,9 @@ def test_workers_end_with_the_same_weights_and_the_export_predicts(spark: Any, t
         np.testing.assert_array_equal(a, b)
     assert first["loss"][-1] < first["loss"][0] / 2
     assert first["path"] == str(tmp_path / "model" / "1")
-    rows = tfspark.predict(df.limit(50), args["export_dir"]).collect()
+    # A relative path is the driver's; Spark's Python workers have another working directory by now.
+    monkeypatch.chdir(tmp_path)
+    rows = tfspark.predict(df.limit(50), "model").collect()
     kernel, bias = first["weights"]
     for row in rows:
         expected = np.array([row["a"], *row["b"]]) @ kernel[:, 0] + bias[0]

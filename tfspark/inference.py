@@ -73,7 +73,10 @@ def predict(
         raise ConfigurationError(f"predict() takes a Spark DataFrame, not {type(df).__name__}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    directory, found = _look_at_model(df.sparkSession, os.fspath(model), signature)
+    path = os.fspath(model)
+    # Executors have working directories of their own.
+    path = path if "://" in path else os.path.abspath(path)
+    directory, found = _look_at_model(df.sparkSession, path, signature)
     columns = {name: (inputs or {}).get(name, name) for name in found["inputs"]}
     missing = sorted(c for c in columns.values() if c not in df.columns)
     if missing:

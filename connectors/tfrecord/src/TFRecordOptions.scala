@@ -69,14 +69,16 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   /** Whether to check the CRC of the data; that of the length is always checked. */
   val verifyChecksum: Boolean = boolean("verifyChecksum", default = true)
 
-  /** No record may be larger: it has to be in memory as a whole. */
-  val maxRecordBytes: Int = {
-    val most = math.min(Int.MaxValue - 1024L, Runtime.getRuntime.maxMemory() / 4)
-    val n = given.get("maxRecordBytes").map(text => number("maxRecordBytes", text)).getOrElse(most)
-    if (n < 1 || n > Int.MaxValue - 1024L)
-      throw new IllegalArgumentException(s"maxRecordBytes must be between 1 and ${Int.MaxValue - 1024}, not $n.")
+  private val largestRecord: Option[Int] = given.get("maxRecordBytes").map { text =>
+    val n = number("maxRecordBytes", text)
+    if (n < 1 || n > TFRecordOptions.MostBytes)
+      throw new IllegalArgumentException(s"maxRecordBytes must be between 1 and ${TFRecordOptions.MostBytes}, not $n.")
     n.toInt
   }
+
+  /** No record may be larger: it has to be in memory as a whole. By default a quarter of the heap of whoever reads. */
+  def maxRecordBytes: Int =
+    largestRecord.getOrElse(math.min(TFRecordOptions.MostBytes, Runtime.getRuntime.maxMemory() / 4).toInt)
 
   /** How much of the files to read for the schema: sample, full or none. */
   val inferSchema: String = {
@@ -103,4 +105,10 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
 
   private def number(name: String, text: String): Long =
     text.trim.toLongOption.getOrElse(throw new IllegalArgumentException(s"$name must be a number, not '$text'."))
+}
+
+object TFRecordOptions {
+
+  /** An array of bytes holds no more, the framing included. */
+  private val MostBytes = Int.MaxValue - 1024L
 }
