@@ -246,7 +246,7 @@ def test_wrong_options_are_refused(spark: Any, tmp_path: Path) -> None:
         "recordType": "recordType must be Example",
         "verifyChecksum": "verifyChecksum must be true or false",
         "maxRecordBytes": "maxRecordBytes must be a number",
-        "inferSchema": "inferSchema must be sample, full or none",
+        "inferSchema": "inferSchema must be sample, full, none",
     }.items():
         with pytest.raises(Exception, match=message):
             read(spark, path, "a long", **{option: "maybe"}).collect()

@@ -5,8 +5,8 @@ import java.util.Locale
 import java.util.zip.{CRC32C, GZIPInputStream, InflaterInputStream}
 
 import org.apache.hadoop.conf.Configuration
-import org.apache.hadoop.fs.{FSDataInputStream, Path}
-import org.apache.hadoop.io.compress.CompressionCodecFactory
+import org.apache.hadoop.fs.{ChecksumFileSystem, FSDataInputStream, FileSystem, Path}
+import org.apache.hadoop.io.compress.{CompressionCodec, CompressionCodecFactory}
 import org.apache.spark.sql.catalyst.util.CompressionCodecs
 
 /** Compression of whole files, as Hadoop and TensorFlow do it. */
@@ -21,18 +21,16 @@ object Codecs {
     case _ => Option(CompressionCodecs.getCodecClassName(name))
   }
 
-  /**
-   * Opens a file and undoes its compression.
-   *
-   * Hadoop knows a codec by the end of the file's name. TensorFlow's writer does not care for names, so a file that
-   * does not begin with a valid header but as gzip or zlib do is taken for one of these.
-   */
+  /** Returns the codec that Hadoop knows by the end of the file's name, or null. */
+  def of(path: Path, conf: Configuration): CompressionCodec = new CompressionCodecFactory(conf).getCodec(path)
+
+  /** Opens a file and undoes its compression. */
   def open(path: Path, conf: Configuration): InputStream = {
-    val in = path.getFileSystem(conf).open(path)
+    val in = openRaw(path, conf)
     try {
-      val codec = new CompressionCodecFactory(conf).getCodec(path)
+      val codec = of(path, conf)
       if (codec != null && !codec.getClass.getName.endsWith(".GzipCodec")) codec.createInputStream(in)
-      else sniff(in)
+      else sniff(in).getOrElse(in)
     } catch {
       case e: Throwable =>
         in.close()
@@ -40,7 +38,25 @@ object Codecs {
     }
   }
 
-  private def sniff(in: FSDataInputStream): InputStream = {
+  /** Opens a file as it is. */
+  def openRaw(path: Path, conf: Configuration): FSDataInputStream = withoutSidecars(path.getFileSystem(conf)).open(path)
+
+  /**
+   * Hadoop's local file system checks the checksums that it keeps in files beside each file, block by little block.
+   * TFRecords carry their own, for every byte, and compressed files those of their format.
+   */
+  private def withoutSidecars(fs: FileSystem): FileSystem = fs match {
+    case c: ChecksumFileSystem => c.getRawFileSystem
+    case _ => fs
+  }
+
+  /**
+   * TensorFlow's writer does not care for names, so a file that does not begin with a valid header but as gzip or zlib
+   * do is taken for one of these.
+   *
+   * @param in stands at its beginning, then and after
+   */
+  def sniff(in: FSDataInputStream): Option[InputStream] = {
     val head = new Array[Byte](Framing.HeaderBytes)
     var n = 0
     var got = 0
@@ -50,11 +66,11 @@ object Codecs {
     }
     in.seek(0)
     val (first, second) = (head(0) & 0xff, head(1) & 0xff)
-    if (n < 2 || n == head.length && isHeader(head)) in
-    else if (first == 0x1f && second == 0x8b) new GZIPInputStream(in, BufferBytes)
+    if (n < 2 || n == head.length && isHeader(head)) None
+    else if (first == 0x1f && second == 0x8b) Some(new GZIPInputStream(in, BufferBytes))
     else if ((first & 0x0f) == 8 && (first << 8 | second) % 31 == 0)
-      new InflaterInputStream(in, new java.util.zip.Inflater(), BufferBytes)
-    else in
+      Some(new InflaterInputStream(in, new java.util.zip.Inflater(), BufferBytes))
+    else None
   }
 
   private def isHeader(head: Array[Byte]): Boolean = {

@@ -26,8 +26,9 @@ final class FeatureValues {
   private val wire = new Wire
   private var bytes: Array[Byte] = Array.emptyByteArray
   private var words: ByteBuffer = ByteBuffer.wrap(bytes)
-  private var listStart = 0
-  private var listEnd = 0
+  private var lists = 0
+  private var listStarts = new Array[Int](4)
+  private var listEnds = new Array[Int](4)
 
   var kind: Int = Kind.Unset
   var count: Int = 0
@@ -41,7 +42,10 @@ final class FeatureValues {
   /** If the floats are one packed block, where it begins in the record; else -1, and they are in `floats`. */
   var packedAt: Int = -1
 
-  /** Finds the list in the message `start` until `end`; of several the last counts, as for every oneof. */
+  /**
+   * Finds the list in the message `start` until `end`. As protobuf has it for a oneof: a list of another kind replaces
+   * the one before, a second one of the same kind is joined to it.
+   */
   def open(record: Array[Byte], start: Int, end: Int): Unit = {
     if (bytes ne record) {
       bytes = record
@@ -49,30 +53,47 @@ final class FeatureValues {
     }
     kind = Kind.Unset
     count = 0
+    lists = 0
     wire.reset(record, start, end)
     while (wire.hasMore) {
       val tag = wire.tag()
       if ((tag & 7) == 2 && tag >>> 3 <= 3) {
         wire.enter()
+        if (kind != tag >>> 3) lists = 0
         kind = tag >>> 3
-        listStart = wire.position
-        listEnd = wire.fieldEnd
-        wire.position = listEnd
+        noteList(wire.position, wire.fieldEnd)
+        wire.position = wire.fieldEnd
       } else wire.skip(tag)
     }
   }
 
+  private def noteList(start: Int, end: Int): Unit = {
+    if (lists == listStarts.length) {
+      listStarts = java.util.Arrays.copyOf(listStarts, lists * 2)
+      listEnds = java.util.Arrays.copyOf(listEnds, lists * 2)
+    }
+    listStarts(lists) = start
+    listEnds(lists) = end
+    lists += 1
+  }
+
   /** Reads all values; floats that are one packed block are left where they are. */
-  def readAll(): Unit = kind match {
-    case Kind.Ints => readInts()
-    case Kind.Floats => readFloats()
-    case Kind.Bytes => readBytes()
-    case _ => count = 0
+  def readAll(): Unit = {
+    count = 0
+    packedAt = -1
+    var i = 0
+    while (i < lists) {
+      wire.reset(bytes, listStarts(i), listEnds(i))
+      kind match {
+        case Kind.Ints => readInts()
+        case Kind.Floats => readFloats()
+        case _ => readBytes()
+      }
+      i += 1
+    }
   }
 
   private def readInts(): Unit = {
-    count = 0
-    wire.reset(bytes, listStart, listEnd)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == 0x0a) {
@@ -88,16 +109,13 @@ final class FeatureValues {
   }
 
   private def readFloats(): Unit = {
-    count = 0
-    packedAt = -1
-    wire.reset(bytes, listStart, listEnd)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == 0x0a) {
         wire.enter()
         val size = wire.fieldEnd - wire.position
         if (size % 4 != 0) throw new RecordFault(s"a packed list of floats has $size bytes")
-        if (count == 0 && wire.fieldEnd == listEnd) {
+        if (count == 0 && lists == 1 && wire.fieldEnd == wire.end) {
           packedAt = wire.position
           count = size / 4
         } else appendFloats(wire.position, size / 4)
@@ -121,8 +139,6 @@ final class FeatureValues {
   }
 
   private def readBytes(): Unit = {
-    count = 0
-    wire.reset(bytes, listStart, listEnd)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == 0x0a) {
@@ -140,6 +156,8 @@ final class FeatureValues {
   }
 
   def float(i: Int): Float = if (packedAt >= 0) words.getFloat(packedAt + 4 * i) else floats(i)
+
+  def double(i: Int): Double = if (kind == Kind.Floats) float(i).toDouble else longs(i).toDouble
 
   /** The bytes of the record that the values lie in. */
   def record: Array[Byte] = bytes

@@ -12,6 +12,9 @@ object Framing {
   val HeaderBytes = 12
   val FooterBytes = 4
 
+  /** What an array of bytes can hold, with something to spare. */
+  val MostBytes: Long = Int.MaxValue - 1024L
+
   private val MaskDelta = 0xa282ead8
 
   /** CRCs of data that hold CRCs are weak, so TensorFlow rotates and shifts them. */
@@ -30,10 +33,20 @@ object Framing {
  * Memory follows what the stream really holds: a length that promises more than `maxRecordBytes` is refused, and a
  * smaller one allocates only as its bytes arrive.
  *
+ * @param in             stands at `from`, where a record begins
  * @param name           the file, for messages
  * @param verifyChecksum whether to check the CRC of the data; that of the length is always checked
+ * @param strict         whether data that do not match their CRC are an error; else `intact` tells
+ * @param until          records that begin here or later are not read
  */
-final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean, maxRecordBytes: Int)
+final class RecordReader(
+    in: InputStream,
+    val name: String,
+    verifyChecksum: Boolean,
+    maxRecordBytes: Int,
+    strict: Boolean = true,
+    from: Long = 0L,
+    until: Long = Long.MaxValue)
     extends Closeable {
   import Framing._
 
@@ -42,10 +55,13 @@ final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean,
   private var words = wordsOf(buffer)
   private var position = 0
   private var limit = 0
-  private var base = 0L
+  private var base = from
 
   /** Offset in the (uncompressed) file at which the current record's header begins. */
-  var offset: Long = 0L
+  var offset: Long = from
+
+  /** Whether the data match their CRC, as far as it is checked. */
+  var intact: Boolean = true
 
   /** The current record is bytes `start` until `end` of `bytes`, until the next call. */
   var start: Int = 0
@@ -65,7 +81,8 @@ final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean,
     if (!require(whole)) truncated(s"a record of $n bytes")
     start = position + HeaderBytes
     end = start + n
-    if (verifyChecksum && maskedCrc(crc, buffer, start, n) != words.getInt(end))
+    intact = !verifyChecksum || maskedCrc(crc, buffer, start, n) == words.getInt(end)
+    if (!intact && strict)
       fail("the data do not match their checksum (option verifyChecksum=false reads them all the same)")
     position += whole
     true
@@ -101,9 +118,10 @@ final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean,
     true
   }
 
-  /** Returns the length of the record at the position, or -1 at the end of the file. */
+  /** Returns the length of the record at the position, or -1 at the end of the file or part. */
   private def header(): Long = {
     offset = base + position
+    if (offset >= until) return -1L
     if (!require(HeaderBytes)) {
       if (limit == position) return -1L
       truncated("the header of a record")
@@ -119,19 +137,19 @@ final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean,
   private def require(n: Int): Boolean = limit - position >= n || fill(n)
 
   private def fill(n: Int): Boolean = {
-    if (buffer.length - position < n) {
+    if (buffer.length - CanonicalDecoder.Slack - position < n) {
       System.arraycopy(buffer, position, buffer, 0, limit - position)
       base += position
       limit -= position
       position = 0
     }
     while (limit - position < n) {
-      if (limit == buffer.length) {
-        val larger = math.min(math.max(n.toLong + Framing.HeaderBytes, RecordReader.BufferBytes), buffer.length * 2L)
-        buffer = java.util.Arrays.copyOf(buffer, larger.toInt)
+      if (limit == buffer.length - CanonicalDecoder.Slack) {
+        val wanted = math.max(n.toLong + Framing.HeaderBytes + CanonicalDecoder.Slack, RecordReader.BufferBytes)
+        buffer = java.util.Arrays.copyOf(buffer, math.min(math.min(wanted, buffer.length * 2L), MostBytes).toInt)
         words = wordsOf(buffer)
       }
-      val got = in.read(buffer, limit, buffer.length - limit)
+      val got = in.read(buffer, limit, buffer.length - CanonicalDecoder.Slack - limit)
       if (got < 0) return false
       limit += got
     }
@@ -152,7 +170,7 @@ final class RecordReader(in: InputStream, name: String, verifyChecksum: Boolean,
 }
 
 object RecordReader {
-  val BufferBytes: Int = 1 << 20
+  val BufferBytes: Int = 1 << 18
 }
 
 /** Writes records; the caller has built each in `buffer`, with room for the header before it and the footer after. */

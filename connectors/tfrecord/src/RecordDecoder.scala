@@ -1,218 +1,161 @@
 package tfspark.tfrecord
 
-import org.apache.spark.sql.execution.vectorized.WritableColumnVector
-import org.apache.spark.sql.types.{ArrayType, StructType}
+import org.apache.spark.sql.catalyst.expressions.codegen.UnsafeRowWriter
+import org.apache.spark.sql.types.{ArrayType, DataType, StructType}
 
-/** Puts records into rows of a batch's columns. */
+/** A column of the rows that are read: what it is called and where it stands in the row. */
+final case class Column(name: String, dataType: DataType, ordinal: Int)
+
+/** Decodes records into the fields of a row, which has been reset before. */
 trait RecordDecoder {
 
-  /** Decodes bytes `start` until `end` as row `row`. */
-  def decode(bytes: Array[Byte], start: Int, end: Int, row: Int): Unit
-
-  /** Called before a new batch is filled. */
-  def reset(): Unit
+  /**
+   * Decodes bytes `start` until `end`.
+   *
+   * @return null, or, where faults are tolerated, what is wrong; the faulty fields are then null
+   * @throws RecordFault if the record cannot be decoded
+   */
+  def decode(bytes: Array[Byte], start: Int, end: Int): String
 }
 
 object RecordDecoder {
-  def of(recordType: RecordType, schema: StructType, columns: Array[WritableColumnVector]): RecordDecoder =
+
+  /** @param tolerant whether a fault of one column leaves the others */
+  def of(recordType: RecordType, columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean): RecordDecoder =
     recordType match {
-      case RecordType.Example => new ExampleDecoder(new FeaturesDecoder(schema, columns))
-      case RecordType.SequenceExample => new SequenceExampleDecoder(schema, columns)
-      case RecordType.ByteArray => new ByteArrayDecoder(columns)
+      case RecordType.Example => new ExampleDecoder(columns, row, tolerant)
+      case RecordType.SequenceExample => new SequenceExampleDecoder(columns, row, tolerant)
+      case RecordType.ByteArray => new ByteArrayDecoder(columns, row)
     }
+
+  def columnsOf(schema: StructType): Array[Column] =
+    schema.fields.zipWithIndex.map { case (f, i) => Column(f.name, f.dataType, i) }
 }
 
-/**
- * Decodes a tf.train.Features message (tensorflow/core/example/feature.proto) into columns.
- *
- * A first pass notes where the requested features lie, so that of a name that comes twice the last counts, as in every
- * protobuf map; a second one decodes them column by column. Others are never parsed.
- */
-final class FeaturesDecoder(schema: StructType, columns: Array[WritableColumnVector]) {
-  private val names = schema.fieldNames
-  private val table = new NameTable(names)
-  private val decoders = schema.fields.zip(columns).map { case (f, c) => ColumnDecoder.of(f.dataType, c) }
-  private val starts = new Array[Int](names.length)
-  private val ends = new Array[Int](names.length)
-  private val wire = new Wire
-  private val entry = new Wire
+/** Decodes columns one after the other once it is known where their bytes lie. */
+abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean) {
+  val scanner = new MapScanner(columns.map(_.name))
+
+  /** Decodes column `i`, which is there. */
+  protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit
+
+  def finish(bytes: Array[Byte]): String = {
+    var fault: String = null
+    var i = 0
+    while (i < columns.length) {
+      if (scanner.starts(i) < 0) row.setNullAt(columns(i).ordinal)
+      else
+        try decode(bytes, scanner.starts(i), scanner.ends(i), i)
+        catch {
+          case e: RecordFault =>
+            val message = s"$what '${columns(i).name}': ${e.getMessage}"
+            if (!tolerant) throw new RecordFault(message)
+            row.setNullAt(columns(i).ordinal)
+            if (fault == null) fault = message
+        }
+      i += 1
+    }
+    fault
+  }
+}
+
+/** Decodes tf.train.Features (tensorflow/core/example/feature.proto), whatever way they are encoded. */
+final class FeaturesDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
+    extends ColumnsDecoder("feature", columns, row, tolerant) {
+  private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
   private val values = new FeatureValues
 
-  def reset(): Unit = decoders.foreach(_.reset())
-
-  def begin(): Unit = {
-    java.util.Arrays.fill(starts, -1)
-    table.rewind()
-  }
-
-  /** Notes the features of one Features message; a record may have several, which are taken together. */
-  def scan(bytes: Array[Byte], start: Int, end: Int): Unit = {
-    wire.reset(bytes, start, end)
-    while (wire.hasMore) {
-      val tag = wire.tag()
-      if (tag == Wire.delimited(1)) {
-        wire.enter()
-        note(bytes, wire.position, wire.fieldEnd)
-        wire.position = wire.fieldEnd
-      } else wire.skip(tag)
-    }
-  }
-
-  private def note(bytes: Array[Byte], start: Int, end: Int): Unit = {
-    entry.reset(bytes, start, end)
-    var column = -1
-    var from = start
-    var until = start
-    var named = false
-    while (entry.hasMore) {
-      val tag = entry.tag()
-      if (tag == Wire.delimited(1)) {
-        entry.enter()
-        column = table.find(bytes, entry.position, entry.fieldEnd)
-        named = true
-        entry.position = entry.fieldEnd
-      } else if (tag == Wire.delimited(2)) {
-        entry.enter()
-        from = entry.position
-        until = entry.fieldEnd
-        entry.position = until
-      } else entry.skip(tag)
-    }
-    // An entry without a key has the empty name.
-    if (!named) column = table.find(bytes, start, start)
-    if (column >= 0) {
-      starts(column) = from
-      ends(column) = until
-    }
-  }
-
-  def finish(bytes: Array[Byte], row: Int): Unit = {
-    var c = 0
-    while (c < decoders.length) {
-      val decoder = decoders(c)
-      if (starts(c) < 0) decoder.putNull(row)
-      else
-        try {
-          values.open(bytes, starts(c), ends(c))
-          if (values.kind == Kind.Unset) decoder.putNull(row) else decoder.decode(values, row)
-        } catch {
-          case e: RecordFault => throw new RecordFault(s"feature '${names(c)}': ${e.getMessage}")
-        }
-      c += 1
-    }
+  override protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit = {
+    values.open(bytes, start, end)
+    if (values.kind == Kind.Unset) row.setNullAt(columns(i).ordinal) else fields(i).write(values, columns(i).ordinal)
   }
 }
 
-final class ExampleDecoder(features: FeaturesDecoder) extends RecordDecoder {
+/** Decodes tf.train.FeatureLists. */
+final class FeatureListsDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
+    extends ColumnsDecoder("feature list", columns, row, tolerant) {
+  private val fields =
+    columns.map(c => new FeatureListField(c.dataType.asInstanceOf[ArrayType].elementType, row))
   private val wire = new Wire
+  private var starts = new Array[Int](16)
+  private var ends = new Array[Int](16)
 
-  override def reset(): Unit = features.reset()
-
-  override def decode(bytes: Array[Byte], start: Int, end: Int, row: Int): Unit = {
-    features.begin()
+  override protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit = {
+    var n = 0
     wire.reset(bytes, start, end)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == Wire.delimited(1)) {
         wire.enter()
-        features.scan(bytes, wire.position, wire.fieldEnd)
+        if (n == starts.length) {
+          starts = java.util.Arrays.copyOf(starts, n * 2)
+          ends = java.util.Arrays.copyOf(ends, n * 2)
+        }
+        starts(n) = wire.position
+        ends(n) = wire.fieldEnd
+        n += 1
         wire.position = wire.fieldEnd
       } else wire.skip(tag)
     }
-    features.finish(bytes, row)
+    fields(i).write(bytes, starts, ends, n, columns(i).ordinal)
   }
+}
+
+final class ExampleDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean) extends RecordDecoder {
+  private val canonical = new CanonicalDecoder(columns, row)
+  private val features = new FeaturesDecoder(columns, row, tolerant)
+  private val wire = new Wire
+
+  override def decode(bytes: Array[Byte], start: Int, end: Int): String =
+    if (canonical.decode(bytes, start, end)) null
+    else {
+      row.reset()
+      row.zeroOutNullBytes()
+      features.scanner.begin()
+      wire.reset(bytes, start, end)
+      while (wire.hasMore) {
+        val tag = wire.tag()
+        if (tag == Wire.delimited(1)) {
+          wire.enter()
+          features.scanner.scan(bytes, wire.position, wire.fieldEnd)
+          wire.position = wire.fieldEnd
+        } else wire.skip(tag)
+      }
+      features.finish(bytes)
+    }
 }
 
 /** Arrays of arrays come from the feature lists of a tf.train.SequenceExample, all other columns from its context. */
-final class SequenceExampleDecoder(schema: StructType, columns: Array[WritableColumnVector]) extends RecordDecoder {
-  private val (nested, flat) = schema.fields.zip(columns).partition { case (f, _) => RecordType.isFeatureList(f.dataType) }
-  private val context = new FeaturesDecoder(StructType(flat.map(_._1)), flat.map(_._2))
-  private val names = nested.map(_._1.name)
-  private val table = new NameTable(names)
-  private val lists = nested.map { case (f, vector) =>
-    val inner = f.dataType.asInstanceOf[ArrayType].elementType
-    new NestedColumn(ColumnDecoder.of(inner, vector.arrayData()), vector.arrayData(), vector)
-  }
-  private val starts = new Array[Int](names.length)
-  private val ends = new Array[Int](names.length)
+final class SequenceExampleDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
+    extends RecordDecoder {
+  private val (nested, flat) = columns.partition(c => RecordType.isFeatureList(c.dataType))
+  private val context = new FeaturesDecoder(flat, row, tolerant)
+  private val lists = new FeatureListsDecoder(nested, row, tolerant)
   private val wire = new Wire
-  private val entry = new Wire
-  private val values = new FeatureValues
 
-  override def reset(): Unit = {
-    context.reset()
-    lists.foreach(_.reset())
-  }
-
-  override def decode(bytes: Array[Byte], start: Int, end: Int, row: Int): Unit = {
-    context.begin()
-    java.util.Arrays.fill(starts, -1)
-    table.rewind()
+  override def decode(bytes: Array[Byte], start: Int, end: Int): String = {
+    context.scanner.begin()
+    lists.scanner.begin()
     wire.reset(bytes, start, end)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == Wire.delimited(1) || tag == Wire.delimited(2)) {
         wire.enter()
-        val (from, until) = (wire.position, wire.fieldEnd)
-        if (tag == Wire.delimited(1)) context.scan(bytes, from, until) else scanLists(bytes, from, until)
-        wire.position = until
+        val part = if (tag == Wire.delimited(1)) context else lists
+        part.scanner.scan(bytes, wire.position, wire.fieldEnd)
+        wire.position = wire.fieldEnd
       } else wire.skip(tag)
     }
-    context.finish(bytes, row)
-    var c = 0
-    while (c < lists.length) {
-      if (starts(c) < 0) lists(c).putNull(row)
-      else
-        try {
-          entry.reset(bytes, starts(c), ends(c))
-          lists(c).decode(entry, values, row)
-        } catch {
-          case e: RecordFault => throw new RecordFault(s"feature list '${names(c)}': ${e.getMessage}")
-        }
-      c += 1
-    }
-  }
-
-  private def scanLists(bytes: Array[Byte], start: Int, end: Int): Unit = {
-    val lists = new Wire
-    lists.reset(bytes, start, end)
-    while (lists.hasMore) {
-      val tag = lists.tag()
-      if (tag == Wire.delimited(1)) {
-        lists.enter()
-        note(bytes, lists.position, lists.fieldEnd)
-        lists.position = lists.fieldEnd
-      } else lists.skip(tag)
-    }
-  }
-
-  private def note(bytes: Array[Byte], start: Int, end: Int): Unit = {
-    entry.reset(bytes, start, end)
-    var column = -1
-    var from = start
-    var until = start
-    while (entry.hasMore) {
-      val tag = entry.tag()
-      if (tag == Wire.delimited(1) || tag == Wire.delimited(2)) {
-        entry.enter()
-        if (tag == Wire.delimited(1)) column = table.find(bytes, entry.position, entry.fieldEnd)
-        else {
-          from = entry.position
-          until = entry.fieldEnd
-        }
-        entry.position = entry.fieldEnd
-      } else entry.skip(tag)
-    }
-    if (column >= 0) {
-      starts(column) = from
-      ends(column) = until
-    }
+    val fault = context.finish(bytes)
+    val another = lists.finish(bytes)
+    if (fault != null) fault else another
   }
 }
 
 /** The record as it is, in the one binary column there is. */
-final class ByteArrayDecoder(columns: Array[WritableColumnVector]) extends RecordDecoder {
-  override def reset(): Unit = ()
-  override def decode(bytes: Array[Byte], start: Int, end: Int, row: Int): Unit =
-    columns.foreach(_.putByteArray(row, bytes, start, end - start))
+final class ByteArrayDecoder(columns: Array[Column], row: UnsafeRowWriter) extends RecordDecoder {
+  override def decode(bytes: Array[Byte], start: Int, end: Int): String = {
+    columns.foreach(c => row.write(c.ordinal, bytes, start, end - start))
+    null
+  }
 }

@@ -2,19 +2,15 @@ package tfspark.tfrecord
 
 import java.io.BufferedOutputStream
 
-import scala.jdk.CollectionConverters._
-
 import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{FileStatus, Path}
+import org.apache.hadoop.io.compress.CompressionCodecFactory
 import org.apache.hadoop.mapreduce.{Job, TaskAttemptContext}
 import org.apache.spark.TaskContext
 import org.apache.spark.sql.SparkSession
-import org.apache.spark.sql.catalyst.InternalRow
-import org.apache.spark.sql.catalyst.expressions.UnsafeProjection
-import org.apache.spark.sql.catalyst.util.CompressionCodecs
+import org.apache.spark.sql.catalyst.{FileSourceOptions, InternalRow}
+import org.apache.spark.sql.catalyst.util.{CaseInsensitiveMap, CompressionCodecs}
 import org.apache.spark.sql.execution.datasources.{CodecStreams, FileFormat, OutputWriter, OutputWriterFactory, PartitionedFile}
-import org.apache.spark.sql.execution.vectorized.{ConstantColumnVector, OnHeapColumnVector}
-import org.apache.spark.sql.internal.SQLConf
 import org.apache.spark.sql.sources.{DataSourceRegister, Filter}
 import org.apache.spark.sql.types.{DataType, StructType}
 import org.apache.spark.util.SerializableConfiguration
@@ -26,6 +22,9 @@ import org.apache.spark.util.SerializableConfiguration
  * and SQL. What is TensorFlow's own is in the other files of this package.
  */
 class TFRecordFileFormat extends FileFormat with DataSourceRegister with Serializable {
+
+  // Spark asks about every file.
+  @transient private var codecs: CompressionCodecFactory = null
 
   override def shortName(): String = "tfrecord"
 
@@ -43,15 +42,16 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       files: Seq[FileStatus]): Option[StructType] =
     SchemaInference.infer(spark, new TFRecordOptions(options), files)
 
-  /** Finding where a record begins without reading from the file's start can be fooled by TFRecords within records. */
-  override def isSplitable(spark: SparkSession, options: Map[String, String], path: Path): Boolean = false
-
-  override def supportBatch(spark: SparkSession, schema: StructType): Boolean = true
-
-  override def vectorTypes(required: StructType, partition: StructType, conf: SQLConf): Option[Seq[String]] =
-    Some(
-      Seq.fill(required.length)(classOf[OnHeapColumnVector].getName) ++
-        Seq.fill(partition.length)(classOf[ConstantColumnVector].getName))
+  /** A damaged file is read in one piece, because what follows the damage cannot be told from what is in a record. */
+  override def isSplitable(spark: SparkSession, options: Map[String, String], path: Path): Boolean = {
+    val parsed = new TFRecordOptions(options)
+    if (codecs == null) codecs = new CompressionCodecFactory(spark.sessionState.newHadoopConfWithOptions(options))
+    val toleratesDamage = CaseInsensitiveMap(options)
+      .get(FileSourceOptions.IGNORE_CORRUPT_FILES)
+      .map(_.toBoolean)
+      .getOrElse(spark.sessionState.conf.ignoreCorruptFiles)
+    parsed.splitFiles && !toleratesDamage && codecs.getCodec(path) == null
+  }
 
   override def buildReaderWithPartitionValues(
       spark: SparkSession,
@@ -62,11 +62,28 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       options: Map[String, String],
       hadoopConf: Configuration): PartitionedFile => Iterator[InternalRow] = {
     val parsed = new TFRecordOptions(options)
-    if (parsed.recordType == RecordType.ByteArray) parsed.recordType.check(dataSchema)
-    else parsed.recordType.check(requiredSchema)
-    val inBatches = options.get(FileFormat.OPTION_RETURNING_BATCH).forall(_.toBoolean)
+    val corruptColumn = parsed.corruptColumn.getOrElse(spark.sessionState.conf.columnNameOfCorruptRecord)
+    RowReader.checkCorruptColumn(dataSchema, corruptColumn)
+    def withoutCorrupt(schema: StructType) = StructType(schema.filterNot(_.name == corruptColumn))
+    val whole = parsed.recordType == RecordType.ByteArray || parsed.mode != "failfast"
+    parsed.recordType.check(withoutCorrupt(if (whole) dataSchema else requiredSchema))
     val conf = spark.sparkContext.broadcast(new SerializableConfiguration(hadoopConf))
-    file => TFRecordFileFormat.read(file, conf.value.value, parsed, requiredSchema, partitionSchema, inBatches)
+    file => {
+      val part = new FilePart(file.toPath, conf.value.value, file.start, file.start + file.length, file.fileSize)
+      part.open(parsed).fold(Iterator.empty[InternalRow]) { case (records, atEnd) =>
+        val rows = new RowReader(
+          records,
+          parsed,
+          corruptColumn,
+          dataSchema,
+          requiredSchema,
+          partitionSchema,
+          file.partitionValues,
+          atEnd)
+        Option(TaskContext.get()).foreach(_.addTaskCompletionListener[Unit](_ => rows.close()))
+        rows
+      }
+    }
   }
 
   override def prepareWrite(
@@ -84,27 +101,6 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
 /** The name under which other connectors are known; the same format. */
 class TFRecordsFileFormat extends TFRecordFileFormat {
   override def shortName(): String = "tfrecords"
-}
-
-object TFRecordFileFormat {
-  private def read(
-      file: PartitionedFile,
-      conf: Configuration,
-      options: TFRecordOptions,
-      required: StructType,
-      partition: StructType,
-      inBatches: Boolean): Iterator[InternalRow] = {
-    val path = file.toPath
-    val records =
-      new RecordReader(Codecs.open(path, conf), path.toString, options.verifyChecksum, options.maxRecordBytes)
-    val batches = new BatchReader(records, options, required, partition, file.partitionValues)
-    Option(TaskContext.get()).foreach(_.addTaskCompletionListener[Unit](_ => batches.close()))
-    if (inBatches) batches.asInstanceOf[Iterator[InternalRow]]
-    else {
-      val unsafe = UnsafeProjection.create(StructType(required.fields ++ partition.fields))
-      batches.flatMap(_.rowIterator().asScala).map(row => unsafe(row))
-    }
-  }
 }
 
 final class TFRecordWriterFactory(recordType: RecordType) extends OutputWriterFactory {

@@ -23,14 +23,15 @@ object RecordType {
   case object Example extends RecordType("Example") {
     override protected def holds(t: DataType): Boolean = isFeature(t)
     override protected def hint: String =
-      "It holds numbers, booleans, dates, timestamps, strings, binaries and arrays of them; arrays of arrays need " +
+      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, and ML vectors; arrays of arrays need " +
         "recordType=SequenceExample, structs can be spread over columns."
   }
 
   case object SequenceExample extends RecordType("SequenceExample") {
     override protected def holds(t: DataType): Boolean = isFeature(t) || isFeatureList(t)
     override protected def hint: String =
-      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, and arrays of such arrays."
+      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, arrays of such arrays, and " +
+        "ML vectors."
   }
 
   case object ByteArray extends RecordType("ByteArray") {
@@ -43,12 +44,12 @@ object RecordType {
   }
 
   def isFeature(t: DataType): Boolean = t match {
-    case ArrayType(e, _) => ColumnDecoder.isScalar(e)
-    case _ => ColumnDecoder.isScalar(t)
+    case ArrayType(e, _) => FieldWriter.isScalar(e)
+    case _ => FieldWriter.isScalar(t) || Vectors.isVector(t)
   }
 
   def isFeatureList(t: DataType): Boolean = t match {
-    case ArrayType(ArrayType(e, _), _) => ColumnDecoder.isScalar(e)
+    case ArrayType(ArrayType(e, _), _) => FieldWriter.isScalar(e)
     case _ => false
   }
 
@@ -82,19 +83,30 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
 
   /** How much of the files to read for the schema: sample, full or none. */
   val inferSchema: String = {
-    val mode = given.getOrElse("inferSchema", "sample").toLowerCase(Locale.ROOT)
-    if (!Set("sample", "full", "none", "true", "false")(mode))
-      throw new IllegalArgumentException(s"inferSchema must be sample, full or none, not '$mode'.")
-    mode match {
-      case "true" => "sample"
-      case "false" => "none"
-      case m => m
-    }
+    val mode = oneOf("inferSchema", "sample", "full", "none", "true", "false")
+    TFRecordOptions.OtherOptions.getOrElse(mode, mode)
   }
+
+  /** What becomes of a record that cannot be decoded: permissive, dropmalformed or failfast. */
+  val mode: String = oneOf("mode", "failfast", "permissive", "dropmalformed")
+
+  /** The column that holds the bytes of malformed records where the schema has it and the mode is permissive. */
+  val corruptColumn: Option[String] = given.get("columnNameOfCorruptRecord")
+
+  /** Whether uncompressed files may be read by several tasks. */
+  val splitFiles: Boolean = boolean("splitFiles", default = true)
 
   /** Codec of written files: a short name or a class name; None is uncompressed. */
   val compression: Option[String] =
     given.get("compression").orElse(given.get("codec")).filter(_.nonEmpty).flatMap(Codecs.className)
+
+  /** Returns the option in lower case; the first of the choices is the default. */
+  private def oneOf(name: String, choices: String*): String = {
+    val chosen = given.getOrElse(name, choices.head).toLowerCase(Locale.ROOT)
+    if (!choices.contains(chosen))
+      throw new IllegalArgumentException(s"$name must be ${choices.mkString(", ")}, not '$chosen'.")
+    chosen
+  }
 
   private def boolean(name: String, default: Boolean): Boolean = given.get(name) match {
     case None => default
@@ -109,6 +121,8 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
 
 object TFRecordOptions {
 
-  /** An array of bytes holds no more, the framing included. */
-  private val MostBytes = Int.MaxValue - 1024L
+  /** An array of bytes holds no more, the framing and what is read beyond it included. */
+  private val MostBytes = Framing.MostBytes - 128L
+
+  private val OtherOptions = Map("true" -> "sample", "false" -> "none")
 }

@@ -1,0 +1,314 @@
+package tfspark.tfrecord
+
+import java.util.Arrays
+
+import org.apache.spark.sql.catalyst.expressions.codegen.UnsafeRowWriter
+import org.apache.spark.sql.types._
+import org.apache.spark.unsafe.Platform
+
+/**
+ * Decodes tf.train.Examples that are encoded as every known writer does it: each message is filled by its one field,
+ * without unknown fields, and no name comes twice. One pass, no allocation, no parsing of features nobody asked for.
+ *
+ * Whatever looks different, a wrong kind and damage included, is left to [[FeaturesDecoder]], which knows all of
+ * protobuf's rules and words its errors. So a doubt here costs time, never a wrong row.
+ */
+final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter) {
+  import CanonicalDecoder._
+
+  private val ordinals = columns.map(_.ordinal)
+  private val shapes = columns.map(c => shapeOf(c.dataType))
+  private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
+  private val layout = new RememberedLayout(columns.map(_.name))
+  private val values = new FeatureValues
+
+  // The record in which each column was seen last.
+  private val seenIn = new Array[Long](columns.length)
+  private var record = 0L
+
+  // Where the varint that was read last ends.
+  private var at = 0
+
+  /** Returns false if the record is not of this kind; the row is then to be reset. */
+  def decode(bytes: Array[Byte], start: Int, end: Int): Boolean =
+    if (end - start < 2 || bytes.length - end < Slack || bytes(start) != MapEntry) false
+    else {
+      val n = length(bytes, start + 1)
+      if (n != end - at) false
+      else
+        try features(bytes, at, end)
+        catch { case _: RecordFault => false }
+    }
+
+  private def features(bytes: Array[Byte], start: Int, end: Int): Boolean = {
+    record += 1
+    layout.begin()
+    var missing = columns.length
+    var p = start
+    while (p < end) {
+      if (bytes(p) != MapEntry) return false
+      val n = length(bytes, p + 1)
+      p = at
+      if (n < 0 || n > end - p) return false
+      val until = p + n
+      val column = layout.find(bytes, p, until)
+      if (column >= 0) {
+        if (seenIn(column) == record || !feature(bytes, layout.valueAt, until, column)) return false
+        seenIn(column) = record
+        missing -= 1
+      } else if (column == RememberedLayout.Odd) return false
+      p = until
+    }
+    if (missing > 0) {
+      var c = 0
+      while (c < columns.length) {
+        if (seenIn(c) != record) row.setNullAt(ordinals(c))
+        c += 1
+      }
+    }
+    true
+  }
+
+  /** Decodes a tf.train.Feature, from its length on. */
+  private def feature(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    var n = length(bytes, start)
+    var p = at
+    if (n != until - p) return false
+    if (n == 0) {
+      row.setNullAt(ordinals(c))
+      return true
+    }
+    val from = p
+    val kind = bytes(p)
+    n = length(bytes, p + 1)
+    p = at
+    if (n != until - p) return false
+    shapes(c) match {
+      case IsLong => kind == Int64List && number(bytes, p, until, c)
+      case IsInt => kind == Int64List && number(bytes, p, until, c)
+      case IsFloat => kind == FloatList && float(bytes, p, until, c)
+      case IsDouble => kind == FloatList && float(bytes, p, until, c)
+      case IsBytes => kind == BytesList && blob(bytes, p, until, c)
+      case _ =>
+        values.open(bytes, from, until)
+        if (values.kind == Kind.Unset) return false
+        fields(c).write(values, ordinals(c))
+        true
+    }
+  }
+
+  private def number(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    if (start == until) {
+      row.setNullAt(ordinals(c))
+      return true
+    }
+    var p = start
+    if (bytes(p) == Packed) {
+      val n = length(bytes, p + 1)
+      p = at
+      if (n != until - p || n == 0) return false
+    } else if (bytes(p) == UnpackedVarint) p += 1
+    else return false
+    var value = 0L
+    var shift = 0
+    var b = bytes(p)
+    p += 1
+    while (b < 0 && shift < 63) {
+      value |= (b & 0x7fL) << shift
+      shift += 7
+      b = bytes(p)
+      p += 1
+    }
+    if (b < 0 || p != until) return false
+    value |= b.toLong << shift
+    if (shapes(c) == IsLong) row.write(ordinals(c), value)
+    else {
+      if (value != value.toInt) return false
+      row.write(ordinals(c), value.toInt)
+    }
+    true
+  }
+
+  private def float(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    var p = start
+    if (until - p == 6 && bytes(p) == Packed && bytes(p + 1) == 4) p += 2
+    else if (until - p == 5 && bytes(p) == UnpackedFloat) p += 1
+    else if (p == until) {
+      row.setNullAt(ordinals(c))
+      return true
+    } else return false
+    val bits = (bytes(p) & 0xff) | (bytes(p + 1) & 0xff) << 8 | (bytes(p + 2) & 0xff) << 16 | bytes(p + 3) << 24
+    val value = java.lang.Float.intBitsToFloat(bits)
+    if (shapes(c) == IsFloat) row.write(ordinals(c), value) else row.write(ordinals(c), value.toDouble)
+    true
+  }
+
+  private def blob(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    if (start == until) {
+      row.setNullAt(ordinals(c))
+      return true
+    }
+    if (bytes(start) != Packed) return false
+    val n = length(bytes, start + 1)
+    if (n != until - at) return false
+    row.write(ordinals(c), bytes, at, n)
+    true
+  }
+
+  /** Reads a length and sets `at`; negative if it is none. May look at `Slack` bytes beyond the record. */
+  private def length(bytes: Array[Byte], position: Int): Int = {
+    val b = bytes(position)
+    if (b >= 0) {
+      at = position + 1
+      b
+    } else longLength(bytes, position)
+  }
+
+  private def longLength(bytes: Array[Byte], position: Int): Int = {
+    var value = 0
+    var p = position
+    var shift = 0
+    while (shift < 35) {
+      val b = bytes(p)
+      p += 1
+      value |= (b & 0x7f) << shift
+      if (shift == 28 && (b & 0x78) != 0) return -1
+      if (b >= 0) {
+        at = p
+        return value
+      }
+      shift += 7
+    }
+    -1
+  }
+}
+
+object CanonicalDecoder {
+
+  /** Bytes beyond a record that may be looked at, so that not every step needs a check. */
+  val Slack = 32
+
+  private final val MapEntry = 0x0a
+  private final val BytesList = 0x0a
+  private final val FloatList = 0x12
+  private final val Int64List = 0x1a
+  private final val Packed = 0x0a
+  private final val UnpackedVarint = 0x08
+  private final val UnpackedFloat = 0x0d
+
+  private final val IsOther = 0
+  private final val IsLong = 1
+  private final val IsInt = 2
+  private final val IsFloat = 3
+  private final val IsDouble = 4
+  private final val IsBytes = 5
+
+  private def shapeOf(t: DataType): Int = t match {
+    case LongType | TimestampType | TimestampNTZType => IsLong
+    case IntegerType | DateType => IsInt
+    case FloatType => IsFloat
+    case DoubleType => IsDouble
+    case StringType | BinaryType => IsBytes
+    case _ => IsOther
+  }
+}
+
+/**
+ * Finds the columns of map entries by what came where in the records before.
+ *
+ * Records that one program has written have their features mostly in the same order. So the name that came at this
+ * place last time is tried first, then the next one, for a feature may be missing; a hash table answers where both
+ * fail.
+ */
+final class RememberedLayout(names: Array[String]) {
+  import RememberedLayout._
+
+  private val table = new NameTable(names)
+  private var room = 64
+
+  // Of each place: the first 16 bytes of the entry up to its value, masked, and whether and where it goes.
+  private var words = new Array[Long](4 * room)
+  private var prefixes = new Array[Array[Byte]](room)
+  private var sizes = Array.fill(room)(Int.MaxValue / 2)
+  private var columns = new Array[Int](room)
+  private var place = 0
+  private var budget = MostLearned
+
+  /** Where the value of the entry that was found begins: its length, after its tag. */
+  var valueAt = 0
+
+  /** Called before the first entry of a record. */
+  def begin(): Unit = place = 0
+
+  /** Returns the column of the entry in bytes `start` until `until`; `NotAsked`, or `Odd` if it has another form. */
+  def find(bytes: Array[Byte], start: Int, until: Int): Int = {
+    if (place + 1 < room) {
+      if (matches(bytes, start, until, place)) {
+        place += 1
+        return columns(place - 1)
+      }
+      if (matches(bytes, start, until, place + 1)) {
+        place += 2
+        return columns(place - 1)
+      }
+    }
+    lookUp(bytes, start, until)
+  }
+
+  private def matches(bytes: Array[Byte], start: Int, until: Int, i: Int): Boolean = {
+    val size = sizes(i)
+    val p = Platform.BYTE_ARRAY_OFFSET.toLong + start
+    val found = until - start > size &&
+      (Platform.getLong(bytes, p) & words(4 * i + 1)) == words(4 * i) &&
+      (Platform.getLong(bytes, p + 8) & words(4 * i + 3)) == words(4 * i + 2) &&
+      (size <= 16 || Arrays.equals(prefixes(i), 16, size, bytes, start + 16, start + size))
+    if (found) valueAt = start + size
+    found
+  }
+
+  private def lookUp(bytes: Array[Byte], start: Int, until: Int): Int = {
+    if (until - start < 4 || bytes(start) != 0x0a || bytes(start + 1) < 0) return Odd
+    val size = bytes(start + 1) + 3
+    if (size >= until - start || bytes(start + size - 1) != 0x12) return Odd
+    valueAt = start + size
+    val column = table.find(bytes, start + 2, start + size - 1)
+    if (place < MostPlaces && budget > 0) {
+      budget -= 1
+      learn(Arrays.copyOfRange(bytes, start, start + size), column)
+    }
+    place += 1
+    column
+  }
+
+  private def learn(prefix: Array[Byte], column: Int): Unit = {
+    if (place >= room) grow()
+    val padded = Arrays.copyOf(prefix, math.max(16, prefix.length))
+    val masks = Array.tabulate[Byte](16)(i => if (i < prefix.length) -1 else 0)
+    for (w <- 0 to 1) {
+      words(4 * place + 2 * w) = Platform.getLong(padded, Platform.BYTE_ARRAY_OFFSET.toLong + 8 * w)
+      words(4 * place + 2 * w + 1) = Platform.getLong(masks, Platform.BYTE_ARRAY_OFFSET.toLong + 8 * w)
+    }
+    prefixes(place) = prefix
+    sizes(place) = prefix.length
+    columns(place) = column
+  }
+
+  private def grow(): Unit = {
+    words = Arrays.copyOf(words, words.length * 2)
+    prefixes = Arrays.copyOf(prefixes, room * 2)
+    columns = Arrays.copyOf(columns, room * 2)
+    sizes = Arrays.copyOf(sizes, room * 2)
+    Arrays.fill(sizes, room, room * 2, Int.MaxValue / 2)
+    room *= 2
+  }
+}
+
+object RememberedLayout {
+  val NotAsked: Int = -1
+  val Odd: Int = -2
+
+  private val MostPlaces = 4096
+
+  /** Where the order changes with every record, learning costs more than it saves. */
+  private val MostLearned = 20000
+}

@@ -1,0 +1,230 @@
+package tfspark.tfrecord
+
+import java.nio.ByteOrder
+
+import org.apache.spark.sql.catalyst.expressions.UnsafeArrayData
+import org.apache.spark.sql.catalyst.expressions.codegen.{UnsafeArrayWriter, UnsafeRowWriter, UnsafeWriter}
+import org.apache.spark.sql.types._
+import org.apache.spark.unsafe.Platform
+
+/** Puts the values of a feature into one field of a row or one element of an array, in Spark's own binary format. */
+abstract class FieldWriter {
+
+  /** The kinds of lists this field can be read from, for messages. */
+  def expected: String
+
+  /** Writes values that were opened but not yet read, and whose kind is not `Unset`. */
+  def write(values: FeatureValues, ordinal: Int): Unit
+
+  protected def wrongKind(values: FeatureValues): Nothing =
+    throw new RecordFault(s"expected $expected, found ${Kind.name(values.kind)}")
+}
+
+object FieldWriter {
+
+  /** Types whose values a single list of a Feature holds one of. */
+  def isScalar(t: DataType): Boolean = t match {
+    case LongType | IntegerType | ShortType | ByteType | BooleanType | DateType | TimestampType | TimestampNTZType |
+        FloatType | DoubleType | StringType | BinaryType =>
+      true
+    case _: DecimalType => true
+    case _ => false
+  }
+
+  /** @param into the row or array that the field is in */
+  def of(t: DataType, into: UnsafeWriter): FieldWriter = t match {
+    case a: ArrayType => new ArrayField(ElementWriter.of(a.elementType), into)
+    case v if Vectors.isVector(v) => new VectorField(into)
+    case _ => new ScalarField(ElementWriter.of(t), into)
+  }
+}
+
+/** Puts single values into places of a row or an array. */
+abstract class ElementWriter {
+
+  /** Bytes that an element takes in Spark's arrays. */
+  def size: Int
+  def expected: String
+  def accepts(kind: Int): Boolean
+
+  /** Puts value `i` of `values` at `place`. */
+  def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit
+
+  /** Puts all values, if there is a way that beats one after the other; else returns false. */
+  def putBlock(values: FeatureValues, buffer: Array[Byte], offset: Long): Boolean = false
+}
+
+object ElementWriter {
+  private def ints(bytes: Int, what: String, low: Long, high: Long)(
+      store: (UnsafeWriter, Int, Long) => Unit): ElementWriter = new ElementWriter {
+    override def size: Int = bytes
+    override def expected: String = "an Int64List"
+    override def accepts(kind: Int): Boolean = kind == Kind.Ints
+    override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit = {
+      val v = values.longs(i)
+      if (v < low || v > high) throw new RecordFault(s"the value $v is out of range for $what")
+      store(into, place, v)
+    }
+  }
+
+  def of(t: DataType): ElementWriter = t match {
+    case LongType | TimestampType | TimestampNTZType => LongElement
+    case IntegerType => ints(4, "int", Int.MinValue, Int.MaxValue)((w, p, v) => w.write(p, v.toInt))
+    case DateType => ints(4, "date", Int.MinValue, Int.MaxValue)((w, p, v) => w.write(p, v.toInt))
+    case ShortType => ints(2, "short", Short.MinValue, Short.MaxValue)((w, p, v) => w.write(p, v.toShort))
+    case ByteType => ints(1, "byte", Byte.MinValue, Byte.MaxValue)((w, p, v) => w.write(p, v.toByte))
+    case BooleanType => ints(1, "boolean", 0, 1)((w, p, v) => w.write(p, v == 1L))
+    case FloatType => FloatElement
+    case DoubleType => DoubleElement
+    case d: DecimalType => new DecimalElement(d)
+    case StringType | BinaryType => BytesElement
+    case _ => throw new IllegalArgumentException(s"a Feature holds no ${t.simpleString}")
+  }
+}
+
+object LongElement extends ElementWriter {
+  override def size: Int = 8
+  override def expected: String = "an Int64List"
+  override def accepts(kind: Int): Boolean = kind == Kind.Ints
+  override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit =
+    into.write(place, values.longs(i))
+  override def putBlock(values: FeatureValues, buffer: Array[Byte], offset: Long): Boolean = {
+    Platform.copyMemory(values.longs, Platform.LONG_ARRAY_OFFSET, buffer, offset, values.count * 8L)
+    true
+  }
+}
+
+/** Values that are read from a FloatList, and as well from an Int64List. */
+abstract class NumberElement extends ElementWriter {
+  override def expected: String = "a FloatList or an Int64List"
+  override def accepts(kind: Int): Boolean = kind != Kind.Bytes
+}
+
+object FloatElement extends NumberElement {
+  private val littleEndian = ByteOrder.nativeOrder == ByteOrder.LITTLE_ENDIAN
+
+  override def size: Int = 4
+  override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit =
+    into.write(place, if (values.kind == Kind.Floats) values.float(i) else values.longs(i).toFloat)
+  override def putBlock(values: FeatureValues, buffer: Array[Byte], offset: Long): Boolean = {
+    val block = littleEndian && values.kind == Kind.Floats && values.packedAt >= 0
+    if (block) {
+      val from = Platform.BYTE_ARRAY_OFFSET.toLong + values.packedAt
+      Platform.copyMemory(values.record, from, buffer, offset, values.count * 4L)
+    }
+    block
+  }
+}
+
+object DoubleElement extends NumberElement {
+  override def size: Int = 8
+  override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit =
+    into.write(place, values.double(i))
+}
+
+final class DecimalElement(t: DecimalType) extends NumberElement {
+  override def size: Int = 8
+  override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit = {
+    // The shortest decimal that is this float: its binary expansion would add digits that nobody wrote.
+    val text = if (values.kind == Kind.Floats) values.float(i).toString else values.longs(i).toString
+    val exact =
+      try new java.math.BigDecimal(text)
+      catch { case _: NumberFormatException => throw new RecordFault(s"the value $text is no decimal") }
+    val fitted = Decimal(BigDecimal(exact.setScale(t.scale, java.math.RoundingMode.HALF_UP)))
+    if (!fitted.changePrecision(t.precision, t.scale))
+      throw new RecordFault(s"the value $text is out of range for ${t.simpleString}")
+    into.write(place, fitted, t.precision, t.scale)
+  }
+}
+
+object BytesElement extends ElementWriter {
+  override def size: Int = 8
+  override def expected: String = "a BytesList"
+  override def accepts(kind: Int): Boolean = kind == Kind.Bytes
+  override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit =
+    into.write(place, values.record, values.starts(i), values.ends(i) - values.starts(i))
+}
+
+/** A single value; an empty list is null. */
+final class ScalarField(element: ElementWriter, into: UnsafeWriter) extends FieldWriter {
+  override def expected: String = element.expected
+
+  override def write(values: FeatureValues, ordinal: Int): Unit = {
+    if (!element.accepts(values.kind)) wrongKind(values)
+    values.readAll()
+    if (values.count == 1) element.put(values, 0, into, ordinal)
+    else if (values.count == 0) into.setNull8Bytes(ordinal)
+    else throw new RecordFault(s"expected a single value, found ${values.count}; read the column as an array")
+  }
+}
+
+/** An array of the values. */
+final class ArrayField(element: ElementWriter, into: UnsafeWriter) extends FieldWriter {
+  private val array = new UnsafeArrayWriter(into, element.size)
+
+  override def expected: String = element.expected
+
+  override def write(values: FeatureValues, ordinal: Int): Unit = {
+    if (!element.accepts(values.kind)) wrongKind(values)
+    values.readAll()
+    val n = values.count
+    val start = into.cursor
+    array.initialize(n)
+    val data = start + UnsafeArrayData.calculateHeaderPortionInBytes(n)
+    if (!element.putBlock(values, into.getBuffer, data.toLong)) {
+      var i = 0
+      while (i < n) {
+        element.put(values, i, array, i)
+        i += 1
+      }
+    }
+    into.setOffsetAndSizeFromPreviousCursor(ordinal, start)
+  }
+}
+
+/** An array of arrays: a FeatureList of a SequenceExample, one inner array per Feature. */
+final class FeatureListField(element: DataType, into: UnsafeWriter) {
+  private val outer = new UnsafeArrayWriter(into, 8)
+  private val inner = FieldWriter.of(element, outer)
+  private val values = new FeatureValues
+
+  /** Writes the features whose bounds in the record are `starts` and `ends`. */
+  def write(bytes: Array[Byte], starts: Array[Int], ends: Array[Int], n: Int, ordinal: Int): Unit = {
+    val start = into.cursor
+    outer.initialize(n)
+    var i = 0
+    while (i < n) {
+      values.open(bytes, starts(i), ends(i))
+      if (values.kind == Kind.Unset) outer.setNull8Bytes(i) else inner.write(values, i)
+      i += 1
+    }
+    into.setOffsetAndSizeFromPreviousCursor(ordinal, start)
+  }
+}
+
+/** A Spark ML vector, dense. */
+final class VectorField(into: UnsafeWriter) extends FieldWriter {
+  private val struct = new UnsafeRowWriter(into, 4)
+  private val array = new UnsafeArrayWriter(struct, 8)
+
+  override def expected: String = DoubleElement.expected
+
+  override def write(values: FeatureValues, ordinal: Int): Unit = {
+    if (!DoubleElement.accepts(values.kind)) wrongKind(values)
+    values.readAll()
+    val start = into.cursor
+    struct.resetRowWriter()
+    struct.write(0, Vectors.Dense)
+    struct.setNull4Bytes(1)
+    struct.setNull8Bytes(2)
+    val dense = struct.cursor
+    array.initialize(values.count)
+    var i = 0
+    while (i < values.count) {
+      array.write(i, values.double(i))
+      i += 1
+    }
+    struct.setOffsetAndSizeFromPreviousCursor(3, dense)
+    into.setOffsetAndSizeFromPreviousCursor(ordinal, start)
+  }
+}

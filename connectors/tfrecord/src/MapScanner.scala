@@ -1,0 +1,56 @@
+package tfspark.tfrecord
+
+/**
+ * Finds the requested entries of a protobuf map from names to messages: tf.train.Features, and the feature lists of a
+ * tf.train.SequenceExample. Others are never parsed. Of a name that comes twice the last counts, as in every such map.
+ */
+final class MapScanner(names: Array[String]) {
+  private val table = new NameTable(names)
+  private val wire = new Wire
+  private val entry = new Wire
+
+  /** Where the value of each name lies in the record; -1 if the record lacks it. */
+  val starts = new Array[Int](names.length)
+  val ends = new Array[Int](names.length)
+
+  /** Called before the first map of a record. */
+  def begin(): Unit = java.util.Arrays.fill(starts, -1)
+
+  /** Notes the entries of one map; a record may have several, which are taken together. */
+  def scan(bytes: Array[Byte], start: Int, end: Int): Unit = {
+    wire.reset(bytes, start, end)
+    while (wire.hasMore) {
+      val tag = wire.tag()
+      if (tag == Wire.delimited(1)) {
+        wire.enter()
+        note(bytes, wire.position, wire.fieldEnd)
+        wire.position = wire.fieldEnd
+      } else wire.skip(tag)
+    }
+  }
+
+  private def note(bytes: Array[Byte], start: Int, end: Int): Unit = {
+    entry.reset(bytes, start, end)
+    // An entry without a key has the empty name, one without a value an empty message.
+    var (keyStart, keyEnd, from, until) = (start, start, start, start)
+    while (entry.hasMore) {
+      val tag = entry.tag()
+      if (tag == Wire.delimited(1)) {
+        entry.enter()
+        keyStart = entry.position
+        keyEnd = entry.fieldEnd
+        entry.position = keyEnd
+      } else if (tag == Wire.delimited(2)) {
+        entry.enter()
+        from = entry.position
+        until = entry.fieldEnd
+        entry.position = until
+      } else entry.skip(tag)
+    }
+    val column = table.find(bytes, keyStart, keyEnd)
+    if (column >= 0) {
+      starts(column) = from
+      ends(column) = until
+    }
+  }
+}

@@ -1,0 +1,141 @@
+package tfspark.tfrecord
+
+import java.io.Closeable
+
+import org.apache.spark.sql.catalyst.InternalRow
+import org.apache.spark.sql.catalyst.expressions.{UnsafeProjection, UnsafeRow}
+import org.apache.spark.sql.catalyst.expressions.codegen.{GenerateUnsafeRowJoiner, UnsafeRowWriter}
+import org.apache.spark.sql.types.{BinaryType, StructType}
+
+/**
+ * Reads a file, or a part of one, as rows in Spark's own binary format; the row is reused, as everywhere in Spark.
+ *
+ * Records are decoded into these rows directly: a detour over columns would have to be undone for nearly every use
+ * that Spark makes of them.
+ *
+ * @param data     the columns of the files
+ * @param required those of them to read; where there are none, only the framing is read
+ * @param atEnd    called when all records have been read
+ */
+final class RowReader(
+    records: RecordReader,
+    options: TFRecordOptions,
+    corruptColumn: String,
+    data: StructType,
+    required: StructType,
+    partition: StructType,
+    partitionValues: InternalRow,
+    atEnd: () => Unit)
+    extends Iterator[InternalRow]
+    with Closeable {
+  private val strict = options.mode == "failfast"
+  private val row = new UnsafeRowWriter(required.length)
+  private val corruptOrdinal = required.fieldNames.indexOf(corruptColumn)
+  private val decoder = decoderOf(required, row)
+
+  // Where malformed records are no errors, what is malformed must not depend on the columns that are asked for.
+  private val unasked = StructType(if (strict) Nil else data.filterNot(f => required.fieldNames.contains(f.name)))
+  private val unaskedRow = new UnsafeRowWriter(unasked.length)
+  private val unaskedDecoder = decoderOf(unasked, unaskedRow)
+  private val framingOnly = required.isEmpty && unasked.isEmpty
+
+  private val withPartition: UnsafeRow => UnsafeRow =
+    if (partition.isEmpty) identity
+    else {
+      val joiner = GenerateUnsafeRowJoiner.create(required, partition)
+      val values = UnsafeProjection.create(partition)(partitionValues).copy()
+      joiner.join(_, values)
+    }
+  private val emptyRow = {
+    val none = new UnsafeRowWriter(0)
+    none.reset()
+    if (required.isEmpty) withPartition(none.getRow).copy() else null
+  }
+
+  private var ready = false
+  private var ended = false
+
+  private def decoderOf(schema: StructType, row: UnsafeRowWriter): RecordDecoder =
+    RecordDecoder.of(
+      options.recordType,
+      RecordDecoder.columnsOf(schema).filterNot(_.name == corruptColumn),
+      row,
+      tolerant = !strict)
+
+  override def hasNext: Boolean = {
+    if (!ready && !ended) {
+      ready = if (framingOnly) records.skip() else advance()
+      if (!ready) {
+        ended = true
+        atEnd()
+        // A task may read thousands of files: none of them holds on to anything once it has been read.
+        close()
+      }
+    }
+    ready
+  }
+
+  override def next(): InternalRow = {
+    if (!hasNext) throw new NoSuchElementException
+    ready = false
+    if (emptyRow != null) emptyRow else withPartition(row.getRow)
+  }
+
+  private def advance(): Boolean = {
+    while (records.next()) {
+      if (strict) {
+        try decode(decoder, row)
+        catch { case e: RecordFault => records.fail(e.getMessage) }
+        return true
+      }
+      val fault = firstFault()
+      if (fault == null || options.mode == "permissive") {
+        if (corruptOrdinal >= 0) {
+          if (fault == null) row.setNullAt(corruptOrdinal)
+          else row.write(corruptOrdinal, records.bytes, records.start, records.end - records.start)
+        }
+        return true
+      }
+    }
+    false
+  }
+
+  private def decode(decoder: RecordDecoder, row: UnsafeRowWriter): String = {
+    row.reset()
+    row.zeroOutNullBytes()
+    decoder.decode(records.bytes, records.start, records.end)
+  }
+
+  /** Decodes the record as far as it can be; returns what is wrong with it, if anything is. */
+  private def firstFault(): String = {
+    val fault =
+      if (!records.intact) "the data do not match their checksum"
+      else
+        try {
+          val here = decode(decoder, row)
+          val elsewhere = if (unasked.isEmpty) null else decode(unaskedDecoder, unaskedRow)
+          if (here != null) here else elsewhere
+        } catch { case e: RecordFault => clear(e.getMessage) }
+    if (!records.intact) clear(fault) else fault
+  }
+
+  private def clear(fault: String): String = {
+    row.reset()
+    row.zeroOutNullBytes()
+    required.indices.foreach(row.setNullAt)
+    fault
+  }
+
+  override def close(): Unit = records.close()
+}
+
+object RowReader {
+
+  /** Checks, before any task runs, that the column for malformed records is one that can hold them. */
+  def checkCorruptColumn(schema: StructType, name: String): Unit =
+    schema.fields.find(_.name == name).foreach { f =>
+      if (f.dataType != BinaryType || !f.nullable)
+        throw new IllegalArgumentException(
+          s"The column '$name' for malformed records must be binary and nullable, not ${f.dataType.simpleString}.")
+    }
+}
