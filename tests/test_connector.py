@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfrecord_files import example, feature, files, read, write
 
 SCHEMA = (
     "i long, n int, s short, b byte, t boolean, f float, d double, str string, bin binary, day date, at timestamp, "
@@ -23,35 +24,6 @@ ROWS = [
     (None,) * 15,
     (0, 0, 0, 0, False, 0.0, 0.0, "", b"", datetime.date(1970, 1, 1), None, decimal.Decimal("-0.07"), [], [], []),
 ]
-
-
-def feature(kind: str, values: list[Any]) -> Any:
-    if kind == "int64":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    if kind == "float":
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-
-def example(**features: tuple[str, list[Any]]) -> bytes:
-    made = {k: feature(*v) for k, v in features.items()}
-    return tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString()
-
-
-def write(path: Path, *records: bytes, compression: str = "") -> str:
-    with tf.io.TFRecordWriter(str(path), compression) as writer:
-        for r in records:
-            writer.write(r)
-    return str(path)
-
-
-def read(spark: Any, path: Any, schema: str | None = None, **options: Any) -> Any:
-    reader = spark.read.format("tfrecord").options(**options)
-    return (reader.schema(schema) if schema else reader).load(str(path))
-
-
-def files(directory: Path, end: str = ".tfrecord") -> list[str]:
-    return sorted(str(p) for p in directory.rglob(f"part-*{end}"))
 
 
 def test_every_type_comes_back_as_it_was_written(spark: Any, tmp_path: Path) -> None:

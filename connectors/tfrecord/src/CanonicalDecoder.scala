@@ -208,7 +208,7 @@ object CanonicalDecoder {
     case IntegerType | DateType => IsInt
     case FloatType => IsFloat
     case DoubleType => IsDouble
-    case StringType | BinaryType => IsBytes
+    case _: StringType | BinaryType => IsBytes
     case _ => IsOther
   }
 }

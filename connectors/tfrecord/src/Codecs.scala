@@ -1,17 +1,23 @@
 package tfspark.tfrecord
 
-import java.io.InputStream
+import java.io.{InputStream, OutputStream}
 import java.util.Locale
 import java.util.zip.{CRC32C, GZIPInputStream, InflaterInputStream}
 
 import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{ChecksumFileSystem, FSDataInputStream, FileSystem, Path}
-import org.apache.hadoop.io.compress.{CompressionCodec, CompressionCodecFactory}
+import org.apache.hadoop.io.compress.{CompressionCodec, CompressionCodecFactory, GzipCodec}
+import org.apache.hadoop.mapreduce.JobContext
+import org.apache.hadoop.mapreduce.lib.output.FileOutputFormat
+import org.apache.hadoop.util.ReflectionUtils
 import org.apache.spark.sql.catalyst.util.CompressionCodecs
 
 /** Compression of whole files, as Hadoop and TensorFlow do it. */
 object Codecs {
   private val BufferBytes = 1 << 16
+
+  // Readers bring a buffer of their own.
+  private val SmallBuffer = 1 << 12
 
   /** Returns the class of a codec given by a short name (zlib and zstd besides Spark's) or by its class. */
   def className(name: String): Option[String] = name.toLowerCase(Locale.ROOT) match {
@@ -38,12 +44,29 @@ object Codecs {
     }
   }
 
+  /** Creates a file, compressed as the job says. */
+  def create(path: Path, context: JobContext): OutputStream = {
+    val out = withoutSidecars(path.getFileSystem(context.getConfiguration)).create(path, false)
+    codecOf(context).fold[OutputStream](out)(_.createOutputStream(out))
+  }
+
+  /** Returns what the names of the job's files end with because of their compression. */
+  def extension(context: JobContext): String = codecOf(context).fold("")(_.getDefaultExtension)
+
+  private def codecOf(context: JobContext): Option[CompressionCodec] =
+    if (!FileOutputFormat.getCompressOutput(context)) None
+    else {
+      val codec = FileOutputFormat.getOutputCompressorClass(context, classOf[GzipCodec])
+      Some(ReflectionUtils.newInstance(codec, context.getConfiguration))
+    }
+
   /** Opens a file as it is. */
-  def openRaw(path: Path, conf: Configuration): FSDataInputStream = withoutSidecars(path.getFileSystem(conf)).open(path)
+  def openRaw(path: Path, conf: Configuration): FSDataInputStream =
+    withoutSidecars(path.getFileSystem(conf)).open(path, SmallBuffer)
 
   /**
-   * Hadoop's local file system checks the checksums that it keeps in files beside each file, block by little block.
-   * TFRecords carry their own, for every byte, and compressed files those of their format.
+   * Hadoop's local file system keeps checksums in files beside each file, and computes and checks them block by little
+   * block. TFRecords carry their own, for every byte, and compressed files those of their format.
    */
   private def withoutSidecars(fs: FileSystem): FileSystem = fs match {
     case c: ChecksumFileSystem => c.getRawFileSystem

@@ -25,7 +25,7 @@ object FieldWriter {
   /** Types whose values a single list of a Feature holds one of. */
   def isScalar(t: DataType): Boolean = t match {
     case LongType | IntegerType | ShortType | ByteType | BooleanType | DateType | TimestampType | TimestampNTZType |
-        FloatType | DoubleType | StringType | BinaryType =>
+        FloatType | DoubleType | BinaryType | _: StringType =>
       true
     case _: DecimalType => true
     case _ => false
@@ -77,7 +77,7 @@ object ElementWriter {
     case FloatType => FloatElement
     case DoubleType => DoubleElement
     case d: DecimalType => new DecimalElement(d)
-    case StringType | BinaryType => BytesElement
+    case _: StringType | BinaryType => BytesElement
     case _ => throw new IllegalArgumentException(s"a Feature holds no ${t.simpleString}")
   }
 }

@@ -29,7 +29,7 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
           in.close()
           None
         } else {
-          in.seek(from)
+          if (compressed.isEmpty) in.seek(from)
           val until = if (compressed.isDefined) Long.MaxValue else end
           val records = reader(compressed.getOrElse(in), options, from, until)
           Some((records, () => if (compressed.isEmpty) checkNext(in, records)))
@@ -42,7 +42,14 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
     }
 
   private def reader(in: InputStream, options: TFRecordOptions, from: Long, until: Long) =
-    new RecordReader(in, path.toString, options.verifyChecksum, options.maxRecordBytes, options.mode == "failfast", from, until)
+    new RecordReader(
+      in,
+      path.toString,
+      options.verifyChecksum,
+      options.maxRecordBytes,
+      options.mode == "failfast",
+      from,
+      until)
 
   private def finder(in: FSDataInputStream) =
     new BoundaryFinder(in, size, math.max(FilePart.LeastHorizon, (end - start) / 8))

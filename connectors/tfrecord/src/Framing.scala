@@ -57,6 +57,9 @@ final class RecordReader(
   private var limit = 0
   private var base = from
 
+  // How much to read at least when bytes are missing: little where records are skipped that are much larger.
+  private var ahead = RecordReader.BufferBytes
+
   /** Offset in the (uncompressed) file at which the current record's header begins. */
   var offset: Long = from
 
@@ -97,13 +100,16 @@ final class RecordReader(
     val here = math.min(rest, (limit - position).toLong)
     position += here.toInt
     rest -= here
-    // The last byte is read, because skipping beyond the end of a file need not fail.
-    while (rest > RecordReader.BufferBytes) {
-      val skipped = in.skip(rest - 1)
-      if (skipped <= 0) return finishSkipping(rest, length)
-      base += skipped
-      rest -= skipped
-    }
+    if (rest > RecordReader.LeastSkipped) {
+      // The last byte is read, because skipping beyond the end of a file need not fail.
+      var skipped = 1L
+      while (rest > 1 && skipped > 0) {
+        skipped = in.skip(rest - 1)
+        base += skipped
+        rest -= skipped
+      }
+      ahead = RecordReader.HeaderAhead
+    } else if (rest > 0) ahead = RecordReader.BufferBytes
     finishSkipping(rest, length)
   }
 
@@ -149,7 +155,8 @@ final class RecordReader(
         buffer = java.util.Arrays.copyOf(buffer, math.min(math.min(wanted, buffer.length * 2L), MostBytes).toInt)
         words = wordsOf(buffer)
       }
-      val got = in.read(buffer, limit, buffer.length - CanonicalDecoder.Slack - limit)
+      val room = buffer.length - CanonicalDecoder.Slack - limit
+      val got = in.read(buffer, limit, math.min(room, math.max(n - (limit - position), ahead)))
       if (got < 0) return false
       limit += got
     }
@@ -171,23 +178,47 @@ final class RecordReader(
 
 object RecordReader {
   val BufferBytes: Int = 1 << 18
+
+  private val LeastSkipped = 1 << 14
+  private val HeaderAhead = 1 << 12
 }
 
-/** Writes records; the caller has built each in `buffer`, with room for the header before it and the footer after. */
+/** Writes records, several at a time; each is built in `sink` between `begin` and `finish`. */
 final class RecordWriter(out: OutputStream) extends Closeable {
   import Framing._
 
+  val sink = new ByteSink
   private val crc = new CRC32C
+  private var start = 0
 
-  /** Writes bytes `start` until `end` of `bytes` as one record; uses the 12 bytes before and the 4 after them. */
-  def write(bytes: Array[Byte], start: Int, end: Int): Unit = {
-    val words = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN)
-    val from = start - HeaderBytes
-    words.putLong(from, (end - start).toLong)
-    words.putInt(from + 8, maskedCrc(crc, bytes, from, 8))
-    words.putInt(end, maskedCrc(crc, bytes, start, end - start))
-    out.write(bytes, from, end + FooterBytes - from)
+  def begin(): Unit = {
+    sink.ensure(HeaderBytes)
+    sink.position += HeaderBytes
+    start = sink.position
   }
 
-  override def close(): Unit = out.close()
+  def finish(): Unit = {
+    val end = sink.position
+    sink.ensure(FooterBytes)
+    val words = ByteBuffer.wrap(sink.bytes).order(ByteOrder.LITTLE_ENDIAN)
+    val from = start - HeaderBytes
+    words.putLong(from, (end - start).toLong)
+    words.putInt(from + 8, maskedCrc(crc, sink.bytes, from, 8))
+    words.putInt(end, maskedCrc(crc, sink.bytes, start, end - start))
+    sink.position = end + FooterBytes
+    if (sink.position >= RecordWriter.BufferBytes) flush()
+  }
+
+  private def flush(): Unit = {
+    out.write(sink.bytes, 0, sink.position)
+    sink.position = 0
+  }
+
+  override def close(): Unit =
+    try flush()
+    finally out.close()
+}
+
+object RecordWriter {
+  private val BufferBytes = 1 << 17
 }

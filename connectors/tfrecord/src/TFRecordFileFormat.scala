@@ -1,7 +1,5 @@
 package tfspark.tfrecord
 
-import java.io.BufferedOutputStream
-
 import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{FileStatus, Path}
 import org.apache.hadoop.io.compress.CompressionCodecFactory
@@ -10,7 +8,7 @@ import org.apache.spark.TaskContext
 import org.apache.spark.sql.SparkSession
 import org.apache.spark.sql.catalyst.{FileSourceOptions, InternalRow}
 import org.apache.spark.sql.catalyst.util.{CaseInsensitiveMap, CompressionCodecs}
-import org.apache.spark.sql.execution.datasources.{CodecStreams, FileFormat, OutputWriter, OutputWriterFactory, PartitionedFile}
+import org.apache.spark.sql.execution.datasources.{FileFormat, OutputWriter, OutputWriterFactory, PartitionedFile}
 import org.apache.spark.sql.sources.{DataSourceRegister, Filter}
 import org.apache.spark.sql.types.{DataType, StructType}
 import org.apache.spark.util.SerializableConfiguration
@@ -105,7 +103,7 @@ class TFRecordsFileFormat extends TFRecordFileFormat {
 
 final class TFRecordWriterFactory(recordType: RecordType) extends OutputWriterFactory {
   override def getFileExtension(context: TaskAttemptContext): String =
-    ".tfrecord" + CodecStreams.getCompressionExtension(context)
+    ".tfrecord" + Codecs.extension(context)
 
   override def newInstance(path: String, schema: StructType, context: TaskAttemptContext): OutputWriter =
     new TFRecordOutputWriter(path, recordType, schema, context)
@@ -118,12 +116,13 @@ final class TFRecordOutputWriter(
     context: TaskAttemptContext)
     extends OutputWriter {
   private val encoder = RecordEncoder.of(recordType, schema)
-  private val records =
-    new RecordWriter(new BufferedOutputStream(CodecStreams.createOutputStream(context, new Path(path)), 1 << 18))
+  private val records = new RecordWriter(Codecs.create(new Path(path), context))
 
   override def write(row: InternalRow): Unit = {
-    encoder.encode(row)
-    records.write(encoder.bytes, encoder.start, encoder.end)
+    records.begin()
+    try encoder.encode(row, records.sink)
+    catch { case e: RecordFault => throw new TFRecordException(e.getMessage) }
+    records.finish()
   }
 
   override def close(): Unit = records.close()

@@ -39,7 +39,7 @@ object RecordType {
       if (schema.length != 1 || !holds(schema.head.dataType))
         throw new IllegalArgumentException(
           s"recordType=ByteArray needs exactly one column, of type binary or string, not ${schema.simpleString}. $hint")
-    override protected def holds(t: DataType): Boolean = t == BinaryType || t == StringType
+    override protected def holds(t: DataType): Boolean = t == BinaryType || t.isInstanceOf[StringType]
     override protected def hint: String = "Select the column that is to be written."
   }
 

@@ -1,0 +1,171 @@
+package tfspark.tfrecord
+
+import java.nio.ByteOrder
+import java.nio.charset.StandardCharsets.UTF_8
+
+import org.apache.spark.sql.catalyst.expressions.{SpecializedGetters, UnsafeArrayData, UnsafeRow}
+import org.apache.spark.sql.types._
+import org.apache.spark.unsafe.Platform
+
+/**
+ * Writes a value that is not null as a length-delimited field: `prefix`, the size of the tf.train.Feature, the Feature.
+ *
+ * @param prefix what comes before, up to the tag of the field
+ * @param framed whether all of it is the entry of a map, and so comes after a tag and its own size
+ */
+abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) {
+  def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit
+
+  /** Writes everything up to the values of a list that takes `list` bytes with its tags. */
+  protected final def begin(sink: ByteSink, kind: Int, list: Long): Unit = {
+    val feature = 1 + Wire.varintSize(list) + list
+    val whole = prefix.length + Wire.varintSize(feature) + feature
+    sink.ensure(whole + 32)
+    if (framed) {
+      sink.byte(0x0a)
+      sink.varint(whole)
+    }
+    sink.put(prefix, 0, prefix.length)
+    sink.varint(feature)
+    sink.byte(Wire.delimited(kind))
+    sink.varint(list)
+  }
+
+  /** As `begin`, for numbers in one packed block of `data` bytes. */
+  protected final def beginPacked(sink: ByteSink, kind: Int, data: Long): Unit =
+    if (data == 0) begin(sink, kind, 0)
+    else {
+      begin(sink, kind, 1 + Wire.varintSize(data) + data)
+      sink.byte(0x0a)
+      sink.varint(data)
+    }
+}
+
+object FeatureEncoder {
+
+  /** Returns the encoder of entries of a map from names to Features. */
+  def entry(name: String, t: DataType): FeatureEncoder = of(t, keyPrefix(name), framed = true)
+
+  /** Returns the encoder of the Features of a FeatureList. */
+  def listed(t: DataType): FeatureEncoder = of(t, Array[Byte](0x0a), framed = false)
+
+  private def of(t: DataType, prefix: Array[Byte], framed: Boolean): FeatureEncoder = t match {
+    case ArrayType(FloatType, _) if littleEndian => new FloatArrayEncoder(prefix, framed)
+    case ArrayType(e, _) => new ListEncoder(ArrayOf(Gatherer.of(e)), prefix, framed)
+    case v if Vectors.isVector(v) => new ListEncoder(VectorValues, prefix, framed)
+    case BinaryType => new BinaryEncoder(prefix, framed)
+    case _: StringType => new StringEncoder(prefix, framed)
+    case _ =>
+      val gatherer = Gatherer.of(t)
+      gatherer.kind match {
+        case Kind.Ints => new IntEncoder(gatherer, prefix, framed)
+        case _ => new FloatEncoder(gatherer, prefix, framed)
+      }
+  }
+
+  private val littleEndian = ByteOrder.nativeOrder == ByteOrder.LITTLE_ENDIAN
+
+  /** The key of a map entry and the tag of its value. */
+  def keyPrefix(name: String): Array[Byte] = {
+    val key = name.getBytes(UTF_8)
+    val sink = new ByteSink
+    sink.ensure(key.length + 16)
+    sink.byte(0x0a)
+    sink.varint(key.length)
+    sink.put(key, 0, key.length)
+    sink.byte(0x12)
+    java.util.Arrays.copyOf(sink.bytes, sink.position)
+  }
+
+  def nullInside(): Nothing =
+    throw new RecordFault("there is a null inside the array, which TensorFlow's lists cannot hold")
+}
+
+final class IntEncoder(value: Gatherer, prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  private val one = new Gathered
+
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = {
+    value.take(from, ordinal, one, 0)
+    val v = one.longs(0)
+    beginPacked(sink, Kind.Ints, Wire.varintSize(v))
+    sink.varint(v)
+  }
+}
+
+final class FloatEncoder(value: Gatherer, prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  private val one = new Gathered
+
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = {
+    value.take(from, ordinal, one, 0)
+    beginPacked(sink, Kind.Floats, 4)
+    sink.float(one.floats(0))
+  }
+}
+
+final class StringEncoder(prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = {
+    val text = from.getUTF8String(ordinal)
+    val n = text.numBytes
+    begin(sink, Kind.Bytes, 1L + Wire.varintSize(n) + n)
+    sink.byte(0x0a)
+    sink.varint(n)
+    sink.putMemory(text.getBaseObject, text.getBaseOffset, n)
+  }
+}
+
+final class BinaryEncoder(prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  private def begin(sink: ByteSink, n: Int): Unit = {
+    begin(sink, Kind.Bytes, 1L + Wire.varintSize(n) + n)
+    sink.byte(0x0a)
+    sink.varint(n)
+  }
+
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = from match {
+    case row: UnsafeRow =>
+      // Spares the copy that getBinary makes.
+      val place = row.getLong(ordinal)
+      begin(sink, place.toInt)
+      sink.putMemory(row.getBaseObject, row.getBaseOffset + (place >>> 32), place.toInt)
+    case _ =>
+      val bytes = from.getBinary(ordinal)
+      begin(sink, bytes.length)
+      sink.put(bytes, 0, bytes.length)
+  }
+}
+
+final class FloatArrayEncoder(prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = {
+    val array = from.getArray(ordinal)
+    val n = array.numElements()
+    beginPacked(sink, Kind.Floats, n * 4L)
+    array match {
+      case unsafe: UnsafeArrayData =>
+        val header = UnsafeArrayData.calculateHeaderPortionInBytes(n)
+        var w = 8
+        while (w < header) {
+          if (Platform.getLong(unsafe.getBaseObject, unsafe.getBaseOffset + w) != 0) FeatureEncoder.nullInside()
+          w += 8
+        }
+        sink.putMemory(unsafe.getBaseObject, unsafe.getBaseOffset + header, n * 4)
+      case _ =>
+        var i = 0
+        while (i < n) {
+          if (array.isNullAt(i)) FeatureEncoder.nullInside()
+          sink.float(array.getFloat(i))
+          i += 1
+        }
+    }
+  }
+}
+
+/** Writes any list, whose values are gathered first to know their size. */
+final class ListEncoder(values: Gatherer, prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
+  private val gathered = new Gathered
+
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = {
+    values.take(from, ordinal, gathered, 0)
+    val data = gathered.size(values.kind)
+    if (values.kind == Kind.Bytes) begin(sink, Kind.Bytes, data) else beginPacked(sink, values.kind, data)
+    gathered.write(values.kind, sink)
+  }
+}

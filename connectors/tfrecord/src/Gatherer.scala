@@ -1,0 +1,143 @@
+package tfspark.tfrecord
+
+import org.apache.spark.sql.catalyst.expressions.SpecializedGetters
+import org.apache.spark.sql.catalyst.util.ArrayData
+import org.apache.spark.sql.types._
+
+/** The values of one feature on their way into a record. */
+final class Gathered {
+  var count: Int = 0
+  var longs = new Array[Long](16)
+  var floats = new Array[Float](16)
+  var blobs = new Array[Array[Byte]](16)
+
+  /** Makes room for `n` values. */
+  def begin(kind: Int, n: Int): Unit = {
+    count = n
+    kind match {
+      case Kind.Ints => if (longs.length < n) longs = new Array[Long](math.max(n, longs.length * 2))
+      case Kind.Floats => if (floats.length < n) floats = new Array[Float](math.max(n, floats.length * 2))
+      case _ => if (blobs.length < n) blobs = new Array[Array[Byte]](math.max(n, blobs.length * 2))
+    }
+  }
+
+  /** Returns the bytes that the values take: numbers in a packed block, byte strings each with its tag and size. */
+  def size(kind: Int): Long = kind match {
+    case Kind.Ints =>
+      var size = 0L
+      var i = 0
+      while (i < count) {
+        size += Wire.varintSize(longs(i))
+        i += 1
+      }
+      size
+    case Kind.Floats => count * 4L
+    case _ =>
+      var size = 0L
+      var i = 0
+      while (i < count) {
+        size += 1 + Wire.varintSize(blobs(i).length) + blobs(i).length
+        i += 1
+      }
+      size
+  }
+
+  def write(kind: Int, sink: ByteSink): Unit = {
+    var i = 0
+    while (i < count) {
+      kind match {
+        case Kind.Ints => sink.varint(longs(i))
+        case Kind.Floats => sink.float(floats(i))
+        case _ =>
+          sink.byte(0x0a)
+          sink.varint(blobs(i).length)
+          sink.put(blobs(i), 0, blobs(i).length)
+      }
+      i += 1
+    }
+  }
+}
+
+/** Takes values of one kind out of a row or an array. */
+abstract class Gatherer(val kind: Int) {
+  def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit
+}
+
+object Gatherer {
+  private def ints(get: (SpecializedGetters, Int) => Long): Gatherer = new Gatherer(Kind.Ints) {
+    override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit =
+      into.longs(place) = get(from, ordinal)
+  }
+
+  private def floats(get: (SpecializedGetters, Int) => Float): Gatherer = new Gatherer(Kind.Floats) {
+    override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit =
+      into.floats(place) = get(from, ordinal)
+  }
+
+  private def blobs(get: (SpecializedGetters, Int) => Array[Byte]): Gatherer = new Gatherer(Kind.Bytes) {
+    override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit =
+      into.blobs(place) = get(from, ordinal)
+  }
+
+  /** Digits are lost, as documented; the value is not. */
+  def narrow(value: Double): Float = {
+    val f = value.toFloat
+    if (java.lang.Float.isInfinite(f) && !java.lang.Double.isInfinite(value))
+      throw new RecordFault(s"the value $value is beyond the range of TensorFlow's floats")
+    f
+  }
+
+  def of(t: DataType): Gatherer = t match {
+    case LongType | TimestampType | TimestampNTZType => ints((g, i) => g.getLong(i))
+    case IntegerType | DateType => ints((g, i) => g.getInt(i).toLong)
+    case ShortType => ints((g, i) => g.getShort(i).toLong)
+    case ByteType => ints((g, i) => g.getByte(i).toLong)
+    case BooleanType => ints((g, i) => if (g.getBoolean(i)) 1L else 0L)
+    case FloatType => floats((g, i) => g.getFloat(i))
+    case DoubleType => floats((g, i) => narrow(g.getDouble(i)))
+    case d: DecimalType => floats((g, i) => g.getDecimal(i, d.precision, d.scale).toFloat)
+    case _: StringType => blobs((g, i) => g.getUTF8String(i).getBytes)
+    case BinaryType => blobs((g, i) => g.getBinary(i))
+    case _ => throw new IllegalArgumentException(s"a Feature holds no ${t.simpleString}")
+  }
+}
+
+/** All values of an array. */
+final case class ArrayOf(element: Gatherer) extends Gatherer(element.kind) {
+  override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
+    val array = from.getArray(ordinal)
+    val n = array.numElements()
+    into.begin(kind, n)
+    var i = 0
+    while (i < n) {
+      if (array.isNullAt(i)) FeatureEncoder.nullInside()
+      element.take(array, i, into, i)
+      i += 1
+    }
+  }
+}
+
+/** All values of a Spark ML vector; those that a sparse one leaves out are zeros. */
+object VectorValues extends Gatherer(Kind.Floats) {
+  override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
+    val vector = from.getStruct(ordinal, 4)
+    val values = vector.getArray(3)
+    if (vector.getByte(0) == Vectors.Dense) {
+      into.begin(kind, values.numElements())
+      each(values)((i, v) => into.floats(i) = v)
+    } else {
+      into.begin(kind, vector.getInt(1))
+      java.util.Arrays.fill(into.floats, 0, into.count, 0f)
+      val indices = vector.getArray(2)
+      each(values)((i, v) => into.floats(indices.getInt(i)) = v)
+    }
+  }
+
+  private def each(values: ArrayData)(put: (Int, Float) => Unit): Unit = {
+    var i = 0
+    while (i < values.numElements()) {
+      put(i, Gatherer.narrow(values.getDouble(i)))
+      i += 1
+    }
+  }
+}
