@@ -23,12 +23,15 @@ object Codecs {
   def className(name: String): Option[String] = name.toLowerCase(Locale.ROOT) match {
     case "none" | "uncompressed" => None
     case "zlib" => className("deflate")
-    case "zstd" | "zstandard" => Some("org.apache.hadoop.io.compress.ZStandardCodec")
+    case "zstd" | "zstandard" => Some(classOf[ZstdCodec].getName)
     case _ => Option(CompressionCodecs.getCodecClassName(name))
   }
 
-  /** Returns the codec that Hadoop knows by the end of the file's name, or null. */
-  def of(path: Path, conf: Configuration): CompressionCodec = new CompressionCodecFactory(conf).getCodec(path)
+  /** Returns the codec that is known by the end of the file's name, or null. */
+  def of(path: Path, conf: Configuration): CompressionCodec = of(path, new CompressionCodecFactory(conf))
+
+  def of(path: Path, known: CompressionCodecFactory): CompressionCodec =
+    if (path.getName.endsWith(ZstdCodec.Extension)) new ZstdCodec else known.getCodec(path)
 
   /** Opens a file and undoes its compression. */
   def open(path: Path, conf: Configuration): InputStream = {

@@ -122,7 +122,7 @@ final class RowReader(
   private def clear(fault: String): String = {
     row.reset()
     row.zeroOutNullBytes()
-    required.indices.foreach(row.setNullAt)
+    required.indices.filter(_ != corruptOrdinal).foreach(row.setNullAt)
     fault
   }
 

@@ -48,7 +48,7 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       .get(FileSourceOptions.IGNORE_CORRUPT_FILES)
       .map(_.toBoolean)
       .getOrElse(spark.sessionState.conf.ignoreCorruptFiles)
-    parsed.splitFiles && !toleratesDamage && codecs.getCodec(path) == null
+    parsed.splitFiles && !toleratesDamage && Codecs.of(path, codecs) == null
   }
 
   override def buildReaderWithPartitionValues(
