@@ -1,6 +1,6 @@
 package tfspark.tfrecord
 
-import java.io.{Closeable, InputStream, OutputStream}
+import java.io.{Closeable, IOException, InputStream, OutputStream}
 import java.nio.{ByteBuffer, ByteOrder}
 import java.util.zip.CRC32C
 
@@ -104,7 +104,9 @@ final class RecordReader(
       // The last byte is read, because skipping beyond the end of a file need not fail.
       var skipped = 1L
       while (rest > 1 && skipped > 0) {
-        skipped = in.skip(rest - 1)
+        skipped =
+          try in.skip(rest - 1)
+          catch { case e: IOException => fail(s"cannot move past a record of $length bytes: ${e.getMessage}", e) }
         base += skipped
         rest -= skipped
       }
@@ -166,7 +168,8 @@ final class RecordReader(
   private def truncated(what: String): Nothing =
     fail(s"the file ends within $what: it was cut off, or is still being written")
 
-  def fail(what: String): Nothing = throw new TFRecordException(s"$name, record at offset $offset: $what")
+  def fail(what: String, cause: Throwable = null): Nothing =
+    throw new TFRecordException(s"$name, record at offset $offset: $what", cause)
 
   override def close(): Unit = {
     in.close()
