@@ -1,19 +1,25 @@
 # Each verb first makes $(VENV) and installs what it needs; nothing has to be there but Python 3.10 or newer.
 VENV ?= .venv
+SPARK ?= 4.0.5
+TESTS ?= tests/test_connector.py $(wildcard tests/test_tfrecord_*.py)
 usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_info >= (3, 10) else "")' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test lint format install clean help
+.PHONY: demo test spark-test lint format install clean help
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
 test: install  ## run all tests
 	$(BIN)/python -m pytest
+
+spark-test: install  ## run the tests on another Spark: make spark-test SPARK=4.0.5 TESTS=tests/test_connector.py
+	test -d build/spark-$(SPARK) || $(BIN)/python -m pip install --quiet --target build/spark-$(SPARK) pyspark==$(SPARK)
+	PYTHONPATH=$(abspath build/spark-$(SPARK)) $(BIN)/python -m pytest $(TESTS)
 
 lint: install  ## what CI checks besides tests
 	$(BIN)/ruff check

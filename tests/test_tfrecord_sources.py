@@ -202,3 +202,31 @@ def test_hadoop_formats(spark: Any, tmp_path: Path) -> None:
     split = sc.newAPIHadoopFile(str(tmp_path / "plain"), formats[0], *types, conf=parts)
     assert split.getNumPartitions() > 5
     assert sorted(bytes(k) for k, _ in split.collect()) == sorted(records)
+
+
+def test_sparse_vectors(spark: Any, tmp_path: Path) -> None:
+    rows = [
+        (1, Vectors.sparse(1000, [3, 999], [1.5, -2.0])),
+        (2, None),
+        (3, Vectors.dense(0.0, 4.0)),
+        (4, Vectors.sparse(7, {})),
+    ]
+    df = spark.createDataFrame(rows, ["i", "v"]).coalesce(1)
+    df.write.format("tfrecord").option("vectors", "sparse").save(str(tmp_path / "x"))
+    records = list(tf.data.TFRecordDataset(files(tmp_path / "x")))
+    assert len(records[0].numpy()) < 120
+    spec = {"v": tf.io.SparseFeature("v/indices", "v/values", tf.float32, 1000)}
+    dense = tf.sparse.to_dense(tf.io.parse_example(records, spec)["v"]).numpy()
+    assert (dense[0, 3], dense[0, 999], dense[2, 1]) == (1.5, -2.0, 4.0) and not dense[1].any()
+    reader = spark.read.format("tfrecord").schema(df.schema).option("vectors", "sparse")
+    back = sorted((r.i, r.v) for r in reader.load(str(tmp_path / "x")).collect())
+    assert back == [*rows[:2], (3, Vectors.sparse(2, [1], [4.0])), rows[3]]
+    assert [r.v for r in reader.load(str(tmp_path / "x")).select("v").collect()] == [v for _, v in back]
+    bad = {"v/indices": ("int64", [5, 1]), "v/values": ("float", [1.0, 2.0]), "v/size": ("int64", [9])}
+    write(tmp_path / "y", example(**bad))
+    with pytest.raises(Exception, match="sparse vector 'v': its index 1 is out of order"):
+        reader.load(str(tmp_path / "y")).collect()
+    with pytest.raises(Exception, match="needs the feature 'v/size', which is also a column"):
+        df.selectExpr("v", "i AS `v/size`").write.format("tfrecord").option("vectors", "sparse").save(
+            str(tmp_path / "z")
+        )

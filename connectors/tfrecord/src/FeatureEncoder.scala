@@ -7,14 +7,18 @@ import org.apache.spark.sql.catalyst.expressions.{SpecializedGetters, UnsafeArra
 import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.Platform
 
+/** Writes a value that is not null. */
+trait ValueEncoder {
+  def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit
+}
+
 /**
- * Writes a value that is not null as a length-delimited field: `prefix`, the size of the tf.train.Feature, the Feature.
+ * Writes a value as a length-delimited field: `prefix`, the size of the tf.train.Feature, the Feature.
  *
  * @param prefix what comes before, up to the tag of the field
  * @param framed whether all of it is the entry of a map, and so comes after a tag and its own size
  */
-abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) {
-  def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit
+abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) extends ValueEncoder {
 
   /** Writes everything up to the values of a list that takes `list` bytes with its tags. */
   protected final def begin(sink: ByteSink, kind: Int, list: Long): Unit = {
@@ -44,7 +48,8 @@ abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) {
 object FeatureEncoder {
 
   /** Returns the encoder of entries of a map from names to Features. */
-  def entry(name: String, t: DataType): FeatureEncoder = of(t, keyPrefix(name), framed = true)
+  def entry(name: String, t: DataType, sparseVectors: Boolean): ValueEncoder =
+    if (sparseVectors && Vectors.isVector(t)) new SparseVectorEncoder(name) else of(t, keyPrefix(name), framed = true)
 
   /** Returns the encoder of the Features of a FeatureList. */
   def listed(t: DataType): FeatureEncoder = of(t, Array[Byte](0x0a), framed = false)
@@ -168,4 +173,16 @@ final class ListEncoder(values: Gatherer, prefix: Array[Byte], framed: Boolean) 
     if (values.kind == Kind.Bytes) begin(sink, Kind.Bytes, data) else beginPacked(sink, values.kind, data)
     gathered.write(values.kind, sink)
   }
+}
+
+/** Writes an ML vector as three features. */
+final class SparseVectorEncoder(name: String) extends ValueEncoder {
+  private val parts = Vectors
+    .sparseNames(name)
+    .zip(Seq(SparseIndices, SparseValues, VectorSize))
+    .map { case (n, values) => new ListEncoder(values, FeatureEncoder.keyPrefix(n), framed = true) }
+    .toArray
+
+  override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit =
+    parts.foreach(_.encode(from, ordinal, sink))
 }

@@ -228,3 +228,39 @@ final class VectorField(into: UnsafeWriter) extends FieldWriter {
     into.setOffsetAndSizeFromPreviousCursor(ordinal, start)
   }
 }
+
+/** A Spark ML vector, sparse. */
+final class SparseVectorField(into: UnsafeWriter) {
+  private val struct = new UnsafeRowWriter(into, 4)
+  private val positions = new UnsafeArrayWriter(struct, 4)
+  private val numbers = new UnsafeArrayWriter(struct, 8)
+
+  /** Writes values that were opened but not yet read. */
+  def write(indices: FeatureValues, values: FeatureValues, size: FeatureValues, ordinal: Int): Unit = {
+    Seq(indices, values, size).foreach(_.readAll())
+    val integral = Seq(indices, size).forall(v => v.kind == Kind.Ints || v.count == 0)
+    if (!integral || values.kind == Kind.Bytes) throw new RecordFault("its indices, values or size are of a wrong kind")
+    if (size.count != 1 || size.longs(0) < 0 || size.longs(0) > Int.MaxValue) throw new RecordFault("its size is none")
+    if (indices.count != values.count)
+      throw new RecordFault(s"it has ${indices.count} indices but ${values.count} values")
+    val start = into.cursor
+    struct.resetRowWriter()
+    struct.write(0, Vectors.Sparse)
+    struct.write(1, size.longs(0).toInt)
+    val first = struct.cursor
+    positions.initialize(indices.count)
+    var last = -1L
+    for (i <- 0 until indices.count) {
+      val p = indices.longs(i)
+      if (p <= last || p >= size.longs(0)) throw new RecordFault(s"its index $p is out of order or beyond its size")
+      positions.write(i, p.toInt)
+      last = p
+    }
+    struct.setOffsetAndSizeFromPreviousCursor(2, first)
+    val second = struct.cursor
+    numbers.initialize(values.count)
+    for (i <- 0 until values.count) numbers.write(i, values.double(i))
+    struct.setOffsetAndSizeFromPreviousCursor(3, second)
+    into.setOffsetAndSizeFromPreviousCursor(ordinal, start)
+  }
+}

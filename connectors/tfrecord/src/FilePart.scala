@@ -47,7 +47,7 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
       path.toString,
       options.verifyChecksum,
       options.maxRecordBytes,
-      options.mode == "failfast",
+      strict = !options.tolerant,
       from,
       until)
 

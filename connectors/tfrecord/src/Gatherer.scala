@@ -141,3 +141,45 @@ object VectorValues extends Gatherer(Kind.Floats) {
     }
   }
 }
+
+/** The positions in a vector whose values are kept when it is written sparsely. */
+object SparseIndices extends Gatherer(Kind.Ints) {
+  override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
+    val vector = from.getStruct(ordinal, 4)
+    val sparse = vector.getByte(0) == Vectors.Sparse
+    val positions = vector.getArray(if (sparse) 2 else 3)
+    into.begin(kind, positions.numElements())
+    var n = 0
+    for (i <- 0 until positions.numElements()) {
+      if (sparse) into.longs(n) = positions.getInt(i).toLong else into.longs(n) = i.toLong
+      if (sparse || positions.getDouble(i) != 0) n += 1
+    }
+    into.count = n
+  }
+}
+
+/** The values at these positions. */
+object SparseValues extends Gatherer(Kind.Floats) {
+  override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
+    val vector = from.getStruct(ordinal, 4)
+    val sparse = vector.getByte(0) == Vectors.Sparse
+    val values = vector.getArray(3)
+    into.begin(kind, values.numElements())
+    var n = 0
+    for (i <- 0 until values.numElements()) {
+      val v = values.getDouble(i)
+      into.floats(n) = Gatherer.narrow(v)
+      if (sparse || v != 0) n += 1
+    }
+    into.count = n
+  }
+}
+
+/** The number of a vector's values, those left out included. */
+object VectorSize extends Gatherer(Kind.Ints) {
+  override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
+    val vector = from.getStruct(ordinal, 4)
+    into.begin(kind, 1)
+    into.longs(0) = (if (vector.getByte(0) == Vectors.Sparse) vector.getInt(1) else vector.getArray(3).numElements()).toLong
+  }
+}

@@ -20,13 +20,24 @@ trait RecordDecoder {
 
 object RecordDecoder {
 
-  /** @param tolerant whether a fault of one column leaves the others */
-  def of(recordType: RecordType, columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean): RecordDecoder =
-    recordType match {
-      case RecordType.Example => new ExampleDecoder(columns, row, tolerant)
-      case RecordType.SequenceExample => new SequenceExampleDecoder(columns, row, tolerant)
+  /** A fault of one column leaves the others, unless the options say that it is an error. */
+  def of(options: TFRecordOptions, columns: Array[Column], row: UnsafeRowWriter): RecordDecoder = {
+    def features(columns: Array[Column]) = {
+      val (vectors, others) = columns.partition(c => options.sparseVectors && Vectors.isVector(c.dataType))
+      val plain = new FeaturesDecoder(others, row, options.tolerant)
+      if (vectors.isEmpty) Seq(plain) else Seq(plain, new SparseVectorsDecoder(vectors, row, options.tolerant))
+    }
+    options.recordType match {
+      case RecordType.Example =>
+        val general = new GeneralDecoder(features(columns), Nil)
+        if (general.parts.length > 1) general
+        else new ExampleDecoder(new CanonicalDecoder(columns, row), general, row)
+      case RecordType.SequenceExample =>
+        val (nested, flat) = columns.partition(c => RecordType.isFeatureList(c.dataType))
+        new GeneralDecoder(features(flat), Seq(new FeatureListsDecoder(nested, row, options.tolerant)))
       case RecordType.ByteArray => new ByteArrayDecoder(columns, row)
     }
+  }
 
   def columnsOf(schema: StructType): Array[Column] =
     schema.fields.zipWithIndex.map { case (f, i) => Column(f.name, f.dataType, i) }
@@ -34,18 +45,24 @@ object RecordDecoder {
 
 /** Decodes columns one after the other once it is known where their bytes lie. */
 abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean) {
-  val scanner = new MapScanner(columns.map(_.name))
 
-  /** Decodes column `i`, which is there. */
+  /** Finds the entries of all columns; the first one of a column is there if the column is. */
+  val scanner = new MapScanner(columns.flatMap(c => entriesOf(c.name)))
+  private val perColumn = if (columns.isEmpty) 1 else entriesOf(columns.head.name).length
+
+  protected def entriesOf(column: String): Seq[String] = Seq(column)
+
+  /** Decodes column `i`, whose first entry is bytes `start` until `end`. */
   protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit
 
   def finish(bytes: Array[Byte]): String = {
     var fault: String = null
     var i = 0
     while (i < columns.length) {
-      if (scanner.starts(i) < 0) row.setNullAt(columns(i).ordinal)
+      val e = i * perColumn
+      if (scanner.starts(e) < 0) row.setNullAt(columns(i).ordinal)
       else
-        try decode(bytes, scanner.starts(i), scanner.ends(i), i)
+        try decode(bytes, scanner.starts(e), scanner.ends(e), i)
         catch {
           case e: RecordFault =>
             val message = s"$what '${columns(i).name}': ${e.getMessage}"
@@ -101,55 +118,61 @@ final class FeatureListsDecoder(columns: Array[Column], row: UnsafeRowWriter, to
   }
 }
 
-final class ExampleDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean) extends RecordDecoder {
-  private val canonical = new CanonicalDecoder(columns, row)
-  private val features = new FeaturesDecoder(columns, row, tolerant)
-  private val wire = new Wire
+/** Decodes ML vectors that were written as features of their indices, values and size. */
+final class SparseVectorsDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
+    extends ColumnsDecoder("sparse vector", columns, row, tolerant) {
+  private val fields = columns.map(_ => new SparseVectorField(row))
+  private val (indices, values, size) = (new FeatureValues, new FeatureValues, new FeatureValues)
 
-  override def decode(bytes: Array[Byte], start: Int, end: Int): String =
-    if (canonical.decode(bytes, start, end)) null
-    else {
-      row.reset()
-      row.zeroOutNullBytes()
-      features.scanner.begin()
-      wire.reset(bytes, start, end)
-      while (wire.hasMore) {
-        val tag = wire.tag()
-        if (tag == Wire.delimited(1)) {
-          wire.enter()
-          features.scanner.scan(bytes, wire.position, wire.fieldEnd)
-          wire.position = wire.fieldEnd
-        } else wire.skip(tag)
-      }
-      features.finish(bytes)
+  override protected def entriesOf(column: String): Seq[String] = Vectors.sparseNames(column)
+
+  override protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit = {
+    indices.open(bytes, start, end)
+    for ((part, k) <- Seq(values -> 1, size -> 2)) {
+      val e = 3 * i + k
+      if (scanner.starts(e) < 0) throw new RecordFault("its values or its size are missing")
+      part.open(bytes, scanner.starts(e), scanner.ends(e))
     }
+    fields(i).write(indices, values, size, columns(i).ordinal)
+  }
 }
 
-/** Arrays of arrays come from the feature lists of a tf.train.SequenceExample, all other columns from its context. */
-final class SequenceExampleDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
-    extends RecordDecoder {
-  private val (nested, flat) = columns.partition(c => RecordType.isFeatureList(c.dataType))
-  private val context = new FeaturesDecoder(flat, row, tolerant)
-  private val lists = new FeatureListsDecoder(nested, row, tolerant)
+/**
+ * Decodes tf.train.Examples and tf.train.SequenceExamples by all rules of protobuf.
+ *
+ * @param parts the columns from the features, or the context
+ * @param lists the columns from the feature lists: arrays of arrays
+ */
+final class GeneralDecoder(val parts: Seq[ColumnsDecoder], lists: Seq[ColumnsDecoder]) extends RecordDecoder {
   private val wire = new Wire
+  private val all = (parts ++ lists).toArray
 
   override def decode(bytes: Array[Byte], start: Int, end: Int): String = {
-    context.scanner.begin()
-    lists.scanner.begin()
+    all.foreach(_.scanner.begin())
     wire.reset(bytes, start, end)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == Wire.delimited(1) || tag == Wire.delimited(2)) {
         wire.enter()
-        val part = if (tag == Wire.delimited(1)) context else lists
-        part.scanner.scan(bytes, wire.position, wire.fieldEnd)
+        val those = if (tag == Wire.delimited(1)) parts else lists
+        those.foreach(_.scanner.scan(bytes, wire.position, wire.fieldEnd))
         wire.position = wire.fieldEnd
       } else wire.skip(tag)
     }
-    val fault = context.finish(bytes)
-    val another = lists.finish(bytes)
-    if (fault != null) fault else another
+    all.map(_.finish(bytes)).find(_ != null).orNull
   }
+}
+
+/** Decodes tf.train.Examples, those that look as usual in a faster way. */
+final class ExampleDecoder(canonical: CanonicalDecoder, general: GeneralDecoder, row: UnsafeRowWriter)
+    extends RecordDecoder {
+  override def decode(bytes: Array[Byte], start: Int, end: Int): String =
+    if (canonical.decode(bytes, start, end)) null
+    else {
+      row.reset()
+      row.zeroOutNullBytes()
+      general.decode(bytes, start, end)
+    }
 }
 
 /** The record as it is, in the one binary column there is. */

@@ -9,16 +9,16 @@ trait RecordEncoder {
 }
 
 object RecordEncoder {
-  def of(recordType: RecordType, schema: StructType): RecordEncoder = recordType match {
-    case RecordType.Example => new ExampleEncoder(schema)
-    case RecordType.SequenceExample => new SequenceExampleEncoder(schema)
+  def of(recordType: RecordType, schema: StructType, sparseVectors: Boolean): RecordEncoder = recordType match {
+    case RecordType.Example => new ExampleEncoder(schema, sparseVectors)
+    case RecordType.SequenceExample => new SequenceExampleEncoder(schema, sparseVectors)
     case RecordType.ByteArray => new ByteArrayEncoder(schema)
   }
 }
 
 /** Writes the fields of a schema as entries of a map from name to Feature; null is left out. */
-final class FeaturesEncoder(fields: Array[(StructField, Int)]) {
-  private val encoders = fields.map { case (f, _) => FeatureEncoder.entry(f.name, f.dataType) }
+final class FeaturesEncoder(fields: Array[(StructField, Int)], sparseVectors: Boolean) {
+  private val encoders = fields.map { case (f, _) => FeatureEncoder.entry(f.name, f.dataType, sparseVectors) }
   private val ordinals = fields.map(_._2)
 
   def encode(row: InternalRow, sink: ByteSink): Unit = {
@@ -32,8 +32,8 @@ final class FeaturesEncoder(fields: Array[(StructField, Int)]) {
   }
 }
 
-final class ExampleEncoder(schema: StructType) extends RecordEncoder {
-  private val features = new FeaturesEncoder(schema.fields.zipWithIndex)
+final class ExampleEncoder(schema: StructType, sparseVectors: Boolean) extends RecordEncoder {
+  private val features = new FeaturesEncoder(schema.fields.zipWithIndex, sparseVectors)
 
   // The size comes before what it is the size of: records are mostly of a size, so room is left for the last one's.
   private var sizeOfSize = 1
@@ -59,10 +59,10 @@ final class ExampleEncoder(schema: StructType) extends RecordEncoder {
   }
 }
 
-final class SequenceExampleEncoder(schema: StructType) extends RecordEncoder {
+final class SequenceExampleEncoder(schema: StructType, sparseVectors: Boolean) extends RecordEncoder {
   private val (listFields, contextFields) =
     schema.fields.zipWithIndex.partition { case (f, _) => RecordType.isFeatureList(f.dataType) }
-  private val context = new FeaturesEncoder(contextFields)
+  private val context = new FeaturesEncoder(contextFields, sparseVectors)
   private val prefixes = listFields.map { case (f, _) => FeatureEncoder.keyPrefix(f.name) }
   private val encoders =
     listFields.map { case (f, _) => FeatureEncoder.listed(f.dataType.asInstanceOf[ArrayType].elementType) }

@@ -28,13 +28,12 @@ final class RowReader(
     atEnd: () => Unit)
     extends Iterator[InternalRow]
     with Closeable {
-  private val strict = options.mode == "failfast"
   private val row = new UnsafeRowWriter(required.length)
   private val corruptOrdinal = required.fieldNames.indexOf(corruptColumn)
   private val decoder = decoderOf(required, row)
 
   // Where malformed records are no errors, what is malformed must not depend on the columns that are asked for.
-  private val unasked = StructType(if (strict) Nil else data.filterNot(f => required.fieldNames.contains(f.name)))
+  private val unasked = StructType(if (!options.tolerant) Nil else data.filterNot(f => required.fieldNames.contains(f.name)))
   private val unaskedRow = new UnsafeRowWriter(unasked.length)
   private val unaskedDecoder = decoderOf(unasked, unaskedRow)
   private val framingOnly = required.isEmpty && unasked.isEmpty
@@ -56,11 +55,7 @@ final class RowReader(
   private var ended = false
 
   private def decoderOf(schema: StructType, row: UnsafeRowWriter): RecordDecoder =
-    RecordDecoder.of(
-      options.recordType,
-      RecordDecoder.columnsOf(schema).filterNot(_.name == corruptColumn),
-      row,
-      tolerant = !strict)
+    RecordDecoder.of(options, RecordDecoder.columnsOf(schema).filterNot(_.name == corruptColumn), row)
 
   override def hasNext: Boolean = {
     if (!ready && !ended) {
@@ -83,7 +78,7 @@ final class RowReader(
 
   private def advance(): Boolean = {
     while (records.next()) {
-      if (strict) {
+      if (!options.tolerant) {
         try decode(decoder, row)
         catch { case e: RecordFault => records.fail(e.getMessage) }
         return true

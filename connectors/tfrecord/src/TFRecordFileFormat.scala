@@ -63,7 +63,7 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
     val corruptColumn = parsed.corruptColumn.getOrElse(spark.sessionState.conf.columnNameOfCorruptRecord)
     RowReader.checkCorruptColumn(dataSchema, corruptColumn)
     def withoutCorrupt(schema: StructType) = StructType(schema.filterNot(_.name == corruptColumn))
-    val whole = parsed.recordType == RecordType.ByteArray || parsed.mode != "failfast"
+    val whole = parsed.recordType == RecordType.ByteArray || parsed.tolerant
     parsed.recordType.check(withoutCorrupt(if (whole) dataSchema else requiredSchema))
     val conf = spark.sparkContext.broadcast(new SerializableConfiguration(hadoopConf))
     file => {
@@ -91,8 +91,9 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       dataSchema: StructType): OutputWriterFactory = {
     val parsed = new TFRecordOptions(options)
     parsed.recordType.check(dataSchema)
+    if (parsed.sparseVectors) Vectors.checkSparseNames(dataSchema)
     CompressionCodecs.setCodecConfiguration(job.getConfiguration, parsed.compression.orNull)
-    new TFRecordWriterFactory(parsed.recordType)
+    new TFRecordWriterFactory(parsed.recordType, parsed.sparseVectors)
   }
 }
 
@@ -101,21 +102,16 @@ class TFRecordsFileFormat extends TFRecordFileFormat {
   override def shortName(): String = "tfrecords"
 }
 
-final class TFRecordWriterFactory(recordType: RecordType) extends OutputWriterFactory {
+final class TFRecordWriterFactory(recordType: RecordType, sparseVectors: Boolean) extends OutputWriterFactory {
   override def getFileExtension(context: TaskAttemptContext): String =
     ".tfrecord" + Codecs.extension(context)
 
   override def newInstance(path: String, schema: StructType, context: TaskAttemptContext): OutputWriter =
-    new TFRecordOutputWriter(path, recordType, schema, context)
+    new TFRecordOutputWriter(path, RecordEncoder.of(recordType, schema, sparseVectors), context)
 }
 
-final class TFRecordOutputWriter(
-    val path: String,
-    recordType: RecordType,
-    schema: StructType,
-    context: TaskAttemptContext)
+final class TFRecordOutputWriter(val path: String, encoder: RecordEncoder, context: TaskAttemptContext)
     extends OutputWriter {
-  private val encoder = RecordEncoder.of(recordType, schema)
   private val records = new RecordWriter(Codecs.create(new Path(path), context))
 
   override def write(row: InternalRow): Unit = {

@@ -90,8 +90,14 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   /** What becomes of a record that cannot be decoded: permissive, dropmalformed or failfast. */
   val mode: String = oneOf("mode", "failfast", "permissive", "dropmalformed")
 
+  /** Whether a malformed record is no error. */
+  def tolerant: Boolean = mode != "failfast"
+
   /** The column that holds the bytes of malformed records where the schema has it and the mode is permissive. */
   val corruptColumn: Option[String] = given.get("columnNameOfCorruptRecord")
+
+  /** Whether ML vectors are three features, of indices, values and size, instead of a list of all values. */
+  val sparseVectors: Boolean = oneOf("vectors", "dense", "sparse") == "sparse"
 
   /** Whether uncompressed files may be read by several tasks. */
   val splitFiles: Boolean = boolean("splitFiles", default = true)

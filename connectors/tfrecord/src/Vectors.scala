@@ -9,6 +9,15 @@ object Vectors {
 
   private val stored = Seq(ByteType, IntegerType, ArrayType(IntegerType, false), ArrayType(DoubleType, false))
 
+  /** The features of a vector column that is written sparsely, as tf.io.SparseFeature takes them. */
+  def sparseNames(column: String): Seq[String] = Seq(s"$column/indices", s"$column/values", s"$column/size")
+
+  /** Checks that these features are not at the same time those of other columns. */
+  def checkSparseNames(schema: StructType): Unit =
+    for (f <- schema if isVector(f.dataType); name <- sparseNames(f.name) if schema.fieldNames.contains(name))
+      throw new IllegalArgumentException(
+        s"With vectors=sparse, the vector '${f.name}' needs the feature '$name', which is also a column. Rename one.")
+
   def isVector(t: DataType): Boolean = t match {
     case u: UserDefinedType[_] =>
       u.sqlType match {

@@ -1,0 +1,151 @@
+"""Records as messages: ``tf.train.Example`` and ``tf.train.SequenceExample``, without TensorFlow.
+
+What ``FromString`` accepts is accepted, and what it refuses is refused.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, TypeVar
+
+from tfspark.records.faults import MalformedMessage
+from tfspark.records.wire import FIXED32, VARINT, delimited, fields, packed_floats, packed_ints, signed, varint
+
+T = TypeVar("T")
+
+
+class RecordType(str, Enum):
+    """What a record holds; the names are those of the connector's option ``recordType``."""
+
+    EXAMPLE = "Example"
+    SEQUENCE_EXAMPLE = "SequenceExample"
+    BYTE_ARRAY = "ByteArray"
+
+
+class Kind(str, Enum):
+    """Which list a feature has."""
+
+    BYTES = "bytes"
+    FLOAT = "float"
+    INT64 = "int64"
+
+
+class Feature(NamedTuple):
+    """A feature: the kind of its list, None where it has none, and the list's values."""
+
+    kind: Kind | None
+    values: Sequence[int] | Sequence[float] | Sequence[bytes]
+
+
+@dataclass
+class Record:
+    """What a record holds: the features of an Example, or of a SequenceExample's context, and feature lists."""
+
+    features: dict[str, Feature] = field(default_factory=dict)
+    lists: dict[str, list[Feature]] = field(default_factory=dict)
+
+
+_KINDS = {delimited(1): Kind.BYTES, delimited(2): Kind.FLOAT, delimited(3): Kind.INT64}
+_ONE, _TWO = delimited(1), delimited(2)
+_ONE_VARINT, _ONE_FIXED32 = 1 << 3 | VARINT, 1 << 3 | FIXED32
+
+Spans = list[tuple[int, int]]
+
+
+def parse(data: bytes, record_type: RecordType) -> Record:
+    """Parse a record; a ByteArray is anything.
+
+    Raises
+    ------
+    MalformedMessage
+        If `data` are not such a message.
+    """
+    record = Record()
+    if record_type is RecordType.BYTE_ARRAY:
+        return record
+    for tag, start, end in fields(data, 0, len(data)):
+        if tag == _ONE:
+            _entries(data, start, end, _feature, record.features)
+        elif tag == _TWO and record_type is RecordType.SEQUENCE_EXAMPLE:
+            _entries(data, start, end, _feature_list, record.lists)
+    return record
+
+
+def _entries(
+    data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]
+) -> None:
+    """Read a map from strings to messages; of a key that comes twice the last counts."""
+    for tag, entry, entry_end in fields(data, start, end):
+        if tag != _ONE:
+            continue
+        name = b""
+        # A message that comes in several parts is their concatenation.
+        value: Spans = []
+        for part, a, b in fields(data, entry, entry_end):
+            if part == _ONE:
+                name = data[a:b]
+                _text(name)
+            elif part == _TWO:
+                value.append((a, b))
+        into[_text(name)] = parse_value(data, value)
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as e:
+        raise MalformedMessage(f"the name of a feature is not UTF-8: {name[:80]!r}") from e
+
+
+def _feature_list(data: bytes, spans: Spans) -> list[Feature]:
+    return [
+        _feature(data, [(a, b)]) for start, end in spans for tag, a, b in fields(data, start, end) if tag == _ONE
+    ]
+
+
+def _feature(data: bytes, spans: Spans) -> Feature:
+    feature = Feature(None, ())
+    for start, end in spans:
+        for tag, a, b in fields(data, start, end):
+            kind = _KINDS.get(tag)
+            if kind is None:
+                continue
+            values = _LISTS[kind](data, a, b)
+            # Lists of one kind are one list; of different kinds the last counts.
+            if kind is feature.kind:
+                feature.values.extend(values)  # type: ignore[union-attr]
+            else:
+                feature = Feature(kind, values)
+    return feature
+
+
+def _ints(data: bytes, start: int, end: int) -> array[int]:
+    values = array("q")
+    for tag, a, b in fields(data, start, end):
+        if tag == _ONE:
+            values.extend(packed_ints(data, a, b))
+        elif tag == _ONE_VARINT:
+            values.append(signed(varint(data, a, b)[0]))
+    return values
+
+
+def _floats(data: bytes, start: int, end: int) -> array[float]:
+    values = array("f")
+    for tag, a, b in fields(data, start, end):
+        if tag in (_ONE, _ONE_FIXED32):
+            values.extend(packed_floats(data, a, b))
+    return values
+
+
+def _bytes(data: bytes, start: int, end: int) -> list[bytes]:
+    return [data[a:b] for tag, a, b in fields(data, start, end) if tag == _ONE]
+
+
+_LISTS: dict[Kind, Callable[[bytes, int, int], Sequence[int] | Sequence[float] | Sequence[bytes]]] = {
+    Kind.BYTES: _bytes,
+    Kind.FLOAT: _floats,
+    Kind.INT64: _ints,
+}

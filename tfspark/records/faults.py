@@ -1,0 +1,37 @@
+"""What can be wrong with the data: a message that is no Example, a record that cannot be read."""
+
+from __future__ import annotations
+
+from tfspark.errors import TFSparkError
+
+
+class MalformedMessage(TFSparkError):
+    """Bytes that are not the protobuf message they should be."""
+
+
+class BadRecord(TFSparkError):
+    """A record that cannot be read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    record
+        How many records of the file come before this one.
+    offset
+        Where the record's header begins, in bytes after decompression.
+    reason
+        What is wrong with it.
+    hint
+        What to do about it.
+    """
+
+    def __init__(self, path: str, record: int, offset: int, reason: str, hint: str | None = None) -> None:
+        super().__init__(f"{path}, record {record} at offset {offset}: {reason}", hint)
+        self.path = path
+        self.record = record
+        self.offset = offset
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self.record, self.offset, self.reason, self.hint)

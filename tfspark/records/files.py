@@ -1,0 +1,198 @@
+"""Which files a path means, and how they are opened."""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import gzip
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from tfspark.errors import DependencyError, TFSparkError
+from tfspark.records.framing import HEADER_BYTES, MAX_RECORD_BYTES, RecordReader, is_header
+from tfspark.records.storage import Entry, Storage, storage_of, walk
+
+_UNREADABLE = {
+    ".lz4": "Hadoop's LZ4",
+    ".snappy": "Hadoop's Snappy",
+    ".lzo": "LZO",
+    ".xz": "xz",
+    ".br": "Brotli",
+}
+_ZSTD = (".zst", ".zstd")
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file of records: its name for people, its place, and its size in bytes as stored."""
+
+    name: str
+    path: str
+    size: int
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How records are read."""
+
+    verify_checksum: bool = True
+    max_record_bytes: int = MAX_RECORD_BYTES
+
+
+def hidden(name: str) -> bool:
+    """Tell whether Spark passes over a file or directory of this name when it finds it by itself."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
+
+
+def find(path: str) -> list[RecordFile]:
+    """Return the files that a path means: a file, a directory with all below it, a glob, or a URI of these.
+
+    Raises
+    ------
+    TFSparkError
+        If there is nothing.
+    """
+    storage, inner = storage_of(path)
+    entry = storage.look(inner)
+    roots = [entry] if entry else list(_matches(storage, inner))
+    if not roots:
+        raise TFSparkError(f"{path}: there is no such file or directory")
+    found: list[Entry] = []
+    for root in roots:
+        found.extend(walk(storage, root.path, hidden) if root.is_dir else [root])
+    return [RecordFile(storage.shown(e.path), e.path, e.size, storage) for e in dict.fromkeys(found)]
+
+
+def _matches(storage: Storage, pattern: str) -> Iterator[Entry]:
+    for alternative in sorted(set(_braces(pattern))):
+        parts = alternative.split("/")
+        fixed = next((i for i, p in enumerate(parts) if re.search(r"[*?\[]", p)), len(parts))
+        bases = ["/".join(parts[:fixed]) or ("/" if alternative.startswith("/") else "")]
+        for part in parts[fixed:-1]:
+            bases = [e.path for base in bases for e in _children(storage, base, part) if e.is_dir]
+        if fixed == len(parts):
+            entry = storage.look(alternative)
+            yield from [entry] if entry else []
+        else:
+            for base in bases:
+                yield from _children(storage, base, parts[-1])
+
+
+def _children(storage: Storage, base: str, pattern: str) -> Iterator[Entry]:
+    here = storage.look(base or ".")
+    if here is None or not here.is_dir:
+        return
+    for entry in storage.children(base) if base else _relative(storage):
+        name = os.path.basename(entry.path.rstrip("/"))
+        if fnmatch.fnmatchcase(name, pattern) and (not hidden(name) or pattern[0] in "._"):
+            yield entry
+
+
+def _relative(storage: Storage) -> list[Entry]:
+    return [e._replace(path=e.path.removeprefix("./")) for e in storage.children(".")]
+
+
+def _braces(pattern: str) -> list[str]:
+    """Write out alternatives, as in ``part-{0,1}*``."""
+    done: list[str] = []
+    waiting = [pattern]
+    while waiting:
+        text = waiting.pop()
+        if match := re.search(r"\{([^{}]*)\}", text):
+            waiting.extend(text[: match.start()] + a + text[match.end() :] for a in match.group(1).split(","))
+        else:
+            done.append(text)
+    return done
+
+
+@contextmanager
+def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) -> Iterator[RecordReader]:
+    """Open a file, undo its compression, and read its records."""
+    try:
+        raw = file.storage.open(file.path)
+    except OSError as e:
+        raise TFSparkError(f"{file.name} cannot be opened: {e.strerror or e}") from e
+    with raw, _decompressed(file, raw) as stream:
+        yield RecordReader(
+            stream,
+            file.name,
+            verify_checksum=options.verify_checksum,
+            max_record_bytes=options.max_record_bytes,
+            strict=strict,
+        )
+
+
+def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
+    """Undo the compression that the file's name tells; gzip and zlib, which TensorFlow writes under any name, by look."""
+    end = os.path.splitext(file.path)[1].lower()
+    if end in _UNREADABLE:
+        raise TFSparkError(
+            f"{file.name} is compressed with {_UNREADABLE[end]}, which only Spark reads here",
+            'spark.read.format("tfrecord") reads what Hadoop has a codec for.',
+        )
+    if end == ".bz2":
+        return cast(BinaryIO, bz2.BZ2File(raw))
+    if end in _ZSTD:
+        return _zstd(raw)
+    if end == ".deflate":
+        return _zlib(raw)
+    try:
+        head = raw.read(HEADER_BYTES)
+        raw.seek(0)
+    except OSError as e:
+        raise TFSparkError(f"{file.name} cannot be read: {e.strerror or e}") from e
+    if is_header(head) or len(head) < 2:
+        return raw
+    if head[:2] == b"\x1f\x8b":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0:
+        return _zlib(raw)
+    return raw
+
+
+def _zlib(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Inflating(raw), 1 << 16))
+
+
+class _Inflating(io.RawIOBase):
+    """A zlib stream, decompressed; one that ends early is an error."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._inflate = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._inflate.eof:
+            piece = self._inflate.unconsumed_tail or self._raw.read(1 << 16)
+            data = self._inflate.decompress(piece, len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            if not piece:
+                raise EOFError("the compressed data end early")
+        return 0
+
+
+def _zstd(raw: BinaryIO) -> BinaryIO:
+    import pyarrow
+
+    if not pyarrow.Codec.is_available("zstd"):
+        raise DependencyError("this pyarrow cannot decompress Zstandard", "Install one that can: pip install pyarrow")
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 16))
+
+
+def spread(files: Sequence[RecordFile], most: int) -> list[RecordFile]:
+    """Take at most `most` of the files, evenly spread."""
+    if len(files) <= most:
+        return list(files)
+    return [files[i * len(files) // most] for i in range(most)]

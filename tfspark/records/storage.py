@@ -1,0 +1,161 @@
+"""Where files are: local, or in any file system that Arrow knows by a URI."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+
+from tfspark.errors import ConfigurationError, TFSparkError
+
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_GLOB = re.compile(r"[*?\[{]")
+
+# Names that Hadoop has for what Arrow calls s3.
+_HADOOP_SCHEMES = ("s3a:", "s3n:")
+
+
+class Entry(NamedTuple):
+    """One file or directory."""
+
+    path: str
+    is_dir: bool
+    size: int
+
+
+class Storage(Protocol):
+    """What is needed of a file system."""
+
+    def look(self, path: str) -> Entry | None:
+        """Return what is at `path`, if anything."""
+
+    def children(self, path: str) -> list[Entry]:
+        """Return what is in a directory, by name."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking, buffered."""
+
+    def shown(self, path: str) -> str:
+        """Return the path as users write it."""
+
+
+def storage_of(path: str) -> tuple[Storage, str]:
+    """Return the file system of a path or URI, and the path in it."""
+    match = _URI.match(path)
+    if not match:
+        return LocalStorage(), path
+    return _arrow(path, match.group(1))
+
+
+def _arrow(uri: str, scheme: str) -> tuple[Storage, str]:
+    from pyarrow import fs
+
+    if uri.startswith(_HADOOP_SCHEMES):
+        uri = f"s3{uri[3:]}"
+    # Hadoop writes file:/path; Arrow wants an authority.
+    uri = re.sub(r"^file:/(?!/)", "file:///", uri)
+    # A glob is no URI, so Arrow is shown what comes before it.
+    glob = _GLOB.search(uri)
+    base = uri[: uri.rindex("/", 0, glob.start()) + 1] if glob else uri
+    try:
+        found, path = fs.FileSystem.from_uri(base)
+    except ValueError as e:
+        raise ConfigurationError(f"{uri} cannot be read: {e}", "Known are file, hdfs, s3, s3a and gs.") from e
+    except OSError as e:
+        hint = "hdfs needs HADOOP_HOME and CLASSPATH=$(hadoop classpath --glob)." if scheme == "hdfs" else None
+        raise TFSparkError(f"{uri} cannot be reached: {e}", hint) from e
+    tail = uri[len(base) :]
+    inner = f"{path.rstrip('/')}/{tail}" if tail else path
+    if isinstance(found, fs.LocalFileSystem):
+        return LocalStorage(), inner
+    plain = base.split("?")[0].rstrip("/")
+    bare = path.rstrip("/")
+    prefix = plain[: len(plain) - len(bare)] if bare and plain.endswith(bare) else f"{scheme}://"
+    return ArrowStorage(found, prefix), inner
+
+
+class LocalStorage:
+    """Files of this machine."""
+
+    def look(self, path: str) -> Entry | None:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return Entry(path, os.path.isdir(path), status.st_size)
+
+    def children(self, path: str) -> list[Entry]:
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as e:
+            raise TFSparkError(f"{path} cannot be listed: {e.strerror}") from e
+        found = (self.look(os.path.join(path, name) if path else name) for name in names)
+        return [e for e in found if e is not None]
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb", buffering=1 << 16)
+
+    def shown(self, path: str) -> str:
+        return path
+
+
+class ArrowStorage:
+    """Files of a file system of Arrow; `prefix` and a path make a URI."""
+
+    def __init__(self, filesystem: Any, prefix: str) -> None:
+        self._fs = filesystem
+        self._prefix = prefix
+
+    def look(self, path: str) -> Entry | None:
+        from pyarrow.fs import FileType
+
+        info = self._guarded(path, lambda: self._fs.get_file_info([path.rstrip("/")])[0])
+        return None if info.type == FileType.NotFound else _entry(info)
+
+    def children(self, path: str) -> list[Entry]:
+        from pyarrow.fs import FileSelector
+
+        infos = self._guarded(path, lambda: self._fs.get_file_info(FileSelector(path.rstrip("/") or "/")))
+        return sorted(_entry(i) for i in infos)
+
+    def open(self, path: str) -> BinaryIO:
+        import io
+
+        # Records are read in little pieces; the store is asked for larger ones.
+        return cast(BinaryIO, io.BufferedReader(self._fs.open_input_file(path), 1 << 18))
+
+    def shown(self, path: str) -> str:
+        return self._prefix + path
+
+    def _guarded(self, path: str, call: Any) -> Any:
+        try:
+            return call()
+        except OSError as e:
+            raise TFSparkError(f"{self.shown(path)} cannot be looked at: {e}") from e
+
+
+def _entry(info: Any) -> Entry:
+    from pyarrow.fs import FileType
+
+    return Entry(info.path, info.type == FileType.Directory, info.size or 0)
+
+
+def walk(storage: Storage, directory: str, hidden: Any) -> Iterator[Entry]:
+    """Yield the files below a directory, by name, except those `hidden` tells; each directory once."""
+    seen = {os.path.realpath(directory)}
+    waiting = [iter(storage.children(directory))]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif hidden(os.path.basename(entry.path.rstrip("/"))):
+            continue
+        elif not entry.is_dir:
+            yield entry
+        else:
+            # Links can lead back up; paths of other file systems stay as they are.
+            real = os.path.realpath(entry.path) if isinstance(storage, LocalStorage) else entry.path
+            if real not in seen:
+                seen.add(real)
+                waiting.append(iter(storage.children(entry.path)))

@@ -1,0 +1,143 @@
+"""Protobuf's wire format: numbers and fields out of bytes that may be anything.
+
+Nothing here recurses, and nothing is allocated because a length says so.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from tfspark.records.faults import MalformedMessage
+
+VARINT, FIXED64, DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
+
+# As in protobuf's own parsers.
+_MAX_GROUP_DEPTH = 100
+_MAX_VARINT_BYTES = 10
+_MAX_TAG_BYTES = 5
+
+# Packed numbers: fewer bytes than the first are not worth numpy; it is fed so many at a time, to bound its memory.
+_NUMPY_BYTES = 64
+_PIECE_BYTES = 1 << 20
+
+
+def delimited(number: int) -> int:
+    """Return the tag of a field with a length: a message, bytes, or packed numbers."""
+    return number << 3 | DELIMITED
+
+
+def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> tuple[int, int]:
+    """Return the unsigned number that begins at `start`, and where it ends."""
+    value = shift = 0
+    for position in range(start, min(end, start + most)):
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, position + 1
+        shift += 7
+    raise MalformedMessage(f"a number has more than {most} bytes" if end - start >= most else "a number is cut off")
+
+
+def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield tag, start and end of the content of each field of a message; groups are passed over."""
+    while start < end:
+        tag, start = _tag(data, start, end)
+        if tag & 7 == GROUP:
+            start = _skip_group(data, start, end, tag >> 3)
+            continue
+        start, after = _content(data, start, end, tag)
+        yield tag, start, after
+        start = after
+
+
+def _tag(data: bytes, start: int, end: int) -> tuple[int, int]:
+    tag, start = varint(data, start, end, _MAX_TAG_BYTES)
+    if not 8 <= tag <= 0xFFFFFFFF:
+        raise MalformedMessage(f"there is no field with the tag {tag}")
+    return tag, start
+
+
+def _content(data: bytes, start: int, end: int, tag: int) -> tuple[int, int]:
+    """Return where the content of a field begins and ends; it is no group."""
+    kind = tag & 7
+    if kind == VARINT:
+        return start, varint(data, start, end)[1]
+    if kind == DELIMITED:
+        length, start = varint(data, start, end, _MAX_TAG_BYTES)
+    elif kind == FIXED32:
+        length = 4
+    elif kind == FIXED64:
+        length = 8
+    elif kind == END_GROUP:
+        raise MalformedMessage("a group ends that did not begin")
+    else:
+        raise MalformedMessage(f"there is no wire type {kind}")
+    if length > end - start:
+        raise MalformedMessage("a field is longer than the message that holds it")
+    return start, start + length
+
+
+def _skip_group(data: bytes, start: int, end: int, number: int) -> int:
+    open_groups = [number]
+    while open_groups:
+        tag, start = _tag(data, start, end)
+        if tag & 7 == GROUP:
+            if len(open_groups) == _MAX_GROUP_DEPTH:
+                raise MalformedMessage("groups are nested too deep")
+            open_groups.append(tag >> 3)
+        elif tag & 7 == END_GROUP:
+            if open_groups.pop() != tag >> 3:
+                raise MalformedMessage("a group is not closed")
+        else:
+            start = _content(data, start, end, tag)[1]
+    return start
+
+
+def signed(value: int) -> int:
+    """Return the int64 whose two's complement is `value`."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def packed_ints(data: bytes, start: int, end: int) -> array[int]:
+    """Return the int64 values of a packed list."""
+    values = array("q")
+    if end - start < _NUMPY_BYTES:
+        while start < end:
+            value, start = varint(data, start, end)
+            values.append(signed(value))
+        return values
+    while start < end:
+        start = _decode_piece(data, start, min(end, start + _PIECE_BYTES), values)
+    return values
+
+
+def _decode_piece(data: bytes, start: int, end: int, values: array[int]) -> int:
+    """Append the numbers that end before `end`; return where the last of them ends."""
+    import numpy as np
+
+    piece = np.frombuffer(data, np.uint8, end - start, start)
+    ends = np.flatnonzero(piece < 0x80)
+    used = int(ends[-1]) + 1 if len(ends) else 0
+    starts = np.concatenate(([0], ends[:-1] + 1)) if used else ends
+    sizes = ends - starts + 1
+    if len(piece) - used >= _MAX_VARINT_BYTES or (used and int(sizes.max()) > _MAX_VARINT_BYTES):
+        raise MalformedMessage(f"a number has more than {_MAX_VARINT_BYTES} bytes")
+    if not used:
+        raise MalformedMessage("a number is cut off")
+    shifts = (np.arange(used) - np.repeat(starts, sizes)) * 7
+    parts = (piece[:used] & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
+    values.frombytes(np.bitwise_or.reduceat(parts, starts).tobytes())
+    return start + used
+
+
+def packed_floats(data: bytes, start: int, end: int) -> array[float]:
+    """Return the little-endian 32-bit floats from `start` to `end`."""
+    import sys
+
+    if (end - start) % 4:
+        raise MalformedMessage(f"a packed list of floats has {end - start} bytes")
+    values = array("f", data[start:end])
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
