@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,10 +91,12 @@ def _arrow_schema(df: DataFrame) -> pa.Schema:
     from pyspark.errors import PySparkException
     from pyspark.sql.pandas.types import to_arrow_type
 
+    # Before Spark 4.1 UTC was the default, and the argument another one.
+    utc = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_type).parameters else {}
     fields = []
     for f in df.schema.fields:
         try:
-            fields.append(pa.field(f.name, to_arrow_type(f.dataType, timezone="UTC"), f.nullable))
+            fields.append(pa.field(f.name, to_arrow_type(f.dataType, **utc), f.nullable))
         except (PySparkException, TypeError):
             raise SchemaError(
                 f"Column {f.name!r} has type {f.dataType.simpleString()}, for which there is no tensor.",
