@@ -83,3 +83,10 @@ def test_a_good_record_after_a_bad_one_carries_nothing_of_it(spark: Any, tmp_pat
     file = write(tmp_path / "x", half, example(s=("bytes", [b"ok"])), half, b"")
     df = read(spark, file, "a long, s string", mode="PERMISSIVE")
     assert [tuple(r) for r in df.collect()] == [(7, None), (None, "ok"), (7, None), (None, None)]
+
+
+def test_inference_leaves_malformed_records_out_where_they_are_tolerated(spark: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "x", GOOD, NO_MESSAGE)
+    with pytest.raises(Exception, match="x, record at offset"):
+        read(spark, file)
+    assert read(spark, file, mode="PERMISSIVE").schema.simpleString() == "struct<a:bigint,s:string>"

@@ -180,6 +180,7 @@ object VectorSize extends Gatherer(Kind.Ints) {
   override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
     val vector = from.getStruct(ordinal, 4)
     into.begin(kind, 1)
-    into.longs(0) = (if (vector.getByte(0) == Vectors.Sparse) vector.getInt(1) else vector.getArray(3).numElements()).toLong
+    val sparse = vector.getByte(0) == Vectors.Sparse
+    into.longs(0) = (if (sparse) vector.getInt(1) else vector.getArray(3).numElements()).toLong
   }
 }

@@ -33,7 +33,8 @@ final class RowReader(
   private val decoder = decoderOf(required, row)
 
   // Where malformed records are no errors, what is malformed must not depend on the columns that are asked for.
-  private val unasked = StructType(if (!options.tolerant) Nil else data.filterNot(f => required.fieldNames.contains(f.name)))
+  private val unasked =
+    StructType(if (options.tolerant) data.filterNot(f => required.fieldNames.contains(f.name)) else Nil)
   private val unaskedRow = new UnsafeRowWriter(unasked.length)
   private val unaskedDecoder = decoderOf(unasked, unaskedRow)
   private val framingOnly = required.isEmpty && unasked.isEmpty

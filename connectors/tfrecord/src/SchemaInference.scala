@@ -100,14 +100,19 @@ object SchemaInference {
 
   private def look(path: String, conf: Configuration, options: TFRecordOptions, most: Long): Evidence = {
     val file = new Path(path)
-    val records = new RecordReader(Codecs.open(file, conf), path, options.verifyChecksum, options.maxRecordBytes)
+    val records = new RecordReader(
+      Codecs.open(file, conf),
+      path,
+      options.verifyChecksum,
+      options.maxRecordBytes,
+      strict = !options.tolerant)
     try {
       val seen = mutable.HashMap.empty[String, Int]
       val observer = new Observer(seen, options.recordType)
       var n = 0L
       while (n < most && records.next()) {
-        try observer.record(records.bytes, records.start, records.end)
-        catch { case e: RecordFault => records.fail(e.getMessage) }
+        try if (records.intact) observer.record(records.bytes, records.start, records.end)
+        catch { case e: RecordFault => if (!options.tolerant) records.fail(e.getMessage) }
         n += 1
       }
       seen.toMap

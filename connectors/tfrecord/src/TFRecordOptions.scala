@@ -23,8 +23,8 @@ object RecordType {
   case object Example extends RecordType("Example") {
     override protected def holds(t: DataType): Boolean = isFeature(t)
     override protected def hint: String =
-      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, and ML vectors; arrays of arrays need " +
-        "recordType=SequenceExample, structs can be spread over columns."
+      "It holds numbers, booleans, dates, timestamps, strings, binaries, arrays of them, and ML vectors; arrays of " +
+        "arrays need recordType=SequenceExample, structs can be spread over columns."
   }
 
   case object SequenceExample extends RecordType("SequenceExample") {

@@ -3,7 +3,8 @@ package tfspark.tfrecord
 import java.io.{InputStream, OutputStream}
 
 import com.github.luben.zstd.{ZstdInputStream, ZstdOutputStream}
-import org.apache.hadoop.io.compress.{CompressionCodec, CompressionInputStream, CompressionOutputStream, Compressor, Decompressor}
+import org.apache.hadoop.io.compress.{CompressionCodec, CompressionInputStream, CompressionOutputStream}
+import org.apache.hadoop.io.compress.{Compressor, Decompressor}
 
 /** Zstandard by the library that Spark ships; Hadoop's own codec needs a native Hadoop that was built with it. */
 final class ZstdCodec extends CompressionCodec {
