@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Cluster": "tfspark.driver.cluster",
-    "FeedReport": "tfspark.driver.feeder",
+    "FeedReport": "tfspark.driver.feed_report",
     "NodeContext": "tfspark.node.context",
     "add_connector": "tfspark.spark_session",
     "configure": "tfspark.spark_session",
@@ -38,7 +38,7 @@ __all__ = [
 if TYPE_CHECKING:
     from tfspark import errors
     from tfspark.driver.cluster import Cluster, run
-    from tfspark.driver.feeder import FeedReport
+    from tfspark.driver.feed_report import FeedReport
     from tfspark.inference import predict
     from tfspark.node.context import NodeContext
     from tfspark.spark_session import add_connector, configure, session

@@ -67,7 +67,8 @@ def predict(
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
-    from tfspark.driver.feeder import plan_feed
+    from tfspark.driver.sources import dataframe_source
+    from tfspark.schema import plan_columns
 
     if not isinstance(df, DataFrame):
         raise ConfigurationError(f"predict() takes a Spark DataFrame, not {type(df).__name__}.")
@@ -97,7 +98,7 @@ def predict(
         if shape and len(known) == len(shape) and columns[name] in arrays:
             declared[columns[name]] = known
     declared.update(shapes or {})
-    _, specs = plan_feed(df.select(*dict.fromkeys(columns.values())), None, declared, None)
+    specs = plan_columns(dataframe_source(df, list(dict.fromkeys(columns.values()))).schema, declared)
     fields = [_spark_type(name, *found["outputs"][name]) for name in wanted]
     schema = StructType(list(df.schema.fields))
     for (name, column), spark_type in zip(wanted.items(), fields, strict=True):

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ import cloudpickle
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
-from tfspark.driver.feeder import FeedReport, feed_job, plan_feed
+from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.driver.progress import Progress, Snapshot
+from tfspark.driver.sources import Columns, Source, source_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
-from tfspark.schema import arrow_schema
+from tfspark.schema import ColumnSpec, arrow_schema, plan_columns
 from tfspark.spec import ClusterSpec, NodeId, plan_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_token
@@ -30,6 +31,7 @@ from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
 
 logger = logging.getLogger(__name__)
 
@@ -171,28 +173,30 @@ class Cluster:
 
     def feed(
         self,
-        data: DataFrame,
+        data: Any,
         epochs: int = 1,
         *,
-        columns: Sequence[str] | None = None,
+        columns: Columns | None = None,
         shapes: Mapping[str, Sequence[int] | int] | None = None,
         fill: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> FeedReport:
-        """Send the partitions of a DataFrame to the workers; returns when every row has been delivered.
+        """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
         Each row reaches one worker, whatever tasks Spark repeats. Later epochs replay what the workers keep on disk.
 
         Parameters
         ----------
         data
-            Any DataFrame.
+            A Spark DataFrame; an RDD of tuples, dicts, Rows, numpy arrays or single values; a pandas DataFrame; or an
+            iterator of these, which are fed one after the other, each as epochs of its own.
         epochs
             How often workers see the rows.
         columns
-            Columns to send; all by default.
+            Columns to send, in this order; all by default. A mapping gives them other names: ``{name: column}``.
         shapes
-            Shape of one row for array columns that are to be dense tensors; other array columns become ragged.
+            Shape of one row for array columns that are to be dense tensors; other array columns become ragged. Numpy
+            arrays bring theirs.
         fill
             Value that replaces nulls, by column; a null elsewhere is an error.
         seed
@@ -207,10 +211,74 @@ class Cluster:
         NodeFailed
             If a node failed meanwhile.
         """
-        coordinator = self._running()
+        self._running()
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
-        df, specs = plan_feed(data, columns, shapes, fill)
+        if isinstance(data, Iterator):
+            reports = [
+                self.feed(each, epochs, columns=columns, shapes=shapes, fill=fill, seed=seed + i)
+                for i, each in enumerate(data)
+            ]
+            return FeedReport.total(reports)
+        source = source_of(self._spark, data, columns)
+        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, fill)
+        return self._feed(source, specs, epochs, seed)
+
+    def feed_stream(
+        self,
+        stream: DataFrame,
+        *,
+        columns: Columns | None = None,
+        shapes: Mapping[str, Sequence[int] | int] | None = None,
+        fill: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> StreamingQuery:
+        """Feed every micro-batch of a streaming DataFrame, as it comes, until the query or the cluster is stopped.
+
+        ``ctx.stream(...)`` reads them as one dataset, which ends when the driver calls `wait`, or leaves the
+        ``with`` block; ``ctx.epochs()`` counts each micro-batch as an epoch. Micro-batches without rows are left out.
+
+        Parameters
+        ----------
+        stream
+            A streaming DataFrame.
+        columns, shapes, fill
+            As for `feed`.
+        options
+            For ``DataStreamWriter``: ``trigger={"availableNow": True}``, ``queryName=...``, and any option of the
+            query, such as ``checkpointLocation``, with which it goes on after a restart where it had stopped.
+
+        Returns
+        -------
+        StreamingQuery
+            Running; a failure of the cluster fails it, with the node's error in its exception.
+
+        Raises
+        ------
+        ConfigurationError
+            If `stream` is not a streaming DataFrame.
+        """
+        self._running()
+        if not getattr(stream, "isStreaming", False):
+            raise ConfigurationError("feed_stream() takes a streaming DataFrame.", hint="feed() takes all others.")
+
+        def feed_batch(batch: DataFrame, _: int) -> None:
+            batch.persist()
+            try:
+                if not batch.isEmpty():
+                    self.feed(batch, columns=columns, shapes=shapes, fill=fill)
+            finally:
+                batch.unpersist()
+
+        writer = stream.writeStream.foreachBatch(feed_batch)
+        if "trigger" in options:
+            writer = writer.trigger(**options.pop("trigger"))
+        if "queryName" in options:
+            writer = writer.queryName(options.pop("queryName"))
+        return writer.options(**options).start()
+
+    def _feed(self, source: Source, specs: Sequence[ColumnSpec], epochs: int, seed: int) -> FeedReport:
+        coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         with self._feeding, self._guard():
             number = self._feeds
@@ -222,9 +290,9 @@ class Cluster:
             ledger = coordinator.begin_feed(begins, targets)
             began = self._phase_began = time.monotonic()
             try:
-                self._run_feed(coordinator, df, specs, number)
+                self._run_feed(coordinator, source, specs, number)
                 if not ledger.committed:
-                    raise FeedError("The DataFrame has no rows.", hint="Check its filters and its source.")
+                    raise FeedError("The data has no rows.", hint="Check its filters and its source.")
             except BaseException as e:
                 coordinator.end_feed(m.FeedCancelled(number, str(e)))
                 raise
@@ -241,7 +309,7 @@ class Cluster:
             self._progress.show(self._snapshot("feeding", ledger), final=True)
             return report
 
-    def _run_feed(self, coordinator: Coordinator, df: DataFrame, specs: Sequence[Any], number: int) -> None:
+    def _run_feed(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
         from tfspark.executor.feed_task import FeedPlan
 
         _, host = launcher.driver_addresses(self._spark)
@@ -252,9 +320,7 @@ class Cluster:
             ended.append(error)
             coordinator.wake()
 
-        job = launcher.TaggedJob(
-            self._spark, f"{self._tag}-feed-{number}", lambda: feed_job(df, plan).collect(), on_end
-        )
+        job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", source.job(plan), on_end)
         life = coordinator.lifecycle
         try:
             self._await(

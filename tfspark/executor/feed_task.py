@@ -20,7 +20,7 @@ from tfspark.executor.host import address_towards
 from tfspark.schema import ColumnSpec, arrow_schema, prepare_batch
 from tfspark.transport.auth import call_options
 from tfspark.transport.client import MessageClient
-from tfspark.transport.messages import Assign, FeedFailed, PutEnd, PutHeader
+from tfspark.transport.messages import Assign, FeedFailed, Message, PutEnd, PutHeader
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -64,27 +64,31 @@ def push_partition(plan: FeedPlan, partition: int, batches: Iterator[pa.RecordBa
         If the worker is gone or refuses the rows; it has told the coordinator why, or Spark runs the task again.
     """
     began = time.monotonic()
-    first = next((b for b in batches if b.num_rows), None)
-    if first is None:
-        return
-    host = address_towards(plan.coordinator_host, plan.coordinator_port)
-    upload = uuid.uuid4().hex
-    coordinator = MessageClient(plan.coordinator_host, plan.coordinator_port, plan.token)
     try:
-        target = coordinator.ask(Assign(plan.feed, partition, upload, host))
+        first = next((b for b in batches if b.num_rows), None)
+        if first is None:
+            return
+        host = address_towards(plan.coordinator_host, plan.coordinator_port)
+        upload = uuid.uuid4().hex
+        target = _ask(plan, Assign(plan.feed, partition, upload, host))
         if target.get("done"):
             return
-        try:
-            rows = _send(plan, partition, upload, target, first, batches)
-        except TFSparkError as e:
-            coordinator.send(FeedFailed(plan.feed, partition, type(e).__name__, e.message, e.hint or ""))
-            raise
-    finally:
-        coordinator.close()
+        rows = _send(plan, partition, upload, target, first, batches)
+    except TFSparkError as e:
+        _ask(plan, FeedFailed(plan.feed, partition, type(e).__name__, e.message, e.hint or ""))
+        raise
     yield pa.RecordBatch.from_pylist(
         [{"partition": partition, "worker": target["node"], "rows": rows, "seconds": time.monotonic() - began}],
         schema=RESULT_SCHEMA,
     )
+
+
+def _ask(plan: FeedPlan, message: Message) -> Any:
+    coordinator = MessageClient(plan.coordinator_host, plan.coordinator_port, plan.token)
+    try:
+        return coordinator.ask(message)
+    finally:
+        coordinator.close()
 
 
 def _send(

@@ -140,6 +140,43 @@ class NodeContext:
             drop_remainder=drop_remainder,
         )
 
+    def stream(
+        self,
+        batch_size: int,
+        columns: Sequence[str] | None = None,
+        *,
+        label: str | None = None,
+        weight: str | None = None,
+    ) -> tf.data.Dataset:
+        """Return all rows that are fed from now on as one dataset, to be iterated once.
+
+        It waits for one feed after the other, epochs of all of them joined, and ends when the driver has stopped
+        feeding. Batches run across feeds, so only the very last one may be short.
+
+        Parameters
+        ----------
+        batch_size, columns, label, weight
+            As for `dataset`.
+
+        Returns
+        -------
+        tf.data.Dataset
+            As for `dataset`.
+        """
+        from tfspark.node.dataset import fed_dataset
+
+        return fed_dataset(
+            self._link.spool,
+            batch_size,
+            columns=columns,
+            label=label,
+            weight=weight,
+            shuffle=False,
+            seed=None,
+            drop_remainder=False,
+            endless=True,
+        )
+
     def epochs(self) -> Iterator[int]:
         """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give."""
         epoch = 0

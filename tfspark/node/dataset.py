@@ -40,8 +40,9 @@ def fed_dataset(
     shuffle: bool,
     seed: int | None,
     drop_remainder: bool,
+    endless: bool = False,
 ) -> tf.data.Dataset:
-    """Build the dataset of `NodeContext.dataset`."""
+    """Build the dataset of `NodeContext.dataset`, or, if `endless`, that of `NodeContext.stream`."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
     feed = spool.wait_for_feed()
@@ -51,13 +52,17 @@ def fed_dataset(
     epoch = Epoch(spool, [c.name for c in feed.columns])
     chunk_bytes = SHUFFLE_CHUNK_BYTES if shuffle else CHUNK_BYTES
 
-    def chunks() -> Iterator[tuple[np.ndarray, ...]]:
-        reader = epoch.begin()
+    def chunks_of(reader: EpochReader) -> Iterator[tuple[np.ndarray, ...]]:
         rng = np.random.default_rng((feed.seed if seed is None else seed, reader.epoch)) if shuffle else None
         for table in rechunk(reader, batch_size, chunk_bytes, shuffle):
             if rng is not None:
                 table = table.take(pa.array(rng.permutation(table.num_rows)))
             yield tuple(a for c in kept for a in column_arrays(table.column(c.name), c))
+
+    def chunks() -> Iterator[tuple[np.ndarray, ...]]:
+        yield from chunks_of(epoch.begin())
+        while endless and epoch.end() and spool.wait_for_feed() is not None:
+            yield from chunks_of(epoch.begin())
 
     def end_of_epoch() -> Iterator[tuple[np.ndarray, ...]]:
         epoch.end()
@@ -103,11 +108,12 @@ class Epoch:
         self._reader = reader
         return reader
 
-    def end(self) -> None:
-        """The reader of the dataset has reached the end of the epoch."""
+    def end(self) -> bool:
+        """Note that the reader of the dataset has reached the end of the epoch; true, for chaining."""
         if self._reader is not None:
             self._reader.complete()
             self._reader = None
+        return True
 
 
 def _select(

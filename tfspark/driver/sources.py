@@ -1,0 +1,166 @@
+"""What `Cluster.feed` takes: each kind of data as an Arrow schema and a Spark job that hands its rows to feed tasks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigurationError, FeedError, SchemaError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyspark import RDD
+    from pyspark.sql import DataFrame, SparkSession
+
+    from tfspark.executor.feed_task import FeedPlan
+
+SAMPLED_ROWS = 20
+"""Rows of an RDD that are looked at for its columns."""
+
+Columns = Sequence[str] | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that can be fed.
+
+    Attributes
+    ----------
+    schema
+        Arrow schema of the rows.
+    shapes
+        Shapes of array columns that the data itself tells.
+    job
+        Makes, of a plan, the function that runs the feed job.
+    """
+
+    schema: pa.Schema
+    shapes: Mapping[str, tuple[int, ...]]
+    job: Callable[[FeedPlan], Callable[[], Any]]
+
+
+def source_of(spark: SparkSession, data: Any, columns: Columns | None) -> Source:
+    """Return the source of a DataFrame, an RDD or a pandas DataFrame.
+
+    Parameters
+    ----------
+    columns
+        Columns to feed; as a mapping, the name under which each is fed and the name that it has.
+
+    Raises
+    ------
+    ConfigurationError
+        If `data` is nothing that can be fed.
+    SchemaError
+        If a column does not exist or its type is not known.
+    """
+    from pyspark import RDD
+    from pyspark.sql import DataFrame
+
+    if type(data).__module__.startswith("pandas."):
+        data = _from_pandas(spark, data)
+    if isinstance(data, DataFrame):
+        return dataframe_source(data, columns)
+    if isinstance(data, RDD):
+        return _rdd_source(data, columns)
+    raise ConfigurationError(
+        f"feed() takes a Spark DataFrame, an RDD, a pandas DataFrame or an iterator of these, "
+        f"not {type(data).__name__}.",
+        hint="spark.createDataFrame(...) makes a DataFrame of most things.",
+    )
+
+
+def dataframe_source(df: DataFrame, columns: Columns | None = None) -> Source:
+    """Return the source of a Spark DataFrame; see `source_of`."""
+    from pyspark.sql import functions as F
+
+    if columns is not None:
+        chosen = _choose(columns, df.columns)
+        df = df.select(*[F.col(_quoted(c)).alias(name) for name, c in chosen.items()])
+    return Source(_arrow_schema(df), {}, lambda plan: feed_job(df, plan).collect)
+
+
+def _quoted(column: str) -> str:
+    return "`" + column.replace("`", "``") + "`"
+
+
+def _choose(columns: Columns, existing: Sequence[str]) -> dict[str, str]:
+    chosen = dict(columns) if isinstance(columns, Mapping) else {c: c for c in columns}
+    unknown = sorted(set(chosen.values()) - set(existing))
+    if unknown:
+        raise SchemaError(f"feed() was asked for {unknown}, which are no columns.", hint=f"There are {list(existing)}.")
+    if not chosen:
+        raise SchemaError("feed() was asked for no columns at all.", hint=f"There are {list(existing)}.")
+    return chosen
+
+
+def _arrow_schema(df: DataFrame) -> pa.Schema:
+    import pyarrow as pa
+    from pyspark.errors import PySparkException
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    # Before Spark 4.1 UTC was the default, and the argument another one.
+    utc = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_type).parameters else {}
+    fields = []
+    for f in df.schema.fields:
+        try:
+            fields.append(pa.field(f.name, to_arrow_type(f.dataType, **utc), f.nullable))
+        except (PySparkException, TypeError):
+            raise SchemaError(
+                f"Column {f.name!r} has type {f.dataType.simpleString()}, for which there is no tensor.",
+                hint="Cast it, select its fields, or drop it.",
+            ) from None
+    return pa.schema(fields)
+
+
+def feed_job(df: DataFrame, plan: FeedPlan) -> DataFrame:
+    """Return the job that sends every partition of `df` to a worker."""
+    from tfspark.executor.feed_task import RESULT_DDL
+
+    def send_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from tfspark.executor.feed_task import push
+
+        return push(plan, batches)
+
+    return df.mapInArrow(send_partition, RESULT_DDL)
+
+
+def _from_pandas(spark: SparkSession, frame: pd.DataFrame) -> DataFrame:
+    import pyarrow as pa
+
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        raise SchemaError(f"The pandas DataFrame does not convert to Arrow: {e}") from None
+    return spark.createDataFrame(table)
+
+
+def _rdd_source(rdd: RDD[Any], columns: Columns | None) -> Source:
+    import pyarrow as pa
+
+    from tfspark.executor.rows import infer_columns
+
+    sample = rdd.take(SAMPLED_ROWS)
+    if not sample:
+        raise FeedError("The RDD has no rows.", hint="Check its filters and its source.")
+    found = infer_columns(sample)
+    if columns is not None:
+        by_name = {c.name: c for c in found}
+        chosen = _choose(columns, list(by_name))
+        found = tuple(replace(by_name[c], name=name) for name, c in chosen.items())
+    shapes = {c.name: c.shape for c in found if c.shape is not None}
+
+    def job(plan: FeedPlan) -> Callable[[], Any]:
+        def send_partition(index: int, rows: Iterator[Any]) -> Iterator[Any]:
+            from tfspark.executor.feed_task import push_partition
+            from tfspark.executor.rows import record_batches
+
+            for _ in push_partition(plan, index, record_batches(rows, found)):
+                yield from ()
+
+        return rdd.mapPartitionsWithIndex(send_partition).collect
+
+    return Source(pa.schema([c.field for c in found]), shapes, job)
