@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.errors import StreamingQueryException
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import Vectors
 from pyspark.sql import Row
 
 import tfspark
@@ -87,6 +89,48 @@ def test_columns_are_chosen_ordered_and_renamed(spark: Any) -> None:
     df = spark.range(5).selectExpr("id", "id * 2 as `a.b`", "'x' as unused")
     (epoch,) = fed(spark, df, columns={"double": "a.b", "id": "id"})
     assert list(epoch) == ["double", "id"] and by(epoch, "id") == [(i, 2 * i) for i in range(5)]
+    (epoch,) = fed(spark, df.drop("unused"))
+    assert by(epoch, "id") == [(i, 2 * i) for i in range(5)] and list(epoch) == ["id", "a.b"]
+
+
+def nested(args: dict[str, Any], ctx: Any) -> Any:
+    """Return the only batch as nested dicts of lists, and the shapes of the dataset."""
+    dataset = ctx.dataset(100, **args)
+    (batch,) = list(dataset)
+    leaves = lambda d, f: {k: leaves(v, f) if isinstance(v, dict) else f(v) for k, v in d.items()}  # noqa: E731
+    return leaves(batch, lambda t: t.numpy().tolist()), leaves(dataset.element_spec, lambda s: s.shape.as_list())
+
+
+def test_structs_vectors_and_masks(spark: Any) -> None:
+    vectors = [(1, Vectors.dense(1.0, 2.0)), (2, Vectors.sparse(2, [1], [5.0]))]
+    df = VectorAssembler(inputCols=["v", "id"], outputCol="features").transform(
+        spark.createDataFrame(vectors, ["id", "v"]).coalesce(1)
+    )
+    df = df.selectExpr(
+        "features",
+        "named_struct('n', id, 'deep', named_struct('s', concat('s', id))) as outer",
+        "if(id = 1, null, 7L) as maybe",
+        "if(id = 1, null, date'1970-01-03') as day",
+    )
+    with tfspark.Cluster(spark, nested, {}, workers=1) as cluster:
+        cluster.feed(df, mask=["maybe", "day"])
+    values, shapes = cluster.results["worker", 0]
+    assert values == {
+        "features": [[1.0, 2.0, 1.0], [0.0, 5.0, 2.0]],
+        "outer": {"n": [1, 2], "deep": {"s": [b"s1", b"s2"]}},
+        "maybe": [0, 7],
+        "day": [0, 2],
+        "maybe_mask": [False, True],
+        "day_mask": [False, True],
+    }
+    assert shapes["features"] == [None, 3]
+    with tfspark.Cluster(spark, nested, {}, workers=1) as cluster:
+        with pytest.raises(SchemaError, match=r"mask names \['nope'\]"):
+            cluster.feed(df, mask=["nope"])
+        with pytest.raises(ConfigurationError, match="mask is for DataFrames"):
+            cluster.feed(spark.sparkContext.parallelize([(1,)]), mask=["_1"])
+        cluster.feed(df.select("outer"))
+    assert cluster.results["worker", 0][0] == {"outer": values["outer"]}
 
 
 def test_a_stream_is_one_dataset_that_ends_with_it(spark: Any, tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ The rules
 - numbers and booleans keep their type; strings and binary become ``tf.string``; a date becomes the ``int32`` day
   since 1970-01-01, a timestamp the ``int64`` microsecond since 1970-01-01 UTC, a decimal a ``float64``.
 - an array column is dense with a shape declared for it, and a ``RaggedTensor`` otherwise.
-- a null is an error that names the column, unless a fill value is given for it. A null inside an array is an error.
+- a struct column is a dict of its fields' tensors, an ML vector a dense array.
+- a null is an error that names the column, unless a fill value or a mask column is asked for. A null inside an array
+  is an error.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,9 @@ _DTYPES: dict[pa.DataType, str] = {
 }
 
 
+_PATH = b"tfspark.path"
+
+
 @dataclass(frozen=True)
 class ColumnSpec:
     """The tensor that a column becomes.
@@ -57,6 +63,8 @@ class ColumnSpec:
         Whether rows are lists of any length (then ``shape`` is ``()``).
     fill
         Replaces nulls; ``None`` makes a null an error.
+    path
+        Keys under which it is found in the nested dicts of a dataset; ``()`` for its name alone.
     """
 
     name: str
@@ -64,6 +72,12 @@ class ColumnSpec:
     shape: tuple[int, ...] = ()
     ragged: bool = False
     fill: Any = None
+    path: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Where the tensor is in the dict that a dataset gives."""
+        return self.path or (self.name,)
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -75,12 +89,13 @@ class ColumnSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Encode for the wire; the fill has done its work by then."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "ragged": self.ragged}
+        shape, path = list(self.shape), list(self.path)
+        return {"name": self.name, "dtype": self.dtype, "shape": shape, "ragged": self.ragged, "path": path}
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> ColumnSpec:
         """Decode what `to_json` made."""
-        return cls(d["name"], d["dtype"], tuple(d["shape"]), d["ragged"])
+        return cls(d["name"], d["dtype"], tuple(d["shape"]), d["ragged"], path=tuple(d["path"]))
 
 
 def _dtype_of(t: pa.DataType) -> str | None:
@@ -122,7 +137,17 @@ def plan_columns(
             )
     if len(set(schema.names)) != len(schema.names):
         raise SchemaError(f"Column names are not unique: {schema.names}.")
-    return tuple(_plan_column(f, shapes.get(f.name), fill.get(f.name)) for f in schema)
+    specs = (_plan_column(f, shapes.get(f.name), fill.get(f.name)) for f in schema)
+    return tuple(replace(s, path=_path_of(f)) for f, s in zip(schema, specs, strict=True))
+
+
+def with_path(f: pa.Field, path: Sequence[str]) -> pa.Field:
+    """Return the field with the note that its tensor belongs into nested dicts."""
+    return f.with_metadata({_PATH: json.dumps(list(path)).encode()})
+
+
+def _path_of(f: pa.Field) -> tuple[str, ...]:
+    return tuple(json.loads((f.metadata or {}).get(_PATH, b"[]")))
 
 
 def _plan_column(f: pa.Field, shape: Sequence[int] | int | None, fill: Any) -> ColumnSpec:

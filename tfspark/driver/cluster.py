@@ -21,7 +21,7 @@ from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.driver.progress import Progress, Snapshot
-from tfspark.driver.sources import Columns, Source, source_of
+from tfspark.driver.sources import Columns, Source, source_of, zero_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
 from tfspark.schema import ColumnSpec, arrow_schema, plan_columns
 from tfspark.spec import ClusterSpec, NodeId, plan_nodes
@@ -179,6 +179,7 @@ class Cluster:
         columns: Columns | None = None,
         shapes: Mapping[str, Sequence[int] | int] | None = None,
         fill: Mapping[str, Any] | None = None,
+        mask: Sequence[str] = (),
         seed: int = 0,
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
@@ -199,6 +200,9 @@ class Cluster:
             arrays bring theirs.
         fill
             Value that replaces nulls, by column; a null elsewhere is an error.
+        mask
+            Columns ``x`` of a DataFrame that may hold nulls: another column ``x_mask`` is fed, true where there is a
+            value, and nulls are replaced by `fill`, or by zero.
         seed
             Seeds what ``ctx.dataset(shuffle=True)`` shuffles.
 
@@ -216,12 +220,13 @@ class Cluster:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
         if isinstance(data, Iterator):
             reports = [
-                self.feed(each, epochs, columns=columns, shapes=shapes, fill=fill, seed=seed + i)
+                self.feed(each, epochs, columns=columns, shapes=shapes, fill=fill, mask=mask, seed=seed + i)
                 for i, each in enumerate(data)
             ]
             return FeedReport.total(reports)
-        source = source_of(self._spark, data, columns)
-        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, fill)
+        source = source_of(self._spark, data, columns, mask)
+        zeros = {name: zero_of(source.schema.field(name).type) for name in mask}
+        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})})
         return self._feed(source, specs, epochs, seed)
 
     def feed_stream(
@@ -231,6 +236,7 @@ class Cluster:
         columns: Columns | None = None,
         shapes: Mapping[str, Sequence[int] | int] | None = None,
         fill: Mapping[str, Any] | None = None,
+        mask: Sequence[str] = (),
         **options: Any,
     ) -> StreamingQuery:
         """Feed every micro-batch of a streaming DataFrame, as it comes, until the query or the cluster is stopped.
@@ -242,7 +248,7 @@ class Cluster:
         ----------
         stream
             A streaming DataFrame.
-        columns, shapes, fill
+        columns, shapes, fill, mask
             As for `feed`.
         options
             For ``DataStreamWriter``: ``trigger={"availableNow": True}``, ``queryName=...``, and any option of the
@@ -266,7 +272,7 @@ class Cluster:
             batch.persist()
             try:
                 if not batch.isEmpty():
-                    self.feed(batch, columns=columns, shapes=shapes, fill=fill)
+                    self.feed(batch, columns=columns, shapes=shapes, fill=fill, mask=mask)
             finally:
                 batch.unpersist()
 

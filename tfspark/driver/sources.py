@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError, SchemaError
+from tfspark.schema import with_path
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from pyspark import RDD
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import StructField
 
     from tfspark.executor.feed_task import FeedPlan
 
@@ -42,13 +44,15 @@ class Source:
     job: Callable[[FeedPlan], Callable[[], Any]]
 
 
-def source_of(spark: SparkSession, data: Any, columns: Columns | None) -> Source:
+def source_of(spark: SparkSession, data: Any, columns: Columns | None, mask: Sequence[str] = ()) -> Source:
     """Return the source of a DataFrame, an RDD or a pandas DataFrame.
 
     Parameters
     ----------
     columns
         Columns to feed; as a mapping, the name under which each is fed and the name that it has.
+    mask
+        Columns for which another one tells where they are null.
 
     Raises
     ------
@@ -63,8 +67,10 @@ def source_of(spark: SparkSession, data: Any, columns: Columns | None) -> Source
     if type(data).__module__.startswith("pandas."):
         data = _from_pandas(spark, data)
     if isinstance(data, DataFrame):
-        return dataframe_source(data, columns)
+        return dataframe_source(data, columns, mask)
     if isinstance(data, RDD):
+        if mask:
+            raise ConfigurationError("mask is for DataFrames.", hint="spark.createDataFrame(rdd, schema) makes one.")
         return _rdd_source(data, columns)
     raise ConfigurationError(
         f"feed() takes a Spark DataFrame, an RDD, a pandas DataFrame or an iterator of these, "
@@ -73,14 +79,79 @@ def source_of(spark: SparkSession, data: Any, columns: Columns | None) -> Source
     )
 
 
-def dataframe_source(df: DataFrame, columns: Columns | None = None) -> Source:
+def dataframe_source(df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = ()) -> Source:
     """Return the source of a Spark DataFrame; see `source_of`."""
     from pyspark.sql import functions as F
 
     if columns is not None:
         chosen = _choose(columns, df.columns)
         df = df.select(*[F.col(_quoted(c)).alias(name) for name, c in chosen.items()])
-    return Source(_arrow_schema(df), {}, lambda plan: feed_job(df, plan).collect)
+    flat = [leaf for f in df.schema.fields for leaf in _leaves(f, F.col(_quoted(f.name)), (f.name,))]
+    masked = [leaf for leaf in flat if leaf.name in mask]
+    if missing := sorted(set(mask) - {leaf.name for leaf in masked}):
+        raise SchemaError(f"mask names {missing}, which are no columns.", hint=f"There are {[c.name for c in flat]}.")
+    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull()) for leaf in masked]
+    df = df.select(*[leaf.column.alias(leaf.name) for leaf in flat])
+    fields = [
+        f if leaf.path == (leaf.name,) else with_path(f, leaf.path)
+        for f, leaf in zip(_arrow_schema(df), flat, strict=True)
+    ]
+    shapes = {leaf.name: leaf.shape for leaf in flat if leaf.shape is not None}
+    return Source(_schema_of(fields), shapes, lambda plan: feed_job(df, plan).collect)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A column as it is fed, of which a struct column gives several."""
+
+    path: tuple[str, ...]
+    column: Column
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        # Spark takes dots apart in the names of what it hands to Python.
+        return "/".join(self.path).replace(".", "/")
+
+
+def _leaves(f: StructField, column: Column, path: tuple[str, ...]) -> Iterator[_Leaf]:
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import StructType
+
+    if f.dataType.typeName() == "vectorudt":
+        from pyspark.ml.functions import vector_to_array
+
+        size = f.metadata.get("ml_attr", {}).get("num_attrs")
+        values = F.when(column.isNotNull(), vector_to_array(column, "float32"))
+        yield _Leaf(path, values, (int(size),) if size else None)
+    elif isinstance(f.dataType, StructType):
+        for inner in f.dataType.fields:
+            yield from _leaves(inner, column.getField(inner.name), (*path, inner.name))
+    else:
+        yield _Leaf(path, column)
+
+
+def _mask_path(path: tuple[str, ...]) -> tuple[str, ...]:
+    return (*path[:-1], f"{path[-1]}_mask")
+
+
+def zero_of(t: pa.DataType) -> Any:
+    """Return what a masked column holds where it is null."""
+    import pyarrow as pa
+
+    if pa.types.is_string(t) or pa.types.is_large_string(t):
+        return ""
+    if pa.types.is_binary(t) or pa.types.is_large_binary(t):
+        return b""
+    if pa.types.is_temporal(t) or pa.types.is_decimal(t):
+        return pa.scalar(0).cast(pa.int32() if pa.types.is_date32(t) else pa.int64()).cast(t).as_py()
+    return False if pa.types.is_boolean(t) else 0
+
+
+def _schema_of(fields: list[pa.Field]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(fields)
 
 
 def _quoted(column: str) -> str:

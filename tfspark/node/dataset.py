@@ -119,15 +119,20 @@ class Epoch:
 def _select(
     fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
 ) -> list[ColumnSpec]:
-    by_name = {c.name: c for c in fed}
+    by_name: dict[str, list[ColumnSpec]] = {}
+    for c in fed:
+        # A struct column is asked for by its own name or by that of one of its fields.
+        for name in dict.fromkeys((c.name, c.keys[0])):
+            by_name.setdefault(name, []).append(c)
     targets = [n for n in (label, weight) if n is not None]
-    names = list(columns) if columns is not None else [n for n in by_name if n not in targets]
+    named = {id(c) for n in targets for c in by_name.get(n, [])}
+    names = list(columns) if columns is not None else [c.name for c in fed if id(c) not in named]
     unknown = sorted(set(names + targets) - set(by_name))
     if unknown:
         raise ConfigurationError(f"No column named {unknown} is fed.", hint=f"The columns are {list(by_name)}.")
     if not names:
         raise ConfigurationError("No column is left for the features.", hint="Name some in columns=.")
-    return [by_name[n] for n in dict.fromkeys(names + targets)]
+    return list(dict.fromkeys(c for n in names + targets for c in by_name[n]))
 
 
 def rechunk(reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool) -> Iterator[pa.Table]:
@@ -187,7 +192,15 @@ def _slice_batches(arrays: tuple[tf.Tensor, ...], kept: Sequence[ColumnSpec], ba
 
 
 def _structure(tensors: tuple[Any, ...], kept: Sequence[ColumnSpec], label: str | None, weight: str | None) -> Any:
-    named = {c.name: t for c, t in zip(kept, tensors, strict=True)}
-    targets = [named[n] for n in (label, weight) if n is not None]
-    features = {n: t for n, t in named.items() if n not in (label, weight)}
-    return (features, *targets) if targets else features
+    features: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
+    for c, tensor in zip(kept, tensors, strict=True):
+        names = {c.name, c.keys[0]} & {label, weight} if len(c.keys) == 1 else {c.name} & {label, weight}
+        if names:
+            targets[str(names.pop())] = tensor
+            continue
+        level = features
+        for key in c.keys[:-1]:
+            level = level.setdefault(key, {})
+        level[c.keys[-1]] = tensor
+    return (features, *[targets[n] for n in (label, weight) if n is not None]) if targets else features
