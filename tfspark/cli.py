@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from tfspark import __version__
 from tfspark.errors import TFSparkError
+from tfspark.records.command import add_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print the path of the TFRecord connector's jar, after building it if needed",
         description='For spark-submit --jars "$(tfspark jar)".',
     ).set_defaults(run=_jar)
+    add_parser(verbs)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -28,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TFSparkError as e:
         sys.stderr.write(f"tfspark: {e}\n")
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python must not complain when it flushes what is left.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
 
 
 def _jar(_: argparse.Namespace) -> int:

@@ -74,9 +74,7 @@ def parse(data: bytes, record_type: RecordType) -> Record:
     return record
 
 
-def _entries(
-    data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]
-) -> None:
+def _entries(data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]) -> None:
     """Read a map from strings to messages; of a key that comes twice the last counts."""
     for tag, entry, entry_end in fields(data, start, end):
         if tag != _ONE:
@@ -101,9 +99,7 @@ def _text(name: bytes) -> str:
 
 
 def _feature_list(data: bytes, spans: Spans) -> list[Feature]:
-    return [
-        _feature(data, [(a, b)]) for start, end in spans for tag, a, b in fields(data, start, end) if tag == _ONE
-    ]
+    return [_feature(data, [(a, b)]) for start, end in spans for tag, a, b in fields(data, start, end) if tag == _ONE]
 
 
 def _feature(data: bytes, spans: Spans) -> Feature:

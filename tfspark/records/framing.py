@@ -94,9 +94,7 @@ class RecordReader:
         stored = _CRC.unpack(self._exactly(FOOTER_BYTES, whole))[0]
         self.intact = not self._verify or masked_crc(data) == stored
         if not self.intact and self._strict:
-            raise self.fault(
-                "the data do not match their checksum", "--no-verify-checksum reads them all the same."
-            )
+            raise self.fault("the data do not match their checksum", "--no-verify-checksum reads them all the same.")
         return data
 
     def skip(self) -> bool:
@@ -131,7 +129,8 @@ class RecordReader:
         length, crc = _HEADER.unpack(head)
         if masked_crc(head[:8]) != crc:
             raise self.fault(
-                "this is no TFRecord: the length does not match its checksum" if not self.record
+                "this is no TFRecord: the length does not match its checksum"
+                if not self.record
                 else "the length does not match its checksum"
             )
         if length > self._most:
