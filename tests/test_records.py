@@ -98,7 +98,9 @@ def test_head(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_verify(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "verify", directory)[:2] == (0, "4 records (164 bytes) of 2 files are good\n")
+    paths = {"a.tfrecord": "", "p=1/b.tfrecord": "GZIP"}
+    sizes = sum(len(r.numpy()) for p, k in paths.items() for r in tf.data.TFRecordDataset(str(directory / p), k))
+    assert run(capsys, "verify", directory)[:2] == (0, f"4 records ({sizes} bytes) of 2 files are good\n")
     path = directory / "a.tfrecord"
     whole = path.read_bytes()
     size = len(whole) // 3

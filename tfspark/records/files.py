@@ -130,7 +130,7 @@ def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) ->
 
 
 def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
-    """Undo the compression that the file's name tells; gzip and zlib, which TensorFlow writes under any name, by look."""
+    """Undo the compression that the name tells; gzip and zlib, which TensorFlow writes under any name, by look."""
     end = os.path.splitext(file.path)[1].lower()
     if end in _UNREADABLE:
         raise TFSparkError(

@@ -64,7 +64,8 @@ class Seen:
         texts = self.kinds - numbers
         if numbers and texts:
             raise SchemaError(
-                f"Feature {name!r} is a BytesList in some records and a list of numbers in others: no column holds both."
+                f"Feature {name!r} is a BytesList in some records and a list of numbers in others: "
+                "no column holds both."
             )
         if self.in_context and self.in_lists:
             raise SchemaError(
