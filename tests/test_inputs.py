@@ -214,3 +214,28 @@ def test_rows_become_the_columns_that_they_hold(rows: list[tuple[Any, ...]]) -> 
     assert table.column_names == ["_1", "_2", "_3", "_4"]
     for name, values in zip(table.column_names, zip(*rows, strict=True), strict=True):
         np.testing.assert_equal(table[name].to_pylist(), list(values))
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory", None])
+def test_epochs_see_the_same_rows_wherever_they_are_kept(spark: Any, cache: str | None) -> None:
+    accumulator = spark.sparkContext.accumulator(0)
+
+    def count(batches: Any) -> Any:
+        for batch in batches:
+            accumulator.add(batch.num_rows)
+            yield batch
+
+    df = spark.range(0, 100, 1, 3).mapInArrow(count, "id long")
+
+    def main(args: dict[str, Any], ctx: Any) -> Any:
+        fed = ctx.fed_epochs
+        return fed, [sorted(i for b in ctx.dataset(16, shuffle=True) for i in b["id"].numpy()) for _ in ctx.epochs()]
+
+    with tfspark.Cluster(spark, main, {}, workers=1) as cluster:
+        report = cluster.feed(df, epochs=3, cache=cache)
+        with pytest.raises(ConfigurationError, match="cache must be"):
+            cluster.feed(df, cache="tape")
+    fed, epochs = cluster.results["worker", 0]
+    assert fed == 3 and epochs == [list(range(100))] * 3
+    assert accumulator.value == (300 if cache is None else 100)
+    assert report.rows == (300 if cache is None else 100) and report.epochs == 3

@@ -171,3 +171,23 @@ def test_threads_are_not_left(tmp_path: Path) -> None:
     s.end_feed(0, {})
     assert values(s) == [1]
     assert threading.active_count() <= before
+
+
+def test_rows_stay_in_memory_as_far_as_there_is_room(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path), capacity_bytes=3000)
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, in_memory=True))
+    where = []
+    for n in range(3):
+        upload = s.begin_upload(0)
+        where.append(upload.in_memory)
+        upload.write(pa.record_batch([pa.array(range(n * 100, n * 100 + 100), pa.int64())], schema=SCHEMA))
+        s.commit(upload, upload.seal())
+        if n == 1:
+            s.begin_upload(0).abort()
+            s.capacity_bytes = 1000
+            s._unread_bytes = 0
+    s.end_feed(0, {})
+    assert where == [True, True, False]
+    reader = s.next_epoch()
+    assert reader is not None
+    assert [v for p in reader.partitions() for b in p.batches for v in b.column(0).to_pylist()] == list(range(300))

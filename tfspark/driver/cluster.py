@@ -180,11 +180,12 @@ class Cluster:
         shapes: Mapping[str, Sequence[int] | int] | None = None,
         fill: Mapping[str, Any] | None = None,
         mask: Sequence[str] = (),
+        cache: str | None = "disk",
         seed: int = 0,
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
-        Each row reaches one worker, whatever tasks Spark repeats. Later epochs replay what the workers keep on disk.
+        Each row reaches one worker, whatever tasks Spark repeats. Later epochs replay what the workers keep.
 
         Parameters
         ----------
@@ -203,6 +204,10 @@ class Cluster:
         mask
             Columns ``x`` of a DataFrame that may hold nulls: another column ``x_mask`` is fed, true where there is a
             value, and nulls are replaced by `fill`, or by zero.
+        cache
+            Where workers keep the rows for later epochs: ``"disk"``, Spark's local directories; ``"memory"``, as far
+            as ``spool_bytes`` goes, and then the disk; ``None``, nowhere: Spark computes and sends them again for
+            each epoch.
         seed
             Seeds what ``ctx.dataset(shuffle=True)`` shuffles.
 
@@ -218,16 +223,22 @@ class Cluster:
         self._running()
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
+        if cache not in ("disk", "memory", None):
+            raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
         if isinstance(data, Iterator):
             reports = [
-                self.feed(each, epochs, columns=columns, shapes=shapes, fill=fill, mask=mask, seed=seed + i)
+                self.feed(
+                    each, epochs, columns=columns, shapes=shapes, fill=fill, mask=mask, cache=cache, seed=seed + i
+                )
                 for i, each in enumerate(data)
             ]
             return FeedReport.total(reports)
         source = source_of(self._spark, data, columns, mask)
         zeros = {name: zero_of(source.schema.field(name).type) for name in mask}
         specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})})
-        return self._feed(source, specs, epochs, seed)
+        if cache is None:
+            return FeedReport.total([self._feed(source, specs, 1, seed + e, False, epochs - e) for e in range(epochs)])
+        return self._feed(source, specs, epochs, seed, cache == "memory", epochs)
 
     def feed_stream(
         self,
@@ -283,14 +294,22 @@ class Cluster:
             writer = writer.queryName(options.pop("queryName"))
         return writer.options(**options).start()
 
-    def _feed(self, source: Source, specs: Sequence[ColumnSpec], epochs: int, seed: int) -> FeedReport:
+    def _feed(
+        self, source: Source, specs: Sequence[ColumnSpec], epochs: int, seed: int, in_memory: bool, to_come: int
+    ) -> FeedReport:
         coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         with self._feeding, self._guard():
             number = self._feeds
             self._feeds += 1
             begins = m.FeedBegins(
-                number, epochs, [c.to_json() for c in specs], arrow_schema(specs).serialize().to_pybytes(), seed
+                number,
+                epochs,
+                [c.to_json() for c in specs],
+                arrow_schema(specs).serialize().to_pybytes(),
+                seed,
+                in_memory,
+                to_come,
             )
             targets = [Target(a.node, a.host) for a in coordinator.spec.nodes]
             ledger = coordinator.begin_feed(begins, targets)

@@ -186,11 +186,11 @@ class NodeContext:
 
     @property
     def fed_epochs(self) -> int:
-        """Number of epochs of the current feed; waits until there is one."""
+        """Number of epochs that the current call of ``cluster.feed`` has still to give; waits until there is one."""
         feed = self._link.spool.wait_for_feed()
         if feed is None:
             raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
-        return feed.epochs
+        return max(feed.epochs, feed.epochs_to_come)
 
     def fit(
         self,

@@ -217,13 +217,18 @@ class SpecComplete(Message):
 
 @dataclass(frozen=True)
 class FeedBegins(Message):
-    """Rows of this schema are about to come."""
+    """Rows of this schema are about to come.
+
+    ``in_memory`` says where they wait; ``epochs_to_come`` counts the epochs of this feed and of those that repeat it.
+    """
 
     feed: int
     epochs: int
     columns: list[dict[str, Any]]
     arrow_schema: bytes
     seed: int
+    in_memory: bool
+    epochs_to_come: int
 
 
 @dataclass(frozen=True)

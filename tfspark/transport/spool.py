@@ -1,8 +1,8 @@
 """Where a node keeps the rows it was fed until training has read them.
 
 Each upload is written as an Arrow IPC stream to an unlinked file and becomes visible, memory-mapped, only when it
-was committed whole. No file has a name, so nothing is left behind however the process ends. A bound on the bytes
-that wait unread holds the feeding side back.
+was committed whole; or it stays in memory, if the feed says so and there is room. No file has a name, so nothing is
+left behind however the process ends. A bound on the bytes that wait unread holds the feeding side back.
 
 Readers take epochs one after another: ``spool.next_epoch()`` gives an `EpochReader`; an epoch counts as read when
 its reader says so, and is given again until then (Keras starts an iteration to look at one batch and starts over).
@@ -37,6 +37,7 @@ class Partition:
     batches: list[pa.RecordBatch]
     rows: int
     nbytes: int
+    in_memory: bool = False
     read: bool = False
 
 
@@ -49,6 +50,8 @@ class Feed:
     columns: tuple[ColumnSpec, ...]
     schema: pa.Schema
     seed: int
+    in_memory: bool = False
+    epochs_to_come: int = 1
     partitions: list[Partition | None] = field(default_factory=list)
     ended: bool = False
     rows_by_node: dict[str, int] = field(default_factory=dict)
@@ -57,11 +60,14 @@ class Feed:
 class Upload:
     """One partition on its way in."""
 
-    def __init__(self, spool: Spool, feed: Feed, directory: str) -> None:
+    def __init__(self, spool: Spool, feed: Feed, directory: str, in_memory: bool) -> None:
         self._spool, self.feed = spool, feed
-        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by commit and abort
-        self._path = f"/proc/self/fd/{self._file.fileno()}"
-        self._writer = pa.ipc.new_stream(pa.OSFile(self._path, "wb"), feed.schema)
+        self.in_memory = in_memory
+        self._batches: list[pa.RecordBatch] = []
+        if not in_memory:
+            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by commit and abort
+            self._path = f"/proc/self/fd/{self._file.fileno()}"
+            self._writer = pa.ipc.new_stream(pa.OSFile(self._path, "wb"), feed.schema)
         self.rows = 0
         self.nbytes = 0
 
@@ -74,6 +80,10 @@ class Upload:
             If the partition can never fit, or the disk is full.
         """
         self._spool._reserve(self, batch.nbytes)
+        self.rows += batch.num_rows
+        if self.in_memory:
+            self._batches.append(batch)
+            return
         try:
             self._writer.write_batch(batch)
         except OSError as e:
@@ -81,10 +91,11 @@ class Upload:
                 f"The spool could not be written: {e}.",
                 hint="Spark's local directory (spark.local.dir) may be full: free some space, or feed fewer rows.",
             ) from e
-        self.rows += batch.num_rows
 
     def seal(self) -> Partition:
         """Finish the file and map it; the partition is not yet visible."""
+        if self.in_memory:
+            return Partition(self._batches, self.rows, self.nbytes, in_memory=True)
         self._writer.close()
         with pa.memory_map(self._path) as source:
             batches = list(pa.ipc.open_stream(source))
@@ -93,7 +104,9 @@ class Upload:
 
     def abort(self) -> None:
         """Forget the upload and give its bytes back."""
-        self._file.close()
+        if not self.in_memory:
+            self._file.close()
+        self._batches = []
         self._spool._forget(self)
 
 
@@ -157,7 +170,9 @@ class Spool:
             if not self._changed.wait_for(lambda: number in self._feeds or self._error, patience):
                 raise FeedError(f"feed {number} is not known here")
             self._check()
-            upload = Upload(self, self._feeds[number], self.directory)
+            feed = self._feeds[number]
+            # What is kept in memory is bounded too; what goes beyond is kept on the disk.
+            upload = Upload(self, feed, self.directory, feed.in_memory and self._kept_in_memory() < self.capacity_bytes)
             self._uploads.append(upload)
             return upload
 
@@ -189,6 +204,10 @@ class Spool:
         half_written = sum(u.nbytes for u in self._uploads)
         committed = self._unread_bytes - half_written
         return upload is self._uploads[0] and committed + upload.nbytes + nbytes <= self.capacity_bytes
+
+    def _kept_in_memory(self) -> int:
+        partitions = [p for f in self._feeds.values() for p in f.partitions if p is not None]
+        return sum(u.nbytes for u in self._uploads if u.in_memory) + sum(p.nbytes for p in partitions if p.in_memory)
 
     def _forget(self, upload: Upload) -> None:
         with self._changed:
