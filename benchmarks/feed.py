@@ -45,6 +45,7 @@ class Run:
     warm_up: DataFrame
     rows: int
     batch_size: int
+    cache: str
     seconds: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -167,7 +168,7 @@ def measure_drain(run: Run, workers: int) -> None:
         measure_spark(run.warm_up, WARM_UP_ROWS)
         run.seconds["spark_drain", workers].append(measure_spark(run.df, run.rows))
         began = time.time()
-        report = cluster.feed(run.df, shapes=SHAPES)
+        report = cluster.feed(run.df, shapes=SHAPES, cache=run.cache)
     ends = [result[-1] for result in cluster.results.values()]
     expect(sum(rows for rows, _ in ends), run.rows)
     run.seconds["feed_delivered", workers].append(report.seconds)
@@ -183,7 +184,7 @@ def measure_fit(run: Run, workers: int, memory_first: bool) -> None:
         cluster.feed(run.warm_up, shapes=SHAPES)
         in_phase(cluster, 2 if memory_first else 1)
         began = time.time()
-        expect(cluster.feed(run.df, shapes=SHAPES).rows, run.rows)
+        expect(cluster.feed(run.df, shapes=SHAPES, cache=run.cache).rows, run.rows)
     results = cluster.results.values()
     run.seconds["fit_fed", workers].append(max(r["fed_end"] for r in results) - began)
     run.seconds["fit_memory", workers].append(max(r["memory_seconds"] for r in results))
@@ -263,14 +264,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="rows of 784 floats and a label")
     parser.add_argument("--partitions", type=int, default=8, help="partitions of the DataFrame")
     parser.add_argument("--batch-size", type=int, default=256, help="rows per batch and worker")
+    parser.add_argument("--cache", choices=["disk", "memory"], default="disk", help="where workers keep the rows")
     parser.add_argument("--parts", nargs="+", default=["drain", "fit", "tfos"], choices=["drain", "fit", "tfos"])
     options = parser.parse_args()
     common.keep_stdout_for_figures()
     with common.session(options.master, "tfspark feed benchmark", options.verbose) as spark:
         df = common.cached_rows(spark, options.rows, options.partitions)
         warm_up = common.cached_rows(spark, WARM_UP_ROWS, options.partitions)
-        common.surroundings(NAME, master=options.master, rows=options.rows, partitions=options.partitions)
-        run = Run(spark, df, warm_up, options.rows, options.batch_size)
+        common.surroundings(
+            NAME, master=options.master, rows=options.rows, partitions=options.partitions, cache=options.cache
+        )
+        run = Run(spark, df, warm_up, options.rows, options.batch_size, options.cache)
         measure(run, options)
         show(run, options.workers)
 

@@ -173,21 +173,35 @@ def test_threads_are_not_left(tmp_path: Path) -> None:
     assert threading.active_count() <= before
 
 
-def test_rows_stay_in_memory_as_far_as_there_is_room(tmp_path: Path) -> None:
-    s = Spool(str(tmp_path), capacity_bytes=3000)
-    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, in_memory=True))
+def test_the_first_rows_stay_in_memory(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path), 100_000, memory_bytes=2000)
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0))
+    half = pa.record_batch([pa.array(range(50), pa.int64())], schema=SCHEMA)
     where = []
-    for n in range(3):
+    for n in range(4):
         upload = s.begin_upload(0)
+        upload.write(half)
+        upload.write(half)
         where.append(upload.in_memory)
-        upload.write(pa.record_batch([pa.array(range(n * 100, n * 100 + 100), pa.int64())], schema=SCHEMA))
-        s.commit(upload, upload.seal())
         if n == 1:
-            s.begin_upload(0).abort()
-            s.capacity_bytes = 1000
-            s._unread_bytes = 0
+            upload.abort()
+        else:
+            s.commit(upload, upload.seal())
     s.end_feed(0, {})
-    assert where == [True, True, False]
-    reader = s.next_epoch()
-    assert reader is not None
-    assert [v for p in reader.partitions() for b in p.batches for v in b.column(0).to_pylist()] == list(range(300))
+    # 800 bytes each: the aborted one gives its room back, the last one moves to the disk with its second half.
+    assert where == [True, True, True, False] and s._in_memory == 1600
+    assert values(s) == [*range(50)] * 6
+    assert (s._in_memory, s.unread_bytes) == (0, 0)
+
+
+def test_a_feed_that_asks_for_memory_gets_as_much_as_may_wait(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path), 16_000)
+    s.begin_feed(Feed(0, 2, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, in_memory=True))
+    for _ in range(2):
+        upload = s.begin_upload(0)
+        upload.write(BATCH)
+        assert upload.in_memory
+        s.commit(upload, upload.seal())
+    s.end_feed(0, {})
+    assert values(s) == values(s) == [*range(1000)] * 2
+    assert s._in_memory == 0

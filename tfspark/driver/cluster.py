@@ -205,9 +205,9 @@ class Cluster:
             Columns ``x`` of a DataFrame that may hold nulls: another column ``x_mask`` is fed, true where there is a
             value, and nulls are replaced by `fill`, or by zero.
         cache
-            Where workers keep the rows for later epochs: ``"disk"``, Spark's local directories; ``"memory"``, as far
-            as ``spool_bytes`` goes, and then the disk; ``None``, nowhere: Spark computes and sends them again for
-            each epoch.
+            Where workers keep the rows for later epochs: ``"disk"``, Spark's local directories, after the first 256
+            MB, which stay in memory; ``"memory"``, as far as ``spool_bytes`` goes, and then the disk; ``None``,
+            nowhere: Spark computes and sends them again for each epoch.
         seed
             Seeds what ``ctx.dataset(shuffle=True)`` shuffles.
 

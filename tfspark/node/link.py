@@ -20,7 +20,7 @@ from tfspark.spec import ClusterSpec, NodeId, spec_from_json
 from tfspark.transport import messages as m
 from tfspark.transport.client import MessageClient
 from tfspark.transport.receiver import Receiver
-from tfspark.transport.spool import Feed, Spool, stopped_error
+from tfspark.transport.spool import DEFAULT_MEMORY_BYTES, Feed, Spool, stopped_error
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class CoordinatorLink:
         self.nodes = tuple(NodeId(r, i) for r, i in plan["nodes"])
         self.host = plan["host"]
         self.stopping = threading.Event()
-        self.spool = Spool(plan["spool_directory"], plan["spool_bytes"])
+        self.spool = Spool(plan["spool_directory"], plan["spool_bytes"], min(DEFAULT_MEMORY_BYTES, plan["spool_bytes"]))
         self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], plan["token"])
         self._receiver = Receiver(self.host, plan["token"], self.spool, self._may_commit, self._refused)
         self._changed = threading.Condition()

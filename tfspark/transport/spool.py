@@ -1,7 +1,7 @@
 """Where a node keeps the rows it was fed until training has read them.
 
-Each upload is written as an Arrow IPC stream to an unlinked file and becomes visible, memory-mapped, only when it
-was committed whole; or it stays in memory, if the feed says so and there is room. No file has a name, so nothing is
+The first rows stay in memory, as far as there is room. Every other upload is written as an Arrow IPC stream to an
+unlinked file and becomes visible, memory-mapped, only when it was committed whole. No file has a name, so nothing is
 left behind however the process ends. A bound on the bytes that wait unread holds the feeding side back.
 
 Readers take epochs one after another: ``spool.next_epoch()`` gives an `EpochReader`; an epoch counts as read when
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import IO
 
 import pyarrow as pa
 
@@ -25,6 +26,9 @@ from tfspark.schema import ColumnSpec
 
 DEFAULT_CAPACITY_BYTES = 1 << 30
 """Rows that may wait unread in one node; beyond it feeding tasks are held back."""
+
+DEFAULT_MEMORY_BYTES = 256 << 20
+"""Rows that a node keeps in memory before any go to the disk."""
 
 REWIND_BYTES = 64 << 20
 """Read rows of a last epoch that stay available, so that an iteration given up early can start over."""
@@ -58,18 +62,17 @@ class Feed:
 
 
 class Upload:
-    """One partition on its way in."""
+    """One partition on its way in: in memory as far as there is room, else in a file."""
 
-    def __init__(self, spool: Spool, feed: Feed, directory: str, in_memory: bool) -> None:
+    def __init__(self, spool: Spool, feed: Feed) -> None:
         self._spool, self.feed = spool, feed
-        self.in_memory = in_memory
         self._batches: list[pa.RecordBatch] = []
-        if not in_memory:
-            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by commit and abort
-            self._path = f"/proc/self/fd/{self._file.fileno()}"
-            self._writer = pa.ipc.new_stream(pa.OSFile(self._path, "wb"), feed.schema)
+        self._file: IO[bytes] | None = None
+        self._path = ""
+        self._writer: pa.RecordBatchStreamWriter | None = None
         self.rows = 0
         self.nbytes = 0
+        self.memory_bytes = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch, waiting while the spool is full.
@@ -79,22 +82,33 @@ class Upload:
         FeedError
             If the partition can never fit, or the disk is full.
         """
-        self._spool._reserve(self, batch.nbytes)
+        in_memory = self._spool._reserve(self, batch.nbytes)
         self.rows += batch.num_rows
-        if self.in_memory:
-            self._batches.append(batch)
+        self._batches.append(batch)
+        if in_memory:
             return
         try:
-            self._writer.write_batch(batch)
+            if self._writer is None:
+                self._file = tempfile.TemporaryFile(dir=self._spool.directory)  # noqa: SIM115 - see seal and abort
+                self._path = f"/proc/self/fd/{self._file.fileno()}"
+                self._writer = pa.ipc.new_stream(pa.OSFile(self._path, "wb"), self.feed.schema)
+            for waiting in self._batches:
+                self._writer.write_batch(waiting)
         except OSError as e:
             raise FeedError(
                 f"The spool could not be written: {e}.",
                 hint="Spark's local directory (spark.local.dir) may be full: free some space, or feed fewer rows.",
             ) from e
+        self._batches.clear()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing has been written to a file."""
+        return self._file is None
 
     def seal(self) -> Partition:
-        """Finish the file and map it; the partition is not yet visible."""
-        if self.in_memory:
+        """Finish; the partition is not yet visible."""
+        if self._file is None or self._writer is None:
             return Partition(self._batches, self.rows, self.nbytes, in_memory=True)
         self._writer.close()
         with pa.memory_map(self._path) as source:
@@ -104,7 +118,7 @@ class Upload:
 
     def abort(self) -> None:
         """Forget the upload and give its bytes back."""
-        if not self.in_memory:
+        if self._file is not None:
             self._file.close()
         self._batches = []
         self._spool._forget(self)
@@ -119,12 +133,16 @@ class Spool:
         A directory on a local disk.
     capacity_bytes
         Bound of the bytes that wait unread.
+    memory_bytes
+        Rows that are kept in memory before any go to the disk; `capacity_bytes` for a feed that asks for memory.
     """
 
-    def __init__(self, directory: str, capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> None:
+    def __init__(self, directory: str, capacity_bytes: int = DEFAULT_CAPACITY_BYTES, memory_bytes: int = 0) -> None:
         os.makedirs(directory, exist_ok=True)
         self.directory = directory
         self.capacity_bytes = capacity_bytes
+        self.memory_bytes = memory_bytes
+        self._in_memory = 0
         self._changed = threading.Condition()
         self._feeds: dict[int, Feed] = {}
         self._uploads: list[Upload] = []
@@ -170,9 +188,7 @@ class Spool:
             if not self._changed.wait_for(lambda: number in self._feeds or self._error, patience):
                 raise FeedError(f"feed {number} is not known here")
             self._check()
-            feed = self._feeds[number]
-            # What is kept in memory is bounded too; what goes beyond is kept on the disk.
-            upload = Upload(self, feed, self.directory, feed.in_memory and self._kept_in_memory() < self.capacity_bytes)
+            upload = Upload(self, self._feeds[number])
             self._uploads.append(upload)
             return upload
 
@@ -183,7 +199,8 @@ class Spool:
             upload.feed.partitions.append(partition)
             self._changed.notify_all()
 
-    def _reserve(self, upload: Upload, nbytes: int) -> None:
+    def _reserve(self, upload: Upload, nbytes: int) -> bool:
+        """Wait until the bytes have room; true if they may stay in memory."""
         with self._changed:
             if upload.nbytes + nbytes > self.capacity_bytes:
                 raise FeedError(
@@ -195,6 +212,20 @@ class Spool:
             self._check()
             upload.nbytes += nbytes
             self._unread_bytes += nbytes
+            if not upload.in_memory:
+                return False
+            most = self.capacity_bytes if upload.feed.in_memory else self.memory_bytes
+            if self._in_memory + nbytes <= most:
+                upload.memory_bytes += nbytes
+                self._in_memory += nbytes
+                return True
+            # The whole partition moves: it is either here or there.
+            self._leave_memory(upload)
+            return False
+
+    def _leave_memory(self, upload: Upload) -> None:
+        self._in_memory -= upload.memory_bytes
+        upload.memory_bytes = 0
 
     def _has_room(self, upload: Upload, nbytes: int) -> bool:
         if self._unread_bytes + nbytes <= self.capacity_bytes:
@@ -205,15 +236,12 @@ class Spool:
         committed = self._unread_bytes - half_written
         return upload is self._uploads[0] and committed + upload.nbytes + nbytes <= self.capacity_bytes
 
-    def _kept_in_memory(self) -> int:
-        partitions = [p for f in self._feeds.values() for p in f.partitions if p is not None]
-        return sum(u.nbytes for u in self._uploads if u.in_memory) + sum(p.nbytes for p in partitions if p.in_memory)
-
     def _forget(self, upload: Upload) -> None:
         with self._changed:
             if upload in self._uploads:
                 self._uploads.remove(upload)
                 self._unread_bytes -= upload.nbytes
+                self._leave_memory(upload)
                 self._changed.notify_all()
 
     # --- the reading side
@@ -310,7 +338,12 @@ class EpochReader:
                 return
             kept += partition.nbytes
             if kept > REWIND_BYTES:
+                self._drop(partition)
                 self.feed.partitions[k] = None
+
+    def _drop(self, partition: Partition | None) -> None:
+        if partition is not None and partition.in_memory:
+            self._spool._in_memory -= partition.nbytes
 
     def complete(self) -> None:
         """The consumer has reached the end of this epoch."""
@@ -319,6 +352,8 @@ class EpochReader:
             spool._cursor = (self.feed.number, self.epoch)
             spool.rows_of_last_epoch = self._rows
             if self._is_last:
+                for partition in self.feed.partitions:
+                    self._drop(partition)
                 self.feed.partitions.clear()
             spool._changed.notify_all()
 
