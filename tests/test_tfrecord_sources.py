@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def test_codecs(spark: Any, tmp_path: Path, codec: str, end: str) -> None:
     kind = {".gz": "GZIP", ".deflate": "ZLIB", ".tfrecord": ""}.get(end)
     if kind is not None:
         assert sum(1 for _ in tf.data.TFRecordDataset(files(tmp_path / "x", end), kind)) == 3000
+
+
+def test_gzip_files_of_several_members_and_truncated_ones(spark: Any, tmp_path: Path) -> None:
+    plain = Path(write(tmp_path / "x", *[example(a=("int64", [i])) for i in range(1000)])).read_bytes()
+    members = gzip.compress(plain[:5000]) + gzip.compress(plain[5000:])
+    for name in ("y.gz", "y"):
+        (tmp_path / name).write_bytes(members)
+        assert read(spark, tmp_path / name, "a long").count() == 1000
+        (tmp_path / name).write_bytes(members[:-20])
+        with pytest.raises(Exception, match=r"(?i)unexpected end|ends within"):
+            read(spark, tmp_path / name, "a long").collect()
 
 
 def test_choosing_files(spark: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ package tfspark.tfrecord
 
 import java.io.{InputStream, OutputStream}
 import java.util.Locale
-import java.util.zip.{CRC32C, GZIPInputStream, InflaterInputStream}
+import java.util.zip.{CRC32C, InflaterInputStream}
 
 import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{ChecksumFileSystem, FSDataInputStream, FileSystem, Path}
@@ -39,7 +39,7 @@ object Codecs {
     try {
       val codec = of(path, conf)
       if (codec != null && !codec.getClass.getName.endsWith(".GzipCodec")) codec.createInputStream(in)
-      else sniff(in).getOrElse(in)
+      else sniff(in, conf).getOrElse(in)
     } catch {
       case e: Throwable =>
         in.close()
@@ -82,7 +82,7 @@ object Codecs {
    *
    * @param in stands at its beginning, then and after
    */
-  def sniff(in: FSDataInputStream): Option[InputStream] = {
+  def sniff(in: FSDataInputStream, conf: Configuration): Option[InputStream] = {
     val head = new Array[Byte](Framing.HeaderBytes)
     var n = 0
     var got = 0
@@ -93,11 +93,14 @@ object Codecs {
     in.seek(0)
     val (first, second) = (head(0) & 0xff, head(1) & 0xff)
     if (n < 2 || n == head.length && isHeader(head)) None
-    else if (first == 0x1f && second == 0x8b) Some(new GZIPInputStream(in, BufferBytes))
+    else if (first == 0x1f && second == 0x8b) Some(gzip(conf).createInputStream(in))
     else if ((first & 0x0f) == 8 && (first << 8 | second) % 31 == 0)
       Some(new InflaterInputStream(in, new java.util.zip.Inflater(), BufferBytes))
     else None
   }
+
+  /** Java's own stream may stop after the first of several members where it cannot tell that there are more. */
+  private def gzip(conf: Configuration): CompressionCodec = ReflectionUtils.newInstance(classOf[GzipCodec], conf)
 
   private def isHeader(head: Array[Byte]): Boolean = {
     val stored = java.nio.ByteBuffer.wrap(head).order(java.nio.ByteOrder.LITTLE_ENDIAN).getInt(8)

@@ -23,7 +23,7 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
     else {
       val in = Codecs.openRaw(path, conf)
       try {
-        val compressed = Codecs.sniff(in)
+        val compressed = Codecs.sniff(in, conf)
         val from = if (start == 0) 0L else if (compressed.isDefined) -1L else finder(in).first(start, end)
         if (from < 0) {
           in.close()
