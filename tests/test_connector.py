@@ -224,3 +224,13 @@ def test_wrong_options_are_refused(spark: Any, tmp_path: Path) -> None:
             read(spark, path, "a long", **{option: "maybe"}).collect()
     with pytest.raises(Exception, match="has 1000 bytes; the limit is 100"):
         read(spark, write(tmp_path / "y", b"x" * 1000), "a long", maxRecordBytes=100).collect()
+
+
+def test_short_values_of_every_length(spark: Any, tmp_path: Path) -> None:
+    values = [bytes(range(1, n + 1)) for n in range(140)]
+    path = write(tmp_path / "x", *[example(b=("bytes", [v]), c=("bytes", [v[::-1]])) for v in values])
+    df = read(spark, path, "b binary, c binary")
+    assert [(bytes(r.b), bytes(r.c)) for r in df.collect()] == [(v, v[::-1]) for v in values]
+    # Rows are compared by their bytes, the padding after values included.
+    same = spark.createDataFrame([(v, v[::-1]) for v in values], "b binary, c binary")
+    assert df.union(df).distinct().count() == 140 and df.exceptAll(same).count() == 0
