@@ -48,15 +48,50 @@ def train(case: dict[str, Any], ctx: Any) -> dict[str, Any]:
     with strategy.scope():
         model = build(case)
     targets = {"label": "y", "weight": weight, "columns": ["x", "s"]}
-    if case["plain"]:
+    if case["loop"]:
+        seen = record(ctx.dataset(BATCH, **targets), strategy)
+        history = custom_loop(ctx, model, ctx.dataset(BATCH, **targets))
+    elif case["plain"]:
         # Keras takes the batch of a plain dataset for the global one, and cuts it for the workers.
         dataset = ctx.dataset(BATCH * ctx.num_workers, **targets)
         seen = record(strategy.experimental_distribute_dataset(dataset), strategy)
         history = model.fit(dataset, epochs=EPOCHS, verbose=0).history
     else:
-        seen = record(ctx.dataset(BATCH, **targets), strategy)
-        history = ctx.fit(model, batch_size=BATCH, epochs=EPOCHS, **targets)
+        seen = record(ctx.dataset(BATCH, drop_remainder=case["drop_remainder"], **targets), strategy)
+        history = ctx.fit(model, batch_size=BATCH, epochs=EPOCHS, drop_remainder=case["drop_remainder"], **targets)
     return {"weights": model.get_weights(), "history": history, "batches": seen}
+
+
+def custom_loop(ctx: Any, model: Any, dataset: Any) -> dict[str, list[float]]:
+    """Train as `model.fit` would, by hand."""
+    import tensorflow as tf
+
+    strategy = ctx.strategy()
+    loss = tf.keras.losses.MeanSquaredError(reduction=None)
+    with strategy.scope():
+        mean = tf.keras.metrics.MeanAbsoluteError()
+
+    @tf.function
+    def train_step(batch: Any) -> None:
+        def replica_step(features: Any, y: Any, weight: Any = None) -> None:
+            with tf.GradientTape() as tape:
+                predicted = model(features, training=True)
+                # What the strategy adds up over replicas must be in each only by its share.
+                penalty = tf.add_n(model.losses) / ctx.num_workers
+                share = ctx.average_loss(loss(y, predicted), weight) + penalty
+            gradients = tape.gradient(share, model.trainable_variables)
+            model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            mean.update_state(y, predicted)
+
+        strategy.run(replica_step, args=batch)
+
+    history: dict[str, list[float]] = {"mae": []}
+    for _ in range(EPOCHS):
+        for batch in ctx.distribute(dataset):
+            train_step(batch)
+        history["mae"].append(float(mean.result()))
+        mean.reset_state()
+    return history
 
 
 def single_process(case: dict[str, Any], by_worker: list[list[Any]]) -> dict[str, Any]:
@@ -96,6 +131,9 @@ CASES = {
     "mean": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1),
     "mean-weighted": dict(reduction="mean_with_sample_weight", weighted=True, learning_rate=0.1),
     "sum-weighted": dict(reduction="sum", weighted=True, learning_rate=0.001),
+    "custom-loop": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1, loop=True),
+    "custom-loop-weighted": dict(reduction="sum_over_batch_size", weighted=True, learning_rate=0.1, loop=True),
+    "drop-remainder": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1, drop_remainder=True),
     "plain-fit": dict(reduction="sum_over_batch_size", weighted=True, learning_rate=0.1, plain=True),
 }
 
@@ -105,17 +143,19 @@ CASES = {
     [("mean", [150, 21]), ("mean", [70]), ("mean", [5]), *((n, [150, 21]) for n in list(CASES)[1:])],
 )
 def test_unequal_workers_equal_a_single_process(spark: Any, name: str, partitions: list[int]) -> None:
-    case = {"plain": False, **CASES[name]}
+    case = {"plain": False, "loop": False, "drop_remainder": False, **CASES[name]}
     with tfspark.Cluster(spark, train, case, workers=2) as cluster:
         cluster.feed(rows(spark, partitions), epochs=EPOCHS + 1, shapes={"x": 4})
     first, second = (cluster.results["worker", i] for i in (0, 1))
     counts = sorted(sum(len(b[1]) for b in r["batches"]) for r in (first, second))
-    assert counts == sorted([*partitions, 0][:2])
+    kept = [n - n % BATCH if case["drop_remainder"] else n for n in partitions]
+    assert counts == sorted([*kept, 0][:2])
     expected = single_process(case, [first["batches"], second["batches"]])
     for a, b, c in zip(first["weights"], second["weights"], expected["weights"], strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-6)
-    for key, values in expected["history"].items():
+    for key in first["history"]:
+        values = expected["history"][key]
         np.testing.assert_allclose(first["history"][key], values, rtol=1e-4, err_msg=key)
 
 

@@ -137,7 +137,19 @@ def test_a_killed_executor_is_a_lost_node(driver: Driver) -> None:
     os.kill(parent(daemon), signal.SIGKILL)
     end = driver.wait()
     assert end["error"] == "NodeFailed", end
-    assert end["seconds"] < 15
+    assert end["seconds"] < 30
+    nothing_left(driver)
+
+
+@pytest.mark.parametrize("command", ["start", "train"])
+def test_a_stopped_process_is_named_though_it_exists(driver: Driver, command: str) -> None:
+    """Also when TensorFlow in the other one notices first, and fails there."""
+    pids = driver.ask(command)["pids"]
+    os.kill(pids[1], signal.SIGSTOP)
+    end = driver.wait()
+    assert end["error"] == "NodeFailed"
+    assert "worker 1" in end["message"] and "it is stopped" in end["message"], end["message"]
+    assert end["seconds"] < 30
     nothing_left(driver)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfspark.driver import lifecycle as lc
-from tfspark.errors import ClusterError, ClusterStopped, NodeFailed, StartTimeout
+from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout
 from tfspark.spec import NodeAddress, NodeId
 
 NODES = (NodeId("worker", 0), NodeId("worker", 1))
@@ -95,6 +96,45 @@ def test_silence_is_death() -> None:
     assert m.error.index == 1 and "no sign of life for 8 s" in m.error.reason
 
 
+def test_a_process_that_exists_but_says_nothing_hangs() -> None:
+    m = Machine().start()
+    m(*(lc.Pulse(n, 0.0) for n in NODES))
+    for _ in range(10):
+        assert m(*(lc.Seen(n) for n in NODES), lc.Pulse(NODES[0], 0.0), lc.Tick(), after=6.0) == []
+    assert kinds(m(*(lc.Seen(n) for n in NODES), lc.Pulse(NODES[0], 0.0), lc.Tick(), after=1.0)) == ["PublishStop"]
+    m(lc.Tick(), after=2.1)
+    assert m.error.index == 1 and "has not answered for 61 s" in m.error.reason
+
+
+def test_the_silent_one_is_to_blame_when_another_fails() -> None:
+    m = Machine().start()
+    m(*(lc.Pulse(n, 0.0) for n in NODES))
+    m(lc.Pulse(NODES[0], 0.0), after=5.0)
+    m(lc.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), lc.NodeExited(NODES[0], 1), lc.JobEnded())
+    assert m.error.index == 1 and "has not answered for 5 s" in m.error.reason
+
+
+def test_of_two_silent_processes_the_stopped_one_is_to_blame() -> None:
+    m = Machine().start()
+    m(lc.Pulse(NODES[0], 0.0))
+    m(lc.Pulse(NODES[1], 0.0), after=1.0)
+    for _ in range(10):
+        m(lc.Seen(NODES[0]), lc.Seen(NODES[1], stopped=True), lc.Tick(), after=6.0)
+    m(lc.Tick(), after=2.1)
+    assert m.error.index == 1 and "it is stopped" in m.error.reason and "SIGSTOP" in m.error.hint
+
+
+def test_a_worker_without_data_is_named_and_is_not_dead() -> None:
+    m = Machine().start()
+    assert m(lc.Pulse(NODES[1], 29.0), lc.Pulse(NODES[0], 0.0)) == []
+    assert m(lc.Pulse(NODES[1], 31.0), lc.Pulse(NODES[1], 32.0)) == [lc.WarnOfStall(NODES[1], 31.0)]
+    assert m(lc.Pulse(NODES[1], 0.0), lc.Pulse(NODES[1], 50.0)) == [lc.WarnOfStall(NODES[1], 50.0)]
+    assert m.life.phase is lc.Phase.RUNNING
+    m.life.limits = replace(LIMITS, stall=60.0)
+    assert kinds(m(lc.Pulse(NODES[1], 61.0))) == ["PublishStop", "Conclude"]
+    assert isinstance(m.error, FeedError) and "worker 1 on host has waited 61 s" in str(m.error)
+
+
 def test_a_task_that_starts_again_was_lost() -> None:
     m = Machine().start()
     m(lc.TaskAttached(NODES[1], "other", 1))
@@ -140,6 +180,7 @@ EVENTS = st.one_of(
     st.sampled_from([lc.NodeRegistered(address(n)) for n in NODES]),
     st.builds(lc.NodeEntered, st.sampled_from(NODES)),
     st.builds(lc.Seen, st.sampled_from(NODES)),
+    st.builds(lc.Pulse, st.sampled_from(NODES), st.floats(0, 100)),
     st.builds(lc.NodeFinished, st.sampled_from(NODES)),
     st.builds(lc.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
     st.builds(lc.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),

@@ -1,6 +1,6 @@
 """A driver program for fault tests: starts clusters whose nodes wait, and says on standard output what happens.
 
-Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``wait`` waits for it
+Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``train`` one that trains, ``wait`` waits for it
 and prints how it ended, ``spark-stop`` stops Spark under it, ``quit`` ends the program. Answers are JSON lines.
 """
 
@@ -30,6 +30,24 @@ def hold(args: Any, ctx: Any) -> str:
     return "stopped"
 
 
+def train(args: Any, ctx: Any) -> None:
+    """Take steps that every worker takes part in, without end."""
+    import tensorflow as tf
+
+    strategy = ctx.strategy()
+
+    @tf.function
+    def step() -> Any:
+        def add() -> Any:
+            return tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(1.0))
+
+        return strategy.run(add)
+
+    for i in range(1_000_000):
+        step()
+        ctx.report(i + 1)
+
+
 def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
@@ -49,10 +67,12 @@ def main() -> None:
         command = line.strip()
         began = time.monotonic()
         try:
-            if command == "start":
-                cluster = tfspark.Cluster(spark, hold, workers=2, stop_grace=1.0).start()
+            if command in ("start", "train"):
+                options = {"stop_grace": 1.0, "hang_timeout": 5.0 if command == "start" else 20.0}
+                cluster = tfspark.Cluster(spark, hold if command == "start" else train, workers=2, **options).start()
                 assert cluster._coordinator is not None
-                cluster._coordinator.wait(lambda c=cluster: all(s.state == "running" for s in c.status()), 60)
+                ready = (lambda s: s.state == "running") if command == "start" else (lambda s: s.step > 0)
+                cluster._coordinator.wait(lambda c=cluster, r=ready: all(r(s) for s in c.status()), 60)
                 say(pids=[n.pid for n in cluster.nodes.nodes])
             elif command == "wait":
                 assert cluster is not None

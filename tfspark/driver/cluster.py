@@ -72,6 +72,11 @@ class Cluster:
         Seconds in which all nodes must have started.
     stop_grace
         Seconds that `main` has to return when the cluster is stopped before its processes are killed.
+    hang_timeout
+        Seconds for which a node's process may be silent, although it exists, before it counts as failed.
+    stall_timeout
+        Seconds that a worker may wait for rows, while a feed goes on, before the cluster is stopped; by default it
+        may wait for ever, and a warning names it after half a minute.
     spool_bytes
         Bytes of rows that may wait unread in one node; beyond it, feeding is held back.
     env
@@ -95,6 +100,8 @@ class Cluster:
         chief: bool = False,
         start_timeout: float = 300.0,
         stop_grace: float = 5.0,
+        hang_timeout: float = 60.0,
+        stall_timeout: float | None = None,
         spool_bytes: int = DEFAULT_CAPACITY_BYTES,
         env: Mapping[str, str] | None = None,
         progress: bool | None = None,
@@ -106,7 +113,9 @@ class Cluster:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
         self._main = launcher.pickle_main(main, args)
-        self._limits = lc.Limits(start=start_timeout, grace=stop_grace)
+        self._limits = lc.Limits(
+            start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout
+        )
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
         self._progress = Progress(progress)

@@ -88,6 +88,7 @@ class Coordinator:
                 m.Finished: self._on_finished,
                 m.Raised: self._on_raised,
                 m.Report: self._on_report,
+                m.Pulse: self._on_pulse,
                 m.Commit: self._on_commit,
                 m.Assign: self._on_assign,
                 m.FeedFailed: self._on_feed_failed,
@@ -113,6 +114,8 @@ class Coordinator:
                     case lc.PublishStop(grace, reason):
                         self._release_grace = grace
                         self._publish(m.Stop(grace, reason))
+                    case lc.WarnOfStall(node, seconds):
+                        logger.warning("%s", self._describe_stall(node, seconds))
                     case lc.CancelJob():
                         cancel = True
                     case lc.Conclude(error) if error is not None:
@@ -152,6 +155,12 @@ class Coordinator:
         with self._changed:
             self._publish(event)
 
+    def _describe_stall(self, node: NodeId, seconds: float) -> str:
+        ledger = self.ledger
+        state = f" {ledger.describe(node)}" if ledger is not None and self._feed >= 0 else ""
+        host = self.lifecycle.records[node].host
+        return f"{node} on {host} has waited {seconds:.0f} s for rows; the others wait for it.{state}"
+
     def wake(self) -> None:
         """Have everyone who waits look at their condition again."""
         with self._changed:
@@ -190,7 +199,7 @@ class Coordinator:
         for line in msg.lines:
             self.log.append(f"[{node}] {line}")
             node_logger.info("[%s] %s", node, line)
-        self.post(lc.Seen(node))
+        self.post(lc.Seen(node, msg.stopped))
         return json.dumps({"stop_grace": self._release_grace}).encode()
 
     def _on_exited(self, msg: m.Exited) -> bytes:
@@ -230,6 +239,10 @@ class Coordinator:
         with self._changed:
             self.reports[NodeId(msg.role, msg.index)] = Reported(msg.step, msg.metrics, time.monotonic())
             self._changed.notify_all()
+        return b"{}"
+
+    def _on_pulse(self, msg: m.Pulse) -> bytes:
+        self.post(lc.Pulse(NodeId(msg.role, msg.index), msg.waiting_seconds))
         return b"{}"
 
     def _on_commit(self, msg: m.Commit) -> bytes:

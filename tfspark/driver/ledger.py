@@ -60,6 +60,14 @@ class FeedLedger:
         """Committed bytes, in the form in which they travel."""
         return sum(c.nbytes for c in self.committed.values())
 
+    def describe(self, node: NodeId) -> str:
+        """Say in a sentence how a worker's share stands."""
+        arrived = sum(c.node == node for c in self.committed.values())
+        coming = sorted({p for p, n in self._uploading.values() if n == node and p not in self.committed})
+        listed = ", ".join(map(str, coming[:8])) + (", ..." if len(coming) > 8 else "")
+        what = f"partition(s) {listed} are on their way to it" if coming else "none is on its way to it"
+        return f"{arrived} of the {len(self.committed)} partitions that have arrived went to it, {what}."
+
     def assign(self, partition: int, upload: str, host: str) -> NodeId | None:
         """Choose the worker for an upload, or ``None`` if the partition is already committed.
 

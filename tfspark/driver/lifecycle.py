@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tfspark.errors import ClusterError, ClusterStopped, NodeFailed, StartTimeout, TFSparkError
+from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
 from tfspark.spec import NodeAddress, NodeId
+
+
+SUSPICIOUS_SILENCE_SECONDS = 4.0
+"""A node's process that has been silent for so long is to blame when another one fails."""
 
 
 class Phase(str, Enum):
@@ -48,6 +52,9 @@ class Limits:
     last_words: float = 2.0
     grace: float = 5.0
     job_end: float = 8.0
+    hang: float = 60.0
+    stall_warning: float = 30.0
+    stall: float | None = None
 
 
 # --- events
@@ -78,9 +85,18 @@ class NodeEntered:
 
 @dataclass(frozen=True)
 class Seen:
-    """A sign of life of a node's supervising task."""
+    """A sign of life of a node's supervising task, which sees whether the process is held by a signal."""
 
     node: NodeId
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life of a node's own process, and how long its dataset has waited for rows."""
+
+    node: NodeId
+    waiting: float
 
 
 @dataclass(frozen=True)
@@ -135,8 +151,8 @@ class Tick:
 
 
 Event = (
-    TaskAttached | NodeRegistered | NodeEntered | Seen | NodeFinished | NodeRaised | NodeExited | JobEnded
-    | StopAsked | Tick
+    TaskAttached | NodeRegistered | NodeEntered | Seen | Pulse | NodeFinished | NodeRaised | NodeExited
+    | JobEnded | StopAsked | Tick
 )  # fmt: skip
 
 
@@ -162,6 +178,14 @@ class PublishStop:
 
 
 @dataclass(frozen=True)
+class WarnOfStall:
+    """Tell the user that a node waits for rows."""
+
+    node: NodeId
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CancelJob:
     """Cancel the Spark job."""
 
@@ -173,7 +197,7 @@ class Conclude:
     error: TFSparkError | None
 
 
-Instruction = PublishSpec | PublishRelease | PublishStop | CancelJob | Conclude
+Instruction = PublishSpec | PublishRelease | PublishStop | WarnOfStall | CancelJob | Conclude
 
 
 @dataclass
@@ -186,6 +210,10 @@ class NodeRecord:
     address: NodeAddress | None = None
     attempt: int | None = None
     last_seen: float | None = None
+    last_pulse: float | None = None
+    waiting: float = 0.0
+    warned: bool = False
+    stopped: bool = False
     raised: NodeRaised | None = None
     exited: NodeExited | None = None
 
@@ -215,7 +243,8 @@ class Lifecycle:
         """Take note of an event and say what to do about it."""
         self.now = now
         node = getattr(event, "node", None) or getattr(getattr(event, "address", None), "node", None)
-        if node is not None:
+        # A process that was stopped cannot speak for its supervisor, nor the other way round.
+        if node is not None and not isinstance(event, Pulse):
             self.records[node].last_seen = now
         out: list[Instruction] = []
         match event:
@@ -229,6 +258,10 @@ class Lifecycle:
                     out.append(PublishSpec())
             case NodeEntered():
                 self.records[event.node].state = NodeState.RUNNING
+            case Seen():
+                self.records[event.node].stopped = event.stopped
+            case Pulse():
+                out += self._pulse(event)
             case NodeFinished():
                 self.records[event.node].state = NodeState.FINISHED
                 if self.phase is Phase.RUNNING and self._all(NodeState.FINISHED):
@@ -236,10 +269,7 @@ class Lifecycle:
                     out.append(PublishRelease())
                     out += self._conclude(None)
             case NodeRaised():
-                record = self.records[event.node]
-                if record.raised is None:
-                    record.raised, record.state = event, NodeState.FAILED
-                out += self._fail(event.node)
+                out += self._raised(event)
             case NodeExited():
                 out += self._exited(event)
             case JobEnded():
@@ -274,6 +304,31 @@ class Lifecycle:
         record.state = NodeState.FAILED
         return self._fail(event.node)
 
+    def _pulse(self, event: Pulse) -> list[Instruction]:
+        record = self.records[event.node]
+        record.last_pulse, record.waiting = self.now, event.waiting
+        if self.phase is not Phase.RUNNING:
+            return []
+        out: list[Instruction] = []
+        if event.waiting < self.limits.stall_warning:
+            record.warned = False
+        elif not record.warned:
+            record.warned = True
+            out.append(WarnOfStall(event.node, event.waiting))
+        if self.limits.stall is not None and event.waiting > self.limits.stall:
+            out += self._stalled(record)
+        return out
+
+    def _stalled(self, record: NodeRecord) -> list[Instruction]:
+        self.phase = Phase.STOPPING
+        self._stop_at = self.now
+        error = FeedError(
+            f"{record.node} on {record.host} has waited {record.waiting:.0f} s for rows.",
+            hint="The partitions that it waits for are slow to compute, or Spark has no free slot for their tasks: "
+            "the Spark UI shows them. stall_timeout= waits longer.",
+        )
+        return [PublishStop(0.0, f"{record.node} had no data"), *self._conclude(error)]
+
     def _lost(self, node: NodeId, reason: str) -> list[Instruction]:
         record = self.records[node]
         if self.phase in (Phase.FINISHED, Phase.STOPPING) or record.state is NodeState.FINISHED:
@@ -286,6 +341,39 @@ class Lifecycle:
         )  # fmt: skip
         self._failed_at = self.now - self.limits.last_words
         return self._fail(node)
+
+    def _raised(self, event: NodeRaised) -> list[Instruction]:
+        if self.phase is Phase.RUNNING:
+            for r in self.records.values():
+                # TensorFlow gives up on a peer that does not answer and fails in those that do.
+                if r.node != event.node and self._is_silent(r, SUSPICIOUS_SILENCE_SECONDS):
+                    return self._hung(self._to_blame(r))
+        record = self.records[event.node]
+        if record.raised is None:
+            record.raised, record.state = event, NodeState.FAILED
+        return self._fail(event.node)
+
+    def _to_blame(self, silent: NodeRecord) -> NodeRecord:
+        """Return the node that the others wait for: TensorFlow may hold Python's lock while it waits for a peer."""
+        silents = [r for r in self.records.values() if self._is_silent(r, SUSPICIOUS_SILENCE_SECONDS)]
+        return next((r for r in silents if r.stopped), silent)
+
+    def _is_silent(self, r: NodeRecord, seconds: float) -> bool:
+        alive = r.exited is None and r.state not in (NodeState.FINISHED, NodeState.FAILED)
+        return alive and r.last_pulse is not None and self.now - r.last_pulse > seconds
+
+    def _hung(self, record: NodeRecord) -> list[Instruction]:
+        record.state = NodeState.FAILED
+        seconds = self.now - (record.last_pulse or 0.0)
+        reason = f"its process exists, but has not answered for {seconds:.0f} s"
+        hint = (
+            "Its host swaps, or one call into native code keeps Python's lock for so long: then raise hang_timeout=."
+        )
+        if record.stopped:
+            reason += ": it is stopped"
+            hint = "Someone sent it SIGSTOP, or holds it in a debugger."
+        record.raised = record.raised or NodeRaised(record.node, reason, "", hint)
+        return self._fail(record.node)
 
     def _fail(self, node: NodeId) -> list[Instruction]:
         out: list[Instruction] = []
@@ -355,6 +443,9 @@ class Lifecycle:
                     and self.now - r.last_seen > limits.silence
                 ):
                     out += self._lost(r.node, f"no sign of life for {limits.silence:.0f} s")
+                    break
+                if self._is_silent(r, limits.hang):
+                    out += self._hung(self._to_blame(r))
                     break
         grace = limits.grace if self._failed is None else 0.0
         if (

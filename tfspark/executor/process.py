@@ -59,6 +59,15 @@ def kill_group(process: subprocess.Popen[bytes], sig: int = signal.SIGKILL) -> N
         os.killpg(process.pid, sig)
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is held by a signal or a debugger."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
+
+
 def resident_bytes(pid: int) -> int:
     """Return the resident set size of a process, 0 if it is gone."""
     try:

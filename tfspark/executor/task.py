@@ -205,7 +205,8 @@ class Supervisor:
         """Send what was printed; learn whether to stop. The lines are kept until the coordinator has them."""
         lines = self._pending[:MAX_LINES_PER_HEARTBEAT]
         pid = self._process.pid if self._process else 0
-        message = Heartbeat(self.node.role, self.node.index, lines, proc.resident_bytes(pid))
+        role, index = self.node.role, self.node.index
+        message = Heartbeat(role, index, lines, proc.resident_bytes(pid), proc.is_stopped(pid))
         try:
             answer = self.client.ask(message, timeout=5.0)
         except flight.FlightError:

@@ -112,7 +112,7 @@ class NodeContext:
         seed
             Makes the shuffling reproducible; by default it follows the seed of the feed.
         drop_remainder
-            Drop a last batch that is not full.
+            Drop this worker's last batch of an epoch if it is not full.
 
         Returns
         -------
@@ -139,6 +139,48 @@ class NodeContext:
             seed=seed,
             drop_remainder=drop_remainder,
         )
+
+    def distribute(self, dataset: tf.data.Dataset) -> Any:
+        """Hand a dataset of this worker's own rows to the strategy as it is, for a custom training loop.
+
+        ``for batch in ctx.distribute(ctx.dataset(32)): strategy.run(step, args=(batch,))`` takes one batch from
+        every worker at each step. A worker that has no rows left gets batches of 0 rows until all have ended, so
+        divide by the rows of all workers, as `average_loss` does, never by those of one.
+
+        Parameters
+        ----------
+        dataset
+            Of `dataset` or any other; with one worker it is returned unchanged.
+        """
+        strategy = self.strategy()
+        if self.num_workers == 1:
+            return dataset
+        return strategy.distribute_datasets_from_function(lambda _: dataset)
+
+    def average_loss(self, losses: Any, sample_weight: Any = None) -> tf.Tensor:
+        """Return this replica's share of the mean loss over the rows of all workers.
+
+        The shares of all replicas add up to the mean over the global batch, and the gradients of the shares, which
+        optimizers add up, to its gradient, however many rows each worker holds. What
+        ``tf.nn.compute_average_loss`` computes if all batches are full. Call it on every replica, within
+        ``strategy.run``.
+
+        Parameters
+        ----------
+        losses
+            Loss of each row, of any shape with the rows first, such as a loss with ``reduction="none"`` gives.
+        sample_weight
+            Weight of each row, which `losses` are multiplied by; the mean is still over the number of rows, as in
+            Keras' ``"sum_over_batch_size"``.
+
+        Returns
+        -------
+        tf.Tensor
+            A scalar of the dtype of `losses`.
+        """
+        from tfspark.node.keras_exact import average_loss
+
+        return average_loss(losses, sample_weight)
 
     def stream(
         self,
@@ -203,6 +245,7 @@ class NodeContext:
         columns: Sequence[str] | None = None,
         shuffle: bool = False,
         seed: int | None = None,
+        drop_remainder: bool = False,
         callbacks: Sequence[Any] = (),
         verbose: int = 0,
         **fit_args: Any,
@@ -215,7 +258,7 @@ class NodeContext:
         ----------
         model
             A compiled Keras 3 model, made within ``ctx.strategy().scope()``.
-        batch_size, label, weight, columns, shuffle, seed
+        batch_size, label, weight, columns, shuffle, seed, drop_remainder
             As for `dataset`.
         epochs
             Epochs to train; by default as many as are fed.
@@ -239,7 +282,15 @@ class NodeContext:
                 hint=f"Call cluster.feed(df, epochs={epochs}) in the driver, or leave epochs out of ctx.fit.",
             )
         strategy = self.strategy()
-        dataset = self.dataset(batch_size, columns, label=label, weight=weight, shuffle=shuffle, seed=seed)
+        dataset = self.dataset(
+            batch_size,
+            columns,
+            label=label,
+            weight=weight,
+            shuffle=shuffle,
+            seed=seed,
+            drop_remainder=drop_remainder,
+        )
         history = fit(
             model,
             dataset,

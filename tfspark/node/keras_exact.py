@@ -112,6 +112,18 @@ def all_sum(value: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def average_loss(losses: Any, sample_weight: Any = None) -> Any:
+    """Return the sum of this replica's losses divided by the number of those of all replicas."""
+    import tensorflow as tf
+
+    losses = tf.convert_to_tensor(losses)
+    count = _size(losses)
+    if sample_weight is not None:
+        weight = tf.cast(sample_weight, losses.dtype)
+        losses *= tf.reshape(weight, [-1] + [1] * (losses.shape.rank - 1))
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), all_sum(count) if _in_replica() else count)
+
+
 def _size(values: Any) -> Any:
     import tensorflow as tf
 

@@ -5,6 +5,7 @@ Owns the spool and the server that fills it. No TensorFlow in here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 """How long the coordinator may hold a poll back when there is nothing to say."""
+
+PULSE_SECONDS = 1.0
+"""How often the coordinator hears from the process itself."""
 
 COMMIT_TRIES = 3
 
@@ -50,14 +54,16 @@ class CoordinatorLink:
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self._released = False
-        self._closed = False
+        self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
+        self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def register(self, port: int) -> None:
         """Tell the coordinator where this node listens, and begin to follow its events."""
         role, index = self.node.role, self.node.index
         self._client.send(m.Register(role, index, self.host, port, self._receiver.port, os.getpid()))
         self._follower.start()
+        self._pulse.start()
 
     def wait_for_spec(self) -> ClusterSpec:
         """Wait until all nodes have registered; the coordinator holds the deadline."""
@@ -100,7 +106,7 @@ class CoordinatorLink:
 
     def close(self) -> None:
         """Stop following and receiving."""
-        self._closed = True
+        self._leaving.set()
         self.spool.fail(stopped_error("the node is leaving"))
 
     def _may_commit(self, header: m.PutHeader, rows: int, nbytes: int) -> bool:
@@ -121,10 +127,18 @@ class CoordinatorLink:
             kind = type(error).__name__
             self._client.send(m.FeedFailed(header.feed, header.partition, kind, error.message, error.hint or ""))
 
+    def _beat(self) -> None:
+        while not self._leaving.is_set():
+            message = m.Pulse(self.node.role, self.node.index, self.spool.waiting_seconds, self.spool.rows_read)
+            # Who follows events notices a coordinator that is gone.
+            with contextlib.suppress(flight.FlightError):
+                self._client.send(message)
+            self._leaving.wait(PULSE_SECONDS)
+
     def _follow(self) -> None:
         seen = 0
         failing_since: float | None = None
-        while not self._closed:
+        while not self._leaving.is_set():
             try:
                 body = self._client.send(
                     m.Poll(self.node.role, self.node.index, seen, POLL_SECONDS), POLL_SECONDS + 10.0

@@ -66,12 +66,16 @@ class Attach(Message):
 
 @dataclass(frozen=True)
 class Heartbeat(Message):
-    """The supervising task is alive; carries what the node printed since the last one."""
+    """The supervising task is alive; carries what the node printed since the last one.
+
+    ``stopped`` tells that the node's process is held by SIGSTOP or a debugger.
+    """
 
     role: str
     index: int
     lines: list[str] = field(default_factory=list)
     rss_bytes: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,16 @@ class Report(Message):
     index: int
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pulse(Message):
+    """The node's process runs; how long its dataset has waited for rows, and how many it has read in all."""
+
+    role: str
+    index: int
+    waiting_seconds: float
+    rows_read: int
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ class Spool:
         self._no_more = False
         self._error: TFSparkError | None = None
         self._cursor: tuple[int, int] | None = None
-        self.seconds_starved = 0.0
+        self._waiting_since: float | None = None
+        self.rows_read = 0
         self.rows_of_last_epoch = 0
 
     # --- told by the coordinator
@@ -282,6 +283,12 @@ class Spool:
         """Bytes received and not yet read."""
         return self._unread_bytes
 
+    @property
+    def waiting_seconds(self) -> float:
+        """How long a reader has waited for the next partition of a feed that goes on; 0.0 if none waits."""
+        since = self._waiting_since
+        return time.monotonic() - since if since is not None else 0.0
+
 
 class EpochReader:
     """Gives the partitions of one epoch; iterate it any number of times until `complete` is called."""
@@ -302,10 +309,10 @@ class EpochReader:
         i = 0
         while True:
             with spool._changed:
-                began = time.monotonic()
+                spool._waiting_since = time.monotonic()
                 while not (spool._error or i < len(feed.partitions) or feed.ended):
                     spool._changed.wait()
-                spool.seconds_starved += time.monotonic() - began
+                spool._waiting_since = None
                 spool._check()
                 if i >= len(feed.partitions):
                     return
@@ -325,6 +332,7 @@ class EpochReader:
                     spool._unread_bytes -= partition.nbytes
                     spool._changed.notify_all()
                 self._rows += partition.rows
+                spool.rows_read += partition.rows
             yield partition
             if self._is_last:
                 self._release(order[: i + 1] if order else list(range(i + 1)))
