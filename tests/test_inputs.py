@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.errors import StreamingQueryException
 from pyspark.ml.feature import VectorAssembler
-from pyspark.ml.linalg import Vectors
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import Row
+from pyspark.sql.types import StructField, StructType, _parse_datatype_string
 
 import tfspark
 from tfspark.errors import ConfigurationError, FeedError, NodeFailed, SchemaError
@@ -131,6 +132,44 @@ def test_structs_vectors_and_masks(spark: Any) -> None:
             cluster.feed(spark.sparkContext.parallelize([(1,)]), mask=["_1"])
         cluster.feed(df.select("outer"))
     assert cluster.results["worker", 0][0] == {"outer": values["outer"]}
+
+
+def test_arrays_of_arrays_and_sparse_vectors(spark: Any) -> None:
+    def main(args: Any, ctx: Any) -> Any:
+        import tensorflow as tf
+
+        found, specs = [], {}
+        for batch in ctx.dataset(2):
+            specs = {k: (type(t).__name__, t.shape.as_list()) for k, t in batch.items()}
+            dense = {k: tf.sparse.to_dense(t) if isinstance(t, tf.SparseTensor) else t for k, t in batch.items()}
+            found.append({k: t.to_list() if hasattr(t, "to_list") else t.numpy().tolist() for k, t in dense.items()})
+        return found, specs
+
+    rows = [
+        ([[1], [2, 3]], [[1.0, 2.0]], [[1, 2], [3, 4], [5, 6]], Vectors.sparse(4, [1, 3], [1.5, 2.5])),
+        ([], [], [[0, 0], [0, 0], [0, 1]], Vectors.dense([0.0, 0.0, 7.0, 8.0])),
+        ([[]], [[3.0, 4.0], [5.0, 6.0]], [[9, 8], [7, 6], [5, 4]], Vectors.sparse(4, [], [])),
+    ]
+    ddl = "r array<array<int>>, p array<array<float>>, d array<array<int>>, s vector"
+    types = [t.split() for t in ddl.split(", ")]
+    schema = StructType([StructField(n, VectorUDT() if t == "vector" else _parse_datatype_string(t)) for n, t in types])
+    df = spark.createDataFrame(rows, schema).coalesce(1)
+    with tfspark.Cluster(spark, main, {}, workers=1) as cluster:
+        with pytest.raises(SchemaError, match="The size of the vectors in 's'"):
+            cluster.feed(df, sparse=["s"])
+        with pytest.raises(SchemaError, match="array of depth 2"):
+            cluster.feed(df.select("d"), shapes={"d": (3, 2, 1)})
+        cluster.feed(df, shapes={"p": (None, 2), "d": (3, 2), "s": 4}, sparse=["s"])
+    (first, second), specs = cluster.results["worker", 0]
+    for i, name in enumerate("rpd"):
+        assert first[name] + second[name] == [row[i] for row in rows], name
+    assert first["s"] + second["s"] == [row[3].toArray().tolist() for row in rows]
+    assert specs == {
+        "r": ("RaggedTensor", [1, None, None]),
+        "p": ("RaggedTensor", [1, None, 2]),
+        "d": ("EagerTensor", [1, 3, 2]),
+        "s": ("SparseTensor", [1, 4]),
+    }
 
 
 def test_a_stream_is_one_dataset_that_ends_with_it(spark: Any, tmp_path: Path) -> None:

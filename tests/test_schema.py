@@ -8,9 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tfspark.errors import SchemaError
-from tfspark.schema import ColumnSpec, arrow_schema, plan_columns, prepare_batch
+from tfspark.prepare import prepare_batch
+from tfspark.schema import ColumnSpec, arrow_schema, plan_columns
 
 
 def prepare(values: list[Any], t: pa.DataType, **rules: Any) -> pa.Array:
@@ -81,6 +84,48 @@ def test_an_array_is_ragged_unless_a_shape_is_declared() -> None:
 def test_a_row_of_another_length_than_declared_is_an_error() -> None:
     with pytest.raises(SchemaError, match="holds 1 values"):
         prepare([[1, 2], [3]], pa.list_(pa.float32()), shapes={"x": 2})
+
+
+def test_arrays_of_arrays_follow_their_shape() -> None:
+    t = pa.list_(pa.list_(pa.int64()))
+    rows = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert prepare(rows, t).to_pylist() == rows
+    assert prepare(rows, t, shapes={"x": (2, 2)}).to_pylist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert prepare([[[1, 2]], []], t, shapes={"x": (None, 2)}).to_pylist() == [[[1, 2]], []]
+    assert prepare([[1, 2, 3, 4], []], pa.list_(pa.int64()), shapes={"x": (None,)}).to_pylist() == [[1, 2, 3, 4], []]
+    assert plan_columns(pa.schema([("x", pa.list_(pa.list_(pa.int64(), 3)))]))[0].shape == (3,)
+    assert plan_columns(pa.schema([("x", pa.list_(pa.list_(pa.int64()), 3))]))[0].ragged == 2
+    for shape, rows in [((2, 2), [[[1, 2]]]), ((2, 2), [[[1, 2], [3]]]), ((None, 2), [[[1]]])]:
+        with pytest.raises(SchemaError, match="but a row holds"):
+            prepare(rows, t, shapes={"x": shape})
+    for shape in [(2, None), (0,), ()]:
+        with pytest.raises(SchemaError, match="every dimension"):
+            prepare([], t, shapes={"x": shape})
+    with pytest.raises(SchemaError, match="inside its arrays"):
+        prepare([[[1], None]], t)
+
+
+VECTOR = pa.struct(
+    [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=5, max_size=5))))
+def test_vectors_keep_their_values_as_sparse_rows(rows: list[tuple[bool, list[float]]]) -> None:
+    vectors: list[Any] = []
+    for sparse, values in rows:
+        where = [i for i, v in enumerate(values) if v] if sparse else None
+        kept = [values[i] for i in where] if where is not None else values
+        vectors.append({"type": 0 if sparse else 1, "size": 5 if sparse else None, "indices": where, "values": kept})
+    batch = pa.RecordBatch.from_arrays([pa.array([vectors[0], *vectors] if vectors else [], VECTOR)], names=["x"])
+    columns = plan_columns(batch.schema, shapes={"x": 5}, sparse=["x"])
+    out = prepare_batch(batch.slice(min(1, len(vectors))), columns, arrow_schema(columns)).column(0).to_pylist()
+    dense = [[dict(zip(o["indices"], o["values"], strict=True)).get(i, 0.0) for i in range(5)] for o in out]
+    assert dense == [values for _, values in rows]
+    if vectors:
+        with pytest.raises(SchemaError, match="declared with vectors of size 4"):
+            columns = plan_columns(batch.schema, shapes={"x": 4}, sparse=["x"])
+            prepare_batch(batch, columns, arrow_schema(columns))
 
 
 def test_sliced_batches_are_prepared_from_their_own_rows() -> None:

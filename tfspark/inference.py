@@ -251,7 +251,8 @@ def predict_batches(
     import tensorflow as tf
 
     from tfspark.arrays import column_arrays
-    from tfspark.schema import arrow_schema, prepare_batch
+    from tfspark.prepare import prepare_batch
+    from tfspark.schema import arrow_schema
 
     function = None
     prepared_schema = arrow_schema(specs)
@@ -269,10 +270,10 @@ def predict_batches(
                 spec = by_column[column]
                 arrays = column_arrays(pa.chunked_array([prepared.column(column)]), spec)
                 want = expected[name]
-                array = arrays[0]
+                array, *splits = arrays
                 if want.shape.rank is not None and not spec.ragged and array.ndim < want.shape.rank:
                     array = array.reshape(*array.shape, *[1] * (want.shape.rank - array.ndim))
-                tensor = tf.RaggedTensor.from_row_splits(*arrays) if spec.ragged else tf.constant(array)
+                tensor = tf.RaggedTensor.from_nested_row_splits(array, splits) if splits else tf.constant(array)
                 feeds[name] = tensor if tensor.dtype == want.dtype else tf.cast(tensor, want.dtype)
             produced = function(**feeds)
             out = [_to_arrow(np.asarray(produced[n]), batch.num_rows, n) for n in wanted]

@@ -1,15 +1,15 @@
 """From Arrow columns to tensors: which dtype and shape a column has, and whether a batch keeps the rule.
 
 One table, `_DTYPES`, says which TensorFlow dtype an Arrow type becomes. Spark types reach it through Spark's own
-Arrow schema. No Spark and no TensorFlow in here: the driver plans with it, feed tasks check and prepare batches
-with it, and nodes read tensor specs from it.
+Arrow schema. No Spark and no TensorFlow in here: the driver plans with it, feed tasks prepare batches by it
+(`tfspark/prepare.py`), and nodes read tensor specs from it.
 
 The rules
 ---------
 - numbers and booleans keep their type; strings and binary become ``tf.string``; a date becomes the ``int32`` day
   since 1970-01-01, a timestamp the ``int64`` microsecond since 1970-01-01 UTC, a decimal a ``float64``.
-- an array column is dense with a shape declared for it, and a ``RaggedTensor`` otherwise.
-- a struct column is a dict of its fields' tensors, an ML vector a dense array.
+- an array column, or one of arrays of arrays, is dense with a shape declared for it, and a ``RaggedTensor`` otherwise.
+- a struct column is a dict of its fields' tensors, an ML vector a dense array, or a ``SparseTensor`` if asked for.
 - a null is an error that names the column, unless a fill value or a mask column is asked for. A null inside an array
   is an error.
 """
@@ -22,9 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tfspark.errors import SchemaError
 
@@ -44,6 +42,8 @@ _DTYPES: dict[pa.DataType, str] = {
 }
 
 
+Shape = Sequence[int | None] | int
+
 _PATH = b"tfspark.path"
 
 
@@ -60,7 +60,11 @@ class ColumnSpec:
     shape
         Shape of one row; ``()`` for a scalar.
     ragged
-        Whether rows are lists of any length (then ``shape`` is ``()``).
+        Number of dimensions of any length, which come before those of `shape`.
+    sparse
+        Whether it becomes a ``SparseTensor`` with rows of the length that `shape` says.
+    levels
+        Depth of the arrays in which the values of `shape` come from Spark: 1 if they come flat.
     fill
         Replaces nulls; ``None`` makes a null an error.
     path
@@ -70,7 +74,9 @@ class ColumnSpec:
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
-    ragged: bool = False
+    ragged: int = 0
+    sparse: bool = False
+    levels: int = 0
     fill: Any = None
     path: tuple[str, ...] = ()
 
@@ -83,19 +89,28 @@ class ColumnSpec:
     def arrow_type(self) -> pa.DataType:
         """The Arrow type in which the column travels and waits in the spool."""
         value = pa.binary() if self.dtype == "string" else pa.type_for_alias(self.dtype)
-        if self.ragged:
-            return pa.list_(value)
-        return pa.list_(value, math.prod(self.shape)) if self.shape else value
+        if self.sparse:
+            return pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(value))])
+        t = pa.list_(value, math.prod(self.shape)) if self.shape else value
+        for _ in range(self.ragged):
+            t = pa.list_(t)
+        return t
 
     def to_json(self) -> dict[str, Any]:
-        """Encode for the wire; the fill has done its work by then."""
-        shape, path = list(self.shape), list(self.path)
-        return {"name": self.name, "dtype": self.dtype, "shape": shape, "ragged": self.ragged, "path": path}
+        """Encode for the wire; what only concerns Spark's side has done its work by then."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "ragged": self.ragged,
+            "sparse": self.sparse,
+            "path": list(self.path),
+        }
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> ColumnSpec:
         """Decode what `to_json` made."""
-        return cls(d["name"], d["dtype"], tuple(d["shape"]), d["ragged"], path=tuple(d["path"]))
+        return cls(d["name"], d["dtype"], tuple(d["shape"]), d["ragged"], d["sparse"], path=tuple(d["path"]))
 
 
 def _dtype_of(t: pa.DataType) -> str | None:
@@ -108,8 +123,9 @@ def _dtype_of(t: pa.DataType) -> str | None:
 
 def plan_columns(
     schema: pa.Schema,
-    shapes: Mapping[str, Sequence[int] | int] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
     fill: Mapping[str, Any] | None = None,
+    sparse: Sequence[str] = (),
 ) -> tuple[ColumnSpec, ...]:
     """Decide the tensor of every column.
 
@@ -118,9 +134,11 @@ def plan_columns(
     schema
         Arrow schema of the rows.
     shapes
-        Shape of one row for array columns that are to be dense.
+        Shape of one row for array columns that are to be dense; ``None`` for dimensions of any length.
     fill
         Value that replaces nulls, by column.
+    sparse
+        Columns of ML vectors that become sparse tensors.
 
     Raises
     ------
@@ -128,7 +146,7 @@ def plan_columns(
         If a type has no tensor form, or `shapes` or `fill` do not fit the columns.
     """
     shapes, fill = dict(shapes or {}), dict(fill or {})
-    for what, given in (("shapes", shapes), ("fill", fill)):
+    for what, given in (("shapes", shapes), ("fill", fill), ("sparse", sparse)):
         unknown = sorted(set(given) - set(schema.names))
         if unknown:
             raise SchemaError(
@@ -137,7 +155,7 @@ def plan_columns(
             )
     if len(set(schema.names)) != len(schema.names):
         raise SchemaError(f"Column names are not unique: {schema.names}.")
-    specs = (_plan_column(f, shapes.get(f.name), fill.get(f.name)) for f in schema)
+    specs = (_plan_column(f, shapes.get(f.name), fill.get(f.name), f.name in sparse) for f in schema)
     return tuple(replace(s, path=_path_of(f)) for f, s in zip(schema, specs, strict=True))
 
 
@@ -150,102 +168,79 @@ def _path_of(f: pa.Field) -> tuple[str, ...]:
     return tuple(json.loads((f.metadata or {}).get(_PATH, b"[]")))
 
 
-def _plan_column(f: pa.Field, shape: Sequence[int] | int | None, fill: Any) -> ColumnSpec:
-    t = f.type
-    is_list = pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
-    dtype = _dtype_of(t.value_type if is_list else t)
+def _plan_column(f: pa.Field, shape: Shape | None, fill: Any, sparse: bool) -> ColumnSpec:
+    if sparse:
+        return _plan_sparse(f, shape, fill)
+    sizes, leaf = _list_levels(f.type)
+    dtype = _dtype_of(leaf)
     if dtype is None:
         raise SchemaError(
-            f"Column {f.name!r} has type {t}, for which there is no tensor.",
+            f"Column {f.name!r} has type {f.type}, for which there is no tensor.",
             hint="Cast it, select its fields, or drop it: tensors hold numbers, booleans, strings, binary, dates, "
             "timestamps, decimals, and arrays of these.",
         )
-    if not is_list and shape is not None:
+    if not sizes and shape is not None:
         raise SchemaError(f"shapes gives {f.name!r} the shape {shape}, but it is no array column.")
-    if is_list and fill is not None:
+    if sizes and fill is not None:
         raise SchemaError(f"fill replaces nulls of scalar columns; {f.name!r} is an array column.")
-    if not is_list:
+    if not sizes:
         return ColumnSpec(f.name, dtype, fill=fill)
-    if shape is None and pa.types.is_fixed_size_list(t):
-        shape = t.list_size
+    dims = _declared(f.name, shape) if shape is not None else _ragged_first(sizes)
+    ragged = sum(d is None for d in dims)
+    dense = tuple(d for d in dims[ragged:] if d is not None)
+    if len(dims) != len(sizes) and len(sizes) - ragged != 1:
+        raise SchemaError(
+            f"shapes gives {f.name!r} the shape {shape}, but it is an array of depth {len(sizes)}.",
+            hint="Give one dimension for each depth; None where lengths vary.",
+        )
+    return ColumnSpec(f.name, dtype, dense, ragged, levels=len(sizes) - ragged)
+
+
+def _list_levels(t: pa.DataType) -> tuple[list[int | None], pa.DataType]:
+    """Return the size of each level of arrays, ``None`` where it varies, and the type of the innermost values."""
+    sizes: list[int | None] = []
+    while True:
+        if pa.types.is_fixed_size_list(t):
+            sizes.append(t.list_size)
+        elif pa.types.is_list(t) or pa.types.is_large_list(t):
+            sizes.append(None)
+        else:
+            return sizes, t
+        t = t.value_type
+
+
+def _ragged_first(sizes: list[int | None]) -> tuple[int | None, ...]:
+    """Make ragged also what is around something ragged, as a RaggedTensor wants it."""
+    last = max((i for i, s in enumerate(sizes) if s is None), default=-1)
+    return (*[None] * (last + 1), *sizes[last + 1 :])
+
+
+def _declared(name: str, shape: Shape) -> tuple[int | None, ...]:
+    dims = (shape,) if isinstance(shape, int) else tuple(None if d is None else int(d) for d in shape)
+    ragged = sum(d is None for d in dims)
+    if not dims or any(d is None for d in dims[ragged:]) or any(d is not None and d < 1 for d in dims):
+        raise SchemaError(
+            f"shapes gives {name!r} the shape {shape}; every dimension must be at least 1, or None, which comes first."
+        )
+    return dims
+
+
+def _plan_sparse(f: pa.Field, shape: Shape | None, fill: Any) -> ColumnSpec:
+    if not pa.types.is_struct(f.type) or {c.name for c in f.type} != {"type", "size", "indices", "values"}:
+        raise SchemaError(f"sparse names {f.name!r}, which is no column of ML vectors but {f.type}.")
+    if fill is not None:
+        raise SchemaError(f"fill replaces nulls of scalar columns; {f.name!r} is a vector column.")
     if shape is None:
-        return ColumnSpec(f.name, dtype, ragged=True)
-    dims = (shape,) if isinstance(shape, int) else tuple(int(d) for d in shape)
-    if not dims or any(d < 1 for d in dims):
-        raise SchemaError(f"shapes gives {f.name!r} the shape {shape}; every dimension must be at least 1.")
-    return ColumnSpec(f.name, dtype, dims)
+        raise SchemaError(
+            f"The size of the vectors in {f.name!r} is not known.",
+            hint=f"VectorAssembler notes it in the column; else declare it: shapes={{{f.name!r}: size}}.",
+        )
+    dims = _declared(f.name, shape)
+    if len(dims) != 1 or dims[0] is None:
+        raise SchemaError(f"shapes gives {f.name!r} the shape {shape}, but a sparse vector has one dimension.")
+    return ColumnSpec(f.name, "float32", (dims[0],), sparse=True)
 
 
 def arrow_schema(columns: Sequence[ColumnSpec]) -> pa.Schema:
     """Return the schema in which prepared batches travel."""
     return pa.schema([pa.field(c.name, c.arrow_type, nullable=False) for c in columns])
-
-
-def prepare_batch(batch: pa.RecordBatch, columns: Sequence[ColumnSpec], schema: pa.Schema) -> pa.RecordBatch:
-    """Check a batch against the rules and bring it into the form of `arrow_schema`; no copy where none is needed.
-
-    Raises
-    ------
-    SchemaError
-        If a value breaks the rule of its column.
-    """
-    arrays = [_prepare(batch.column(c.name), c) for c in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _prepare(a: pa.Array, c: ColumnSpec) -> pa.Array:
-    if a.null_count:
-        if c.fill is None:
-            row = int(np.argmax(a.is_null().to_numpy(zero_copy_only=False)))
-            raise SchemaError(
-                f"Column {c.name!r} holds {a.null_count} null(s) in {len(a)} rows (first: row {row} of its batch).",
-                hint=f"Pass fill={{{c.name!r}: value}} to feed(), or drop or fill the nulls in Spark.",
-            )
-        try:
-            a = a.fill_null(pa.scalar(c.fill, a.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as e:
-            raise SchemaError(f"fill value {c.fill!r} does not fit column {c.name!r} ({a.type}): {e}") from None
-    if not c.shape and not c.ragged:
-        return _values(a, c.arrow_type)
-    values = a.flatten()
-    if values.null_count:
-        raise SchemaError(
-            f"Column {c.name!r} holds {values.null_count} null(s) inside its arrays.",
-            hint="Remove or replace them in Spark, for example with pyspark.sql.functions.transform.",
-        )
-    if c.shape:
-        size = math.prod(c.shape)
-        _check_lengths(a, c, size)
-        return pa.FixedSizeListArray.from_arrays(_values(values, c.arrow_type.value_type), size)
-    offsets = a.offsets.to_numpy().astype(np.int64)
-    offsets = pa.array((offsets - offsets[0]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, _values(values, c.arrow_type.value_type))
-
-
-def _check_lengths(a: pa.Array, c: ColumnSpec, size: int) -> None:
-    if pa.types.is_fixed_size_list(a.type):
-        wrong = len(a) > 0 and a.type.list_size != size
-        found = a.type.list_size
-    else:
-        extent = pc.min_max(pc.list_value_length(a)).as_py()
-        wrong = len(a) > 0 and (extent["min"] != size or extent["max"] != size)
-        found = extent["min"] if extent["min"] != size else extent["max"]
-    if wrong:
-        raise SchemaError(
-            f"Column {c.name!r} was declared with shape {c.shape} ({size} values a row), "
-            f"but a row holds {found} values.",
-            hint="Declare the true shape, or none: then the column becomes a RaggedTensor.",
-        )
-
-
-def _values(a: pa.Array, t: pa.DataType) -> pa.Array:
-    if a.type == t:
-        return a
-    if pa.types.is_timestamp(a.type):
-        a = a.cast(pa.timestamp("us", a.type.tz))
-    return a.cast(t)
-
-
-def row_nbytes(batch: pa.RecordBatch) -> int:
-    """Return the bytes that the rows of `batch` take, without what its buffers hold beside them."""
-    return int(batch.get_total_buffer_size() if batch.num_rows else 0)

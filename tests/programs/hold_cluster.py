@@ -1,6 +1,7 @@
 """A driver program for fault tests: starts clusters whose nodes wait, and says on standard output what happens.
 
-Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``train`` one that trains, ``wait`` waits for it
+Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``train`` one that
+trains, ``wait`` waits for it
 and prints how it ended, ``spark-stop`` stops Spark under it, ``quit`` ends the program. Answers are JSON lines.
 """
 

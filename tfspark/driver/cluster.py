@@ -23,7 +23,7 @@ from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.driver.progress import Progress, Snapshot
 from tfspark.driver.sources import Columns, Source, source_of, zero_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
-from tfspark.schema import ColumnSpec, arrow_schema, plan_columns
+from tfspark.schema import ColumnSpec, Shape, arrow_schema, plan_columns
 from tfspark.spec import ClusterSpec, NodeId, plan_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_token
@@ -113,9 +113,7 @@ class Cluster:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
         self._main = launcher.pickle_main(main, args)
-        self._limits = lc.Limits(
-            start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout
-        )
+        self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
         self._progress = Progress(progress)
@@ -186,9 +184,10 @@ class Cluster:
         epochs: int = 1,
         *,
         columns: Columns | None = None,
-        shapes: Mapping[str, Sequence[int] | int] | None = None,
+        shapes: Mapping[str, Shape] | None = None,
         fill: Mapping[str, Any] | None = None,
         mask: Sequence[str] = (),
+        sparse: Sequence[str] = (),
         cache: str | None = "disk",
         seed: int = 0,
     ) -> FeedReport:
@@ -206,13 +205,15 @@ class Cluster:
         columns
             Columns to send, in this order; all by default. A mapping gives them other names: ``{name: column}``.
         shapes
-            Shape of one row for array columns that are to be dense tensors; other array columns become ragged. Numpy
-            arrays bring theirs.
+            Shape of one row for array columns that are to be dense tensors, ``None`` for dimensions of any length;
+            other array columns become ragged. Numpy arrays bring theirs.
         fill
             Value that replaces nulls, by column; a null elsewhere is an error.
         mask
             Columns ``x`` of a DataFrame that may hold nulls: another column ``x_mask`` is fed, true where there is a
             value, and nulls are replaced by `fill`, or by zero.
+        sparse
+            Columns of ML vectors that become ``SparseTensor``; others become dense.
         cache
             Where workers keep the rows for later epochs: ``"disk"``, Spark's local directories, after the first 256
             MB, which stay in memory; ``"memory"``, as far as ``spool_bytes`` goes, and then the disk; ``None``,
@@ -235,16 +236,12 @@ class Cluster:
         if cache not in ("disk", "memory", None):
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
         if isinstance(data, Iterator):
-            reports = [
-                self.feed(
-                    each, epochs, columns=columns, shapes=shapes, fill=fill, mask=mask, cache=cache, seed=seed + i
-                )
-                for i, each in enumerate(data)
-            ]
+            same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
+            reports = [self.feed(d, epochs, cache=cache, seed=seed + i, **same) for i, d in enumerate(data)]
             return FeedReport.total(reports)
-        source = source_of(self._spark, data, columns, mask)
+        source = source_of(self._spark, data, columns, mask, sparse)
         zeros = {name: zero_of(source.schema.field(name).type) for name in mask}
-        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})})
+        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})}, sparse)
         if cache is None:
             return FeedReport.total([self._feed(source, specs, 1, seed + e, False, epochs - e) for e in range(epochs)])
         return self._feed(source, specs, epochs, seed, cache == "memory", epochs)
@@ -254,9 +251,10 @@ class Cluster:
         stream: DataFrame,
         *,
         columns: Columns | None = None,
-        shapes: Mapping[str, Sequence[int] | int] | None = None,
+        shapes: Mapping[str, Shape] | None = None,
         fill: Mapping[str, Any] | None = None,
         mask: Sequence[str] = (),
+        sparse: Sequence[str] = (),
         **options: Any,
     ) -> StreamingQuery:
         """Feed every micro-batch of a streaming DataFrame, as it comes, until the query or the cluster is stopped.
@@ -268,7 +266,7 @@ class Cluster:
         ----------
         stream
             A streaming DataFrame.
-        columns, shapes, fill, mask
+        columns, shapes, fill, mask, sparse
             As for `feed`.
         options
             For ``DataStreamWriter``: ``trigger={"availableNow": True}``, ``queryName=...``, and any option of the
@@ -292,7 +290,7 @@ class Cluster:
             batch.persist()
             try:
                 if not batch.isEmpty():
-                    self.feed(batch, columns=columns, shapes=shapes, fill=fill, mask=mask)
+                    self.feed(batch, columns=columns, shapes=shapes, fill=fill, mask=mask, sparse=sparse)
             finally:
                 batch.unpersist()
 

@@ -17,7 +17,6 @@ from enum import Enum
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
 from tfspark.spec import NodeAddress, NodeId
 
-
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node's process that has been silent for so long is to blame when another one fails."""
 
@@ -366,9 +365,7 @@ class Lifecycle:
         record.state = NodeState.FAILED
         seconds = self.now - (record.last_pulse or 0.0)
         reason = f"its process exists, but has not answered for {seconds:.0f} s"
-        hint = (
-            "Its host swaps, or one call into native code keeps Python's lock for so long: then raise hang_timeout=."
-        )
+        hint = "Its host swaps, or one call into native code keeps Python's lock for so long: then raise hang_timeout=."
         if record.stopped:
             reason += ": it is stopped"
             hint = "Someone sent it SIGSTOP, or holds it in a debugger."

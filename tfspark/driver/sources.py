@@ -44,7 +44,13 @@ class Source:
     job: Callable[[FeedPlan], Callable[[], Any]]
 
 
-def source_of(spark: SparkSession, data: Any, columns: Columns | None, mask: Sequence[str] = ()) -> Source:
+def source_of(
+    spark: SparkSession,
+    data: Any,
+    columns: Columns | None,
+    mask: Sequence[str] = (),
+    sparse: Sequence[str] = (),
+) -> Source:
     """Return the source of a DataFrame, an RDD or a pandas DataFrame.
 
     Parameters
@@ -53,6 +59,8 @@ def source_of(spark: SparkSession, data: Any, columns: Columns | None, mask: Seq
         Columns to feed; as a mapping, the name under which each is fed and the name that it has.
     mask
         Columns for which another one tells where they are null.
+    sparse
+        Columns of ML vectors that stay sparse.
 
     Raises
     ------
@@ -67,7 +75,7 @@ def source_of(spark: SparkSession, data: Any, columns: Columns | None, mask: Seq
     if type(data).__module__.startswith("pandas."):
         data = _from_pandas(spark, data)
     if isinstance(data, DataFrame):
-        return dataframe_source(data, columns, mask)
+        return dataframe_source(data, columns, mask, sparse)
     if isinstance(data, RDD):
         if mask:
             raise ConfigurationError("mask is for DataFrames.", hint="spark.createDataFrame(rdd, schema) makes one.")
@@ -79,14 +87,16 @@ def source_of(spark: SparkSession, data: Any, columns: Columns | None, mask: Seq
     )
 
 
-def dataframe_source(df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = ()) -> Source:
+def dataframe_source(
+    df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
+) -> Source:
     """Return the source of a Spark DataFrame; see `source_of`."""
     from pyspark.sql import functions as F
 
     if columns is not None:
         chosen = _choose(columns, df.columns)
         df = df.select(*[F.col(_quoted(c)).alias(name) for name, c in chosen.items()])
-    flat = [leaf for f in df.schema.fields for leaf in _leaves(f, F.col(_quoted(f.name)), (f.name,))]
+    flat = [leaf for f in df.schema.fields for leaf in _leaves(f, F.col(_quoted(f.name)), (f.name,), sparse)]
     masked = [leaf for leaf in flat if leaf.name in mask]
     if missing := sorted(set(mask) - {leaf.name for leaf in masked}):
         raise SchemaError(f"mask names {missing}, which are no columns.", hint=f"There are {[c.name for c in flat]}.")
@@ -114,7 +124,7 @@ class _Leaf:
         return "/".join(self.path).replace(".", "/")
 
 
-def _leaves(f: StructField, column: Column, path: tuple[str, ...]) -> Iterator[_Leaf]:
+def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Sequence[str]) -> Iterator[_Leaf]:
     from pyspark.sql import functions as F
     from pyspark.sql.types import StructType
 
@@ -122,11 +132,13 @@ def _leaves(f: StructField, column: Column, path: tuple[str, ...]) -> Iterator[_
         from pyspark.ml.functions import vector_to_array
 
         size = f.metadata.get("ml_attr", {}).get("num_attrs")
-        values = F.when(column.isNotNull(), vector_to_array(column, "float32"))
-        yield _Leaf(path, values, (int(size),) if size else None)
+        leaf = _Leaf(path, column, (int(size),) if size else None)
+        if leaf.name not in sparse:
+            leaf = replace(leaf, column=F.when(column.isNotNull(), vector_to_array(column, "float32")))
+        yield leaf
     elif isinstance(f.dataType, StructType):
         for inner in f.dataType.fields:
-            yield from _leaves(inner, column.getField(inner.name), (*path, inner.name))
+            yield from _leaves(inner, column.getField(inner.name), (*path, inner.name), sparse)
     else:
         yield _Leaf(path, column)
 

@@ -17,7 +17,8 @@ import pyarrow.flight as flight
 
 from tfspark.errors import SchemaError, TFSparkError
 from tfspark.executor.host import address_towards
-from tfspark.schema import ColumnSpec, arrow_schema, prepare_batch
+from tfspark.prepare import prepare_batch
+from tfspark.schema import ColumnSpec, arrow_schema
 from tfspark.transport.auth import call_options
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Assign, FeedFailed, Message, PutEnd, PutHeader

@@ -71,7 +71,7 @@ def fed_dataset(
     signature = tuple(s for c in kept for s in _chunk_signature(c))
     dataset = tf.data.Dataset.from_generator(chunks, output_signature=signature)
     dataset = dataset.prefetch(PREFETCHED_CHUNKS)
-    if any(c.ragged for c in kept):
+    if any(c.ragged or c.sparse for c in kept):
         dataset = dataset.flat_map(_graph(lambda *arrays: _slice_batches(arrays, kept, batch_size)))
         if drop_remainder:
             dataset = dataset.filter(_graph(lambda *t: tf.equal(_rows_of(t[0]), batch_size)))
@@ -165,8 +165,11 @@ def _pieces(whole: int, batch_size: int, wanted_rows: int) -> Iterator[tuple[int
 
 def _chunk_signature(c: ColumnSpec) -> list[tf.TensorSpec]:
     dtype = tf.as_dtype(c.dtype)
+    splits = tf.TensorSpec([None], tf.int64)
+    if c.sparse:
+        return [tf.TensorSpec([None], dtype), splits, splits]
     if c.ragged:
-        return [tf.TensorSpec([None], dtype), tf.TensorSpec([None], tf.int64)]
+        return [tf.TensorSpec([None, *c.shape], dtype), *[splits] * c.ragged]
     return [tf.TensorSpec([None, *c.shape], dtype)]
 
 
@@ -184,17 +187,37 @@ def _slice_batches(arrays: tuple[tf.Tensor, ...], kept: Sequence[ColumnSpec], ba
     tensors: list[Any] = []
     rest = list(arrays)
     for c in kept:
-        first = rest.pop(0)
-        tensors.append(tf.RaggedTensor.from_row_splits(first, rest.pop(0), validate=False) if c.ragged else first)
+        tensors += _ragged(c, rest)
     rows = tf.cast(_rows_of(tensors[0]), tf.int64)
     starts = tf.data.Dataset.range(0, rows, batch_size)
     return starts.map(_graph(lambda s: tuple(t[s : tf.minimum(s + batch_size, rows)] for t in tensors)))
 
 
+def _ragged(c: ColumnSpec, rest: list[tf.Tensor]) -> list[Any]:
+    """Take a column's arrays from `rest` and return tensors that can be cut by rows."""
+    first = rest.pop(0)
+    if c.sparse:
+        indices, splits = rest.pop(0), rest.pop(0)
+        return [tf.RaggedTensor.from_row_splits(t, splits, validate=False) for t in (first, indices)]
+    splits = [rest.pop(0) for _ in range(c.ragged)]
+    return [tf.RaggedTensor.from_nested_row_splits(first, splits, validate=False) if splits else first]
+
+
+def _sparse(values: tf.RaggedTensor, indices: tf.RaggedTensor, size: int) -> tf.SparseTensor:
+    where = tf.stack([values.value_rowids(), indices.values], axis=1)
+    # Known as far as it can be: layers look at the last dimension.
+    shape = tf.stack([values.nrows(), tf.constant(size, tf.int64)])
+    return tf.SparseTensor(where, values.values, tf.ensure_shape(shape, [2]))
+
+
 def _structure(tensors: tuple[Any, ...], kept: Sequence[ColumnSpec], label: str | None, weight: str | None) -> Any:
     features: dict[str, Any] = {}
     targets: dict[str, Any] = {}
-    for c, tensor in zip(kept, tensors, strict=True):
+    rest = list(tensors)
+    for c in kept:
+        tensor = rest.pop(0)
+        if c.sparse:
+            tensor = _sparse(tensor, rest.pop(0), c.shape[0])
         names = {c.name, c.keys[0]} & {label, weight} if len(c.keys) == 1 else {c.name} & {label, weight}
         if names:
             targets[str(names.pop())] = tensor
