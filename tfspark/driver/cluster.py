@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,7 @@ class Cluster:
         mask: Sequence[str] = (),
         sparse: Sequence[str] = (),
         cache: str | None = "disk",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
@@ -219,7 +220,8 @@ class Cluster:
             MB, which stay in memory; ``"memory"``, as far as ``spool_bytes`` goes, and then the disk; ``None``,
             nowhere: Spark computes and sends them again for each epoch.
         seed
-            Seeds what ``ctx.dataset(shuffle=True)`` shuffles.
+            Makes the feed reproducible: which worker gets which rows, in which order, and what
+            ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.
 
         Raises
         ------
@@ -237,14 +239,26 @@ class Cluster:
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
         if isinstance(data, Iterator):
             same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
-            reports = [self.feed(d, epochs, cache=cache, seed=seed + i, **same) for i, d in enumerate(data)]
+            seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
+            reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
         source = source_of(self._spark, data, columns, mask, sparse)
         zeros = {name: zero_of(source.schema.field(name).type) for name in mask}
         specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})}, sparse)
-        if cache is None:
-            return FeedReport.total([self._feed(source, specs, 1, seed + e, False, epochs - e) for e in range(epochs)])
-        return self._feed(source, specs, epochs, seed, cache == "memory", epochs)
+        terms = m.FeedBegins(
+            feed=-1,
+            epochs=epochs,
+            columns=[c.to_json() for c in specs],
+            arrow_schema=arrow_schema(specs).serialize().to_pybytes(),
+            seed=seed or 0,
+            in_memory=cache == "memory",
+            epochs_to_come=epochs,
+            reproducible=seed is not None,
+        )
+        if cache is not None:
+            return self._feed(source, specs, terms)
+        each = (replace(terms, epochs=1, seed=terms.seed + e, epochs_to_come=epochs - e) for e in range(epochs))
+        return FeedReport.total([self._feed(source, specs, t) for t in each])
 
     def feed_stream(
         self,
@@ -301,25 +315,14 @@ class Cluster:
             writer = writer.queryName(options.pop("queryName"))
         return writer.options(**options).start()
 
-    def _feed(
-        self, source: Source, specs: Sequence[ColumnSpec], epochs: int, seed: int, in_memory: bool, to_come: int
-    ) -> FeedReport:
+    def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
         coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         with self._feeding, self._guard():
             number = self._feeds
             self._feeds += 1
-            begins = m.FeedBegins(
-                number,
-                epochs,
-                [c.to_json() for c in specs],
-                arrow_schema(specs).serialize().to_pybytes(),
-                seed,
-                in_memory,
-                to_come,
-            )
             targets = [Target(a.node, a.host) for a in coordinator.spec.nodes]
-            ledger = coordinator.begin_feed(begins, targets)
+            ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
             began = self._phase_began = time.monotonic()
             try:
                 self._run_feed(coordinator, source, specs, number)
@@ -335,7 +338,7 @@ class Cluster:
                 ledger.nbytes,
                 time.monotonic() - began,
                 {n.key: r for n, r in rows.items()},
-                epochs,
+                terms.epochs,
             )
             self.feed_reports.append(report)
             self._progress.show(self._snapshot("feeding", ledger), final=True)
@@ -352,7 +355,8 @@ class Cluster:
             ended.append(error)
             coordinator.wake()
 
-        job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", source.job(plan), on_end)
+        sending = source.job(plan)
+        job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
         life = coordinator.lifecycle
         try:
             self._await(
@@ -377,6 +381,12 @@ class Cluster:
             )
         if error is not None:
             raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
+        if coordinator.ledger is not None and coordinator.ledger.recomputed and sending.indeterminate():
+            raise FeedError(
+                "Spark lost and recomputed what it was feeding, and its rows can fall into other partitions each time: "
+                "some may be missing, and others have come twice.",
+                hint="Feed data that stays the same: df.checkpoint(), or a table written before.",
+            )
 
     def wait(self, timeout: float | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.

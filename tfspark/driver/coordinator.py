@@ -138,7 +138,7 @@ class Coordinator:
     def begin_feed(self, message: m.FeedBegins, targets: Sequence[Target]) -> FeedLedger:
         """Open the books of a feed and announce it."""
         with self._changed:
-            self.ledger = FeedLedger(targets)
+            self.ledger = FeedLedger(targets, message.seed if message.reproducible else None)
             self.feed_error = None
             self._feed = message.feed
             self._publish(message)
@@ -259,7 +259,7 @@ class Coordinator:
         with self._changed:
             if msg.feed != self._feed or self.ledger is None:
                 return b'{"done": true}'
-            node = self.ledger.assign(msg.partition, msg.upload, msg.host)
+            node = self.ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt)
             if node is None:
                 return b'{"done": true}'
             address = self.spec.address(node)

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,23 @@ class FeedLedger:
     ----------
     targets
         The workers to spread rows over; at least one.
+    seed
+        Makes the worker of each partition a matter of its number alone, in balance by partitions instead of rows.
+
+    Attributes
+    ----------
+    recomputed
+        Whether Spark ran the feeding stage again, because what it reads was lost, after partitions of it had been
+        committed. If its rows then fall into other partitions than before, some are lost and others come twice.
     """
 
-    def __init__(self, targets: Sequence[Target]) -> None:
+    def __init__(self, targets: Sequence[Target], seed: int | None = None) -> None:
         if not targets:
             raise ValueError("a feed needs at least one worker")
         self.targets = tuple(targets)
+        self.recomputed = False
+        self._seed = seed
+        self._attempts: set[tuple[int, int]] = set()
         self.committed: dict[int, Committed] = {}
         self._uploading: dict[str, tuple[int, NodeId]] = {}
 
@@ -68,14 +80,26 @@ class FeedLedger:
         what = f"partition(s) {listed} are on their way to it" if coming else "none is on its way to it"
         return f"{arrived} of the {len(self.committed)} partitions that have arrived went to it, {what}."
 
-    def assign(self, partition: int, upload: str, host: str) -> NodeId | None:
+    def assign(self, partition: int, upload: str, host: str, attempt: int = 0) -> NodeId | None:
         """Choose the worker for an upload, or ``None`` if the partition is already committed.
 
         The worker with the fewest rows, counting uploads under way as average partitions; among workers within
-        one average partition of the fewest, one on the same host.
+        one average partition of the fewest, one on the same host. With a seed, a matter of the number alone.
         """
+        # Attempts of a task are counted anew only when its whole stage runs again.
+        self.recomputed |= (partition, attempt) in self._attempts and bool(self.committed)
+        self._attempts.add((partition, attempt))
         if partition in self.committed:
             return None
+        chosen = self._fixed(partition) if self._seed is not None else self._balanced(host)
+        self._uploading[upload] = (partition, chosen)
+        return chosen
+
+    def _fixed(self, partition: int) -> NodeId:
+        block, place = divmod(partition, len(self.targets))
+        return random.Random(f"{self._seed} {block}").sample(self.targets, len(self.targets))[place].node
+
+    def _balanced(self, host: str) -> NodeId:
         rows = self.rows
         average = sum(rows.values()) / len(self.committed) if self.committed else 1.0
         average = max(average, 1.0)
@@ -85,9 +109,7 @@ class FeedLedger:
         fewest = min(load.values())
         near = [t for t in self.targets if load[t.node] < fewest + average]
         here = [t for t in near if t.host == host]
-        chosen = min(here or near, key=lambda t: (load[t.node], t.node))
-        self._uploading[upload] = (partition, chosen.node)
-        return chosen.node
+        return min(here or near, key=lambda t: (load[t.node], t.node)).node
 
     def commit(self, partition: int, upload: str, node: NodeId, rows: int, nbytes: int) -> bool:
         """Record that an upload is whole; tell whether it is the one that counts. Asking twice changes nothing."""

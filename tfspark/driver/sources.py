@@ -26,6 +26,22 @@ Columns = Sequence[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
+class FeedJob:
+    """A Spark job that sends data to the workers.
+
+    Attributes
+    ----------
+    run
+        Runs it to its end.
+    indeterminate
+        Tells whether rows can fall into other partitions when Spark computes them again.
+    """
+
+    run: Callable[[], Any]
+    indeterminate: Callable[[], bool]
+
+
+@dataclass(frozen=True)
 class Source:
     """Data that can be fed.
 
@@ -36,12 +52,12 @@ class Source:
     shapes
         Shapes of array columns that the data itself tells.
     job
-        Makes, of a plan, the function that runs the feed job.
+        Makes the feed job of a plan.
     """
 
     schema: pa.Schema
     shapes: Mapping[str, tuple[int, ...]]
-    job: Callable[[FeedPlan], Callable[[], Any]]
+    job: Callable[[FeedPlan], FeedJob]
 
 
 def source_of(
@@ -107,7 +123,17 @@ def dataframe_source(
         for f, leaf in zip(_arrow_schema(df), flat, strict=True)
     ]
     shapes = {leaf.name: leaf.shape for leaf in flat if leaf.shape is not None}
-    return Source(_schema_of(fields), shapes, lambda plan: feed_job(df, plan).collect)
+
+    def job(plan: FeedPlan) -> FeedJob:
+        sending = feed_job(df, plan)
+        # Spark's own word for it; with adaptive execution it is known only when the job has run.
+        return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jdf.queryExecution().toRdd()))
+
+    return Source(_schema_of(fields), shapes, job)
+
+
+def _is_indeterminate(jrdd: Any) -> bool:
+    return str(jrdd.outputDeterministicLevel().toString()) == "INDETERMINATE"
 
 
 @dataclass(frozen=True)
@@ -236,14 +262,19 @@ def _rdd_source(rdd: RDD[Any], columns: Columns | None) -> Source:
         found = tuple(replace(by_name[c], name=name) for name, c in chosen.items())
     shapes = {c.name: c.shape for c in found if c.shape is not None}
 
-    def job(plan: FeedPlan) -> Callable[[], Any]:
+    def job(plan: FeedPlan) -> FeedJob:
         def send_partition(index: int, rows: Iterator[Any]) -> Iterator[Any]:
+            from pyspark import TaskContext
+
             from tfspark.executor.feed_task import push_partition
             from tfspark.executor.rows import record_batches
 
-            for _ in push_partition(plan, index, record_batches(rows, found)):
+            context = TaskContext.get()
+            assert context is not None
+            for _ in push_partition(plan, index, context.attemptNumber(), record_batches(rows, found)):
                 yield from ()
 
-        return rdd.mapPartitionsWithIndex(send_partition).collect
+        sending = rdd.mapPartitionsWithIndex(send_partition)
+        return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jrdd.rdd()))
 
     return Source(pa.schema([c.field for c in found]), shapes, job)

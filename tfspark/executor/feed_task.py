@@ -51,10 +51,12 @@ def push(plan: FeedPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
 
     context = TaskContext.get()
     assert context is not None
-    yield from push_partition(plan, context.partitionId(), batches)
+    yield from push_partition(plan, context.partitionId(), context.attemptNumber(), batches)
 
 
-def push_partition(plan: FeedPlan, partition: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def push_partition(
+    plan: FeedPlan, partition: int, attempt: int, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
     """Send one partition to the worker that the coordinator assigns.
 
     Raises
@@ -71,7 +73,7 @@ def push_partition(plan: FeedPlan, partition: int, batches: Iterator[pa.RecordBa
             return
         host = address_towards(plan.coordinator_host, plan.coordinator_port)
         upload = uuid.uuid4().hex
-        target = _ask(plan, Assign(plan.feed, partition, upload, host))
+        target = _ask(plan, Assign(plan.feed, partition, upload, host, attempt))
         if target.get("done"):
             return
         rows = _send(plan, partition, upload, target, first, batches)
@@ -110,11 +112,7 @@ def _send(
         for batch in _chain(first, rest):
             writer.write_batch(prepare_batch(batch, plan.columns, schema))
             rows += batch.num_rows
-        writer.write_metadata(PutEnd(rows).encode())
-        writer.done_writing()
-        if replies.read() is None:
-            raise OSError("it closed the stream without acknowledging them")
-        writer.close()
+        _finish(writer, replies, rows)
     except SchemaError:
         raise
     except (flight.FlightError, pa.ArrowException, OSError) as e:
@@ -123,6 +121,14 @@ def _send(
     finally:
         client.close()
     return rows
+
+
+def _finish(writer: Any, replies: Any, rows: int) -> None:
+    writer.write_metadata(PutEnd(rows).encode())
+    writer.done_writing()
+    if replies.read() is None:
+        raise OSError("it closed the stream without acknowledging them")
+    writer.close()
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

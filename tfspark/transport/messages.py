@@ -187,6 +187,7 @@ class Assign(Message):
     partition: int
     upload: str
     host: str
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ class FeedBegins(Message):
     """Rows of this schema are about to come.
 
     ``in_memory`` says where they wait; ``epochs_to_come`` counts the epochs of this feed and of those that repeat it.
+    A ``reproducible`` feed is read in an order that does not depend on that in which its partitions arrive.
     """
 
     feed: int
@@ -243,6 +245,7 @@ class FeedBegins(Message):
     seed: int
     in_memory: bool
     epochs_to_come: int
+    reproducible: bool
 
 
 @dataclass(frozen=True)

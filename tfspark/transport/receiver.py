@@ -49,7 +49,7 @@ class Receiver(MessageServer):
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Receive one partition; answers ``{"committed": bool}``."""
         header = PutHeader.decode(descriptor.command)
-        upload = self._spool.begin_upload(header.feed)
+        upload = self._spool.begin_upload(header.feed, header.partition)
         done = False
         try:
             end = self._receive(context, reader, upload)

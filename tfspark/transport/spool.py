@@ -43,6 +43,7 @@ class Partition:
     nbytes: int
     in_memory: bool = False
     read: bool = False
+    number: int = 0
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Feed:
     seed: int
     in_memory: bool = False
     epochs_to_come: int = 1
+    reproducible: bool = False
     partitions: list[Partition | None] = field(default_factory=list)
     ended: bool = False
     rows_by_node: dict[str, int] = field(default_factory=dict)
@@ -64,8 +66,8 @@ class Feed:
 class Upload:
     """One partition on its way in: in memory as far as there is room, else in a file."""
 
-    def __init__(self, spool: Spool, feed: Feed) -> None:
-        self._spool, self.feed = spool, feed
+    def __init__(self, spool: Spool, feed: Feed, partition: int) -> None:
+        self._spool, self.feed, self.partition = spool, feed, partition
         self._batches: list[pa.RecordBatch] = []
         self._file: IO[bytes] | None = None
         self._path = ""
@@ -109,12 +111,12 @@ class Upload:
     def seal(self) -> Partition:
         """Finish; the partition is not yet visible."""
         if self._file is None or self._writer is None:
-            return Partition(self._batches, self.rows, self.nbytes, in_memory=True)
+            return Partition(self._batches, self.rows, self.nbytes, in_memory=True, number=self.partition)
         self._writer.close()
         with pa.memory_map(self._path) as source:
             batches = list(pa.ipc.open_stream(source))
         self._file.close()
-        return Partition(batches, self.rows, self.nbytes)
+        return Partition(batches, self.rows, self.nbytes, number=self.partition)
 
     def abort(self) -> None:
         """Forget the upload and give its bytes back."""
@@ -165,8 +167,11 @@ class Spool:
     def end_feed(self, number: int, rows_by_node: dict[str, int]) -> None:
         """All partitions of the feed are committed, here and elsewhere."""
         with self._changed:
-            self._feeds[number].rows_by_node = rows_by_node
-            self._feeds[number].ended = True
+            feed = self._feeds[number]
+            feed.rows_by_node = rows_by_node
+            feed.ended = True
+            if feed.reproducible:
+                feed.partitions.sort(key=lambda p: p.number if p else -1)
             self._changed.notify_all()
 
     def no_more_feeds(self) -> None:
@@ -183,13 +188,13 @@ class Spool:
 
     # --- the writing side
 
-    def begin_upload(self, number: int, patience: float = 30.0) -> Upload:
+    def begin_upload(self, number: int, partition: int = 0, patience: float = 30.0) -> Upload:
         """Open an upload; the feed may be announced a moment later than its first rows arrive."""
         with self._changed:
             if not self._changed.wait_for(lambda: number in self._feeds or self._error, patience):
                 raise FeedError(f"feed {number} is not known here")
             self._check()
-            upload = Upload(self, self._feeds[number])
+            upload = Upload(self, self._feeds[number], partition)
             self._uploads.append(upload)
             return upload
 
@@ -203,13 +208,15 @@ class Spool:
     def _reserve(self, upload: Upload, nbytes: int) -> bool:
         """Wait until the bytes have room; true if they may stay in memory."""
         with self._changed:
-            if upload.nbytes + nbytes > self.capacity_bytes:
+            # Of a reproducible feed nothing is read before all is there: it has the disk as its bound.
+            bounded = not upload.feed.reproducible
+            if bounded and upload.nbytes + nbytes > self.capacity_bytes:
                 raise FeedError(
                     f"A partition of more than {upload.nbytes + nbytes:,} bytes does not fit the spool of "
                     f"{self.capacity_bytes:,} bytes.",
                     hint="Repartition the DataFrame into smaller partitions, or raise Cluster(spool_bytes=...).",
                 )
-            self._changed.wait_for(lambda: self._error or self._has_room(upload, nbytes))
+            self._changed.wait_for(lambda: self._error or not bounded or self._has_room(upload, nbytes))
             self._check()
             upload.nbytes += nbytes
             self._unread_bytes += nbytes
@@ -310,7 +317,7 @@ class EpochReader:
         while True:
             with spool._changed:
                 spool._waiting_since = time.monotonic()
-                while not (spool._error or i < len(feed.partitions) or feed.ended):
+                while not (spool._error or feed.ended or (i < len(feed.partitions) and not feed.reproducible)):
                     spool._changed.wait()
                 spool._waiting_since = None
                 spool._check()
