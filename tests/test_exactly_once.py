@@ -71,13 +71,14 @@ def test_data_that_falls_apart_differently_when_recomputed_is_refused(spark: Any
 
 
 def test_sparks_own_word_for_partitions_that_do_not_repeat(spark: Any) -> None:
-    from pyspark.sql import functions as F
-
     from tfspark.driver.sources import _is_indeterminate
 
-    for df, expected in [
-        (spark.range(100).repartition(3), False),
-        (spark.range(100).sample(0.5).withColumn("r", F.rand()).repartition(3, "r"), True),
-    ]:
-        df.collect()
-        assert _is_indeterminate(df._jdf.queryExecution().toRdd()) is expected
+    setting = "spark.sql.execution.sortBeforeRepartition"
+    for fixed in (True, False):
+        spark.conf.set(setting, str(fixed).lower())
+        try:
+            df = spark.range(100).selectExpr("id % 10 as k").groupBy("k").count().repartition(3)
+            df.collect()
+            assert _is_indeterminate(df._jdf.queryExecution().toRdd()) is not fixed
+        finally:
+            spark.conf.unset(setting)
