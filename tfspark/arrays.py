@@ -1,11 +1,14 @@
-"""Arrow columns as numpy arrays, without copying where Arrow's layout allows it."""
+"""Arrow columns as numpy arrays and back, without copying where Arrow's layout allows it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfspark.errors import SchemaError
 from tfspark.schema import ColumnSpec
 
 
@@ -44,3 +47,69 @@ def _flat(array: pa.Array, spec: ColumnSpec) -> np.ndarray:
     if spec.dtype == "string":
         return np.asarray(array.to_numpy(zero_copy_only=False), dtype=object)
     return np.asarray(array.to_numpy(zero_copy_only=spec.dtype != "bool"))
+
+
+def to_arrow(values: Any, rows: int, name: str, t: pa.DataType | None = None) -> pa.Array:
+    """Return what a model gave for some rows as a column.
+
+    Parameters
+    ----------
+    values
+        An array or tensor of shape ``(rows, ...)``, a ``RaggedTensor``, or a list.
+    rows
+        How many rows there must be.
+    name
+        Of the output, for errors.
+    t
+        Type that the column must have; by default it follows from `values`: a scalar for shape ``(rows,)`` or
+        ``(rows, 1)``, else a list of all values of the row.
+
+    Raises
+    ------
+    SchemaError
+        If there are not as many rows, or they do not fit `t`.
+    """
+    if hasattr(values, "row_splits"):
+        return _fitting(_from_ragged(values), rows, name, t)
+    array = np.asarray(values)
+    if array.shape[:1] != (rows,):
+        raise SchemaError(
+            f"Output {name!r} has shape {array.shape} for {rows} rows: it is not one value per row.",
+            hint="Keep other outputs with outputs=[...].",
+        )
+    if array.dtype.name in ("float16", "bfloat16"):
+        array = array.astype(np.float32)
+    elif array.dtype.name in ("uint8", "uint16", "uint32"):
+        array = array.astype({"uint8": np.int16, "uint16": np.int32, "uint32": np.int64}[array.dtype.name])
+    flat = pa.array(np.ascontiguousarray(array).reshape(-1), from_pandas=False)
+    if array.dtype == object and pa.types.is_string(flat.type):
+        flat = flat.cast(pa.binary())
+    if array.shape[1:] in ((), (1,)) and not (t is not None and _is_list(t) and array.ndim > 1):
+        return _fitting(flat, rows, name, t)
+    for width in reversed(array.shape[1:] if t is not None and _is_list(t) and _is_list(t.value_type) else [-1]):
+        width = width if width >= 0 else int(np.prod(array.shape[1:]))
+        offsets = np.arange(0, len(flat) + 1, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+        flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return _fitting(flat, rows, name, t)
+
+
+def _is_list(t: pa.DataType) -> bool:
+    return bool(pa.types.is_list(t) or pa.types.is_large_list(t))
+
+
+def _from_ragged(values: Any) -> pa.Array:
+    inner = values.values
+    inner = _from_ragged(inner) if hasattr(inner, "row_splits") else to_arrow(inner, len(inner), "values")
+    return pa.ListArray.from_arrays(pa.array(np.asarray(values.row_splits).astype(np.int32)), inner)
+
+
+def _fitting(a: pa.Array, rows: int, name: str, t: pa.DataType | None) -> pa.Array:
+    if len(a) != rows:
+        raise SchemaError(f"Output {name!r} has {len(a)} rows for {rows} rows.")
+    if t is None or a.type == t:
+        return a
+    try:
+        # To a narrower float is what users mean by it; to a narrower integer must not change a value.
+        return a.cast(t, safe=not pa.types.is_floating(t))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        raise SchemaError(f"Output {name!r} of type {a.type} does not fit {t}: {e}") from None

@@ -9,7 +9,8 @@ TFSparkError
 │   ├── StartTimeout        nodes did not register in time
 │   ├── NodeFailed          one TensorFlow process failed; carries its traceback and last log lines
 │   └── ClusterStopped      the cluster was asked to work after it had stopped, or was cancelled
-└── FeedError               rows could not be delivered
+├── FeedError               rows could not be delivered
+└── PredictError            workers could not answer for rows that ``cluster.predict`` asked about
 
 A message says what happened, where (role, index, host) and, after ``Hint:``, what to do about it.
 The classes carry fields and format them; they hold no other logic. All of them survive pickling.
@@ -26,6 +27,7 @@ __all__ = [
     "DependencyError",
     "FeedError",
     "NodeFailed",
+    "PredictError",
     "ResourceError",
     "SchemaError",
     "StartTimeout",
@@ -83,6 +85,10 @@ class ClusterStopped(ClusterError):
 
 class FeedError(TFSparkError, RuntimeError):
     """Rows could not be delivered to the workers."""
+
+
+class PredictError(TFSparkError, RuntimeError):
+    """Workers could not answer for the rows that ``cluster.predict`` asked about."""
 
 
 class NodeFailed(ClusterError):

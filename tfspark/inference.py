@@ -246,11 +246,10 @@ def predict_batches(
     batch_size: int,
 ) -> Iterator[pa.RecordBatch]:
     """Body of the prediction task, for ``DataFrame.mapInArrow``."""
-    import numpy as np
     import pyarrow as pa
     import tensorflow as tf
 
-    from tfspark.arrays import column_arrays
+    from tfspark.arrays import column_arrays, to_arrow
     from tfspark.prepare import prepare_batch
     from tfspark.schema import arrow_schema
 
@@ -276,28 +275,5 @@ def predict_batches(
                 tensor = tf.RaggedTensor.from_nested_row_splits(array, splits) if splits else tf.constant(array)
                 feeds[name] = tensor if tensor.dtype == want.dtype else tf.cast(tensor, want.dtype)
             produced = function(**feeds)
-            out = [_to_arrow(np.asarray(produced[n]), batch.num_rows, n) for n in wanted]
+            out = [to_arrow(produced[n], batch.num_rows, n) for n in wanted]
             yield pa.RecordBatch.from_arrays([*batch.columns, *out], names=[*batch.schema.names, *wanted.values()])
-
-
-def _to_arrow(values: Any, rows: int, name: str) -> pa.Array:
-    import numpy as np
-    import pyarrow as pa
-
-    if values.shape[:1] != (rows,):
-        raise SchemaError(
-            f"Output {name!r} has shape {values.shape} for {rows} rows: it is not one value per row.",
-            hint="Keep other outputs with outputs=[...].",
-        )
-    if values.dtype.name in ("float16", "bfloat16"):
-        values = values.astype(np.float32)
-    elif values.dtype.name in ("uint8", "uint16", "uint32"):
-        values = values.astype({"uint8": np.int16, "uint16": np.int32, "uint32": np.int64}[values.dtype.name])
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1), from_pandas=False)
-    if values.dtype == object:
-        flat = flat.cast(pa.binary())
-    if values.shape[1:] in ((), (1,)):
-        return flat
-    width = int(np.prod(values.shape[1:]))
-    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat)

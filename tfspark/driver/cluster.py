@@ -22,9 +22,9 @@ from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.driver.progress import Progress, Snapshot
-from tfspark.driver.sources import Columns, Source, source_of, zero_of
+from tfspark.driver.sources import Columns, Source, planned, source_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
-from tfspark.schema import ColumnSpec, Shape, arrow_schema, plan_columns
+from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, plan_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_token
@@ -33,6 +33,7 @@ from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
 
@@ -243,8 +244,7 @@ class Cluster:
             reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
         source = source_of(self._spark, data, columns, mask, sparse)
-        zeros = {name: zero_of(source.schema.field(name).type) for name in mask}
-        specs = plan_columns(source.schema, {**source.shapes, **(shapes or {})}, {**zeros, **(fill or {})}, sparse)
+        specs = planned(source.schema, source.shapes, shapes, fill, mask, sparse)
         terms = m.FeedBegins(
             feed=-1,
             epochs=epochs,
@@ -314,6 +314,62 @@ class Cluster:
         if "queryName" in options:
             writer = writer.queryName(options.pop("queryName"))
         return writer.options(**options).start()
+
+    def predict(
+        self,
+        df: DataFrame,
+        outputs: str | StructType,
+        *,
+        columns: Columns | None = None,
+        shapes: Mapping[str, Shape] | None = None,
+        fill: Mapping[str, Any] | None = None,
+        mask: Sequence[str] = (),
+        sparse: Sequence[str] = (),
+        batch_size: int = 1024,
+    ) -> DataFrame:
+        """Have the workers answer each row of a DataFrame: they are where ``main`` calls ``ctx.serve(fn)``.
+
+        Parameters
+        ----------
+        df
+            Any DataFrame. Its columns are passed through, in its order.
+        outputs
+            Names and types of what `fn` returns, as Spark writes them: ``"label int, scores array<float>"``.
+        columns, shapes, fill, mask, sparse
+            What `fn` gets, as for `feed`.
+        batch_size
+            Most rows per call of `fn`.
+
+        Returns
+        -------
+        DataFrame
+            Lazy: it is computed by the workers whenever it is used, so use it before the ``with`` block is left.
+
+        Raises
+        ------
+        SchemaError
+            If a column has no tensor form.
+        ConfigurationError
+            If `outputs` is no schema, or names a column of `df`.
+        """
+        from tfspark.driver.predictions import predictions
+
+        coordinator = self._running()
+        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        _, host = launcher.driver_addresses(self._spark)
+        return predictions(
+            df,
+            outputs,
+            workers=coordinator.spec,
+            coordinator=(host, coordinator.port),
+            token=self._token,
+            batch_size=batch_size,
+            columns=columns,
+            shapes=shapes,
+            fill=fill,
+            mask=mask,
+            sparse=sparse,
+        )
 
     def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
         coordinator = self._running()

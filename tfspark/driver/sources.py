@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError, SchemaError
-from tfspark.schema import with_path
+from tfspark.schema import ColumnSpec, Shape, plan_columns, with_path
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from pyspark import RDD
     from pyspark.sql import Column, DataFrame, SparkSession
-    from pyspark.sql.types import StructField
+    from pyspark.sql.types import StructField, StructType
 
     from tfspark.executor.feed_task import FeedPlan
 
@@ -107,42 +107,103 @@ def dataframe_source(
     df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
 ) -> Source:
     """Return the source of a Spark DataFrame; see `source_of`."""
-    from pyspark.sql import functions as F
-
-    if columns is not None:
-        chosen = _choose(columns, df.columns)
-        df = df.select(*[F.col(_quoted(c)).alias(name) for name, c in chosen.items()])
-    flat = [leaf for f in df.schema.fields for leaf in _leaves(f, F.col(_quoted(f.name)), (f.name,), sparse)]
-    masked = [leaf for leaf in flat if leaf.name in mask]
-    if missing := sorted(set(mask) - {leaf.name for leaf in masked}):
-        raise SchemaError(f"mask names {missing}, which are no columns.", hint=f"There are {[c.name for c in flat]}.")
-    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull()) for leaf in masked]
-    df = df.select(*[leaf.column.alias(leaf.name) for leaf in flat])
-    fields = [
-        f if leaf.path == (leaf.name,) else with_path(f, leaf.path)
-        for f, leaf in zip(_arrow_schema(df), flat, strict=True)
-    ]
-    shapes = {leaf.name: leaf.shape for leaf in flat if leaf.shape is not None}
+    leaves = leaves_of(df, columns, mask, sparse)
+    df = df.select(*[leaf.column.alias(leaf.name) for leaf in leaves])
+    schema, shapes = _described(df, leaves)
 
     def job(plan: FeedPlan) -> FeedJob:
         sending = feed_job(df, plan)
         # Spark's own word for it; with adaptive execution it is known only when the job has run.
         return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jdf.queryExecution().toRdd()))
 
-    return Source(_schema_of(fields), shapes, job)
+    return Source(schema, shapes, job)
 
 
 def _is_indeterminate(jrdd: Any) -> bool:
     return str(jrdd.outputDeterministicLevel().toString()) == "INDETERMINATE"
 
 
+def leaves_of(
+    df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
+) -> list[Leaf]:
+    """Return the columns in which a DataFrame is fed; see `source_of`."""
+    from pyspark.sql import functions as F
+
+    chosen = _choose(columns, df.columns) if columns is not None else {c: c for c in df.columns}
+    fields = {f.name: f for f in df.schema.fields}
+    flat = [
+        replace(leaf, plain=c if leaf.untouched else None)
+        for name, c in chosen.items()
+        for leaf in _leaves(fields[c], F.col(_quoted(c)), (name,), sparse)
+    ]
+    masked = [leaf for leaf in flat if leaf.name in mask]
+    if missing := sorted(set(mask) - {leaf.name for leaf in masked}):
+        raise SchemaError(f"mask names {missing}, which are no columns.", hint=f"There are {[c.name for c in flat]}.")
+    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull(), plain=None) for leaf in masked]
+    return flat
+
+
+def _described(df: DataFrame, leaves: Sequence[Leaf]) -> tuple[pa.Schema, dict[str, tuple[int, ...]]]:
+    """Return the Arrow schema of a DataFrame of leaves, and the shapes that are known of them."""
+    fields = [
+        f if leaf.path == (leaf.name,) else with_path(f, leaf.path)
+        for f, leaf in zip(arrow_schema_of(df.schema), leaves, strict=True)
+    ]
+    return _schema_of(fields), {leaf.name: leaf.shape for leaf in leaves if leaf.shape is not None}
+
+
 @dataclass(frozen=True)
-class _Leaf:
-    """A column as it is fed, of which a struct column gives several."""
+class WidenedFrame:
+    """A DataFrame with what its fed columns need beside its own.
+
+    Attributes
+    ----------
+    df
+        Its own columns, then those that are computed for feeding.
+    schema, shapes
+        Of the fed columns.
+    sources
+        Position in `df` of each fed column.
+    """
+
+    df: DataFrame
+    schema: pa.Schema
+    shapes: dict[str, tuple[int, ...]]
+    sources: dict[str, int]
+
+
+def widen(df: DataFrame, columns: Columns | None, mask: Sequence[str], sparse: Sequence[str]) -> WidenedFrame:
+    """Keep a DataFrame's own columns beside those in which it is fed; a column that is both appears once."""
+    from pyspark.sql import functions as F
+
+    leaves = leaves_of(df, columns, mask, sparse)
+    schema, shapes = _described(df.select(*[leaf.column.alias(leaf.name) for leaf in leaves]), leaves)
+    sources: dict[str, int] = {}
+    selected = [F.col(_quoted(c)) for c in df.columns]
+    for leaf in leaves:
+        if leaf.plain is not None:
+            sources[leaf.name] = df.columns.index(leaf.plain)
+        else:
+            sources[leaf.name] = len(selected)
+            selected.append(leaf.column.alias(f"tfspark_{len(selected)}"))
+    return WidenedFrame(df.select(*selected), schema, shapes, sources)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A column as it is fed, of which a struct column gives several.
+
+    Attributes
+    ----------
+    plain
+        The column of the DataFrame that it is, if nothing is to be computed for it.
+    """
 
     path: tuple[str, ...]
     column: Column
     shape: tuple[int, ...] | None = None
+    untouched: bool = False
+    plain: str | None = None
 
     @property
     def name(self) -> str:
@@ -150,7 +211,7 @@ class _Leaf:
         return "/".join(self.path).replace(".", "/")
 
 
-def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Sequence[str]) -> Iterator[_Leaf]:
+def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Sequence[str]) -> Iterator[Leaf]:
     from pyspark.sql import functions as F
     from pyspark.sql.types import StructType
 
@@ -158,19 +219,32 @@ def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Seque
         from pyspark.ml.functions import vector_to_array
 
         size = f.metadata.get("ml_attr", {}).get("num_attrs")
-        leaf = _Leaf(path, column, (int(size),) if size else None)
+        leaf = Leaf(path, column, (int(size),) if size else None, untouched=len(path) == 1)
         if leaf.name not in sparse:
-            leaf = replace(leaf, column=F.when(column.isNotNull(), vector_to_array(column, "float32")))
+            leaf = replace(leaf, untouched=False, column=F.when(column.isNotNull(), vector_to_array(column, "float32")))
         yield leaf
     elif isinstance(f.dataType, StructType):
         for inner in f.dataType.fields:
             yield from _leaves(inner, column.getField(inner.name), (*path, inner.name), sparse)
     else:
-        yield _Leaf(path, column)
+        yield Leaf(path, column, untouched=len(path) == 1)
 
 
 def _mask_path(path: tuple[str, ...]) -> tuple[str, ...]:
     return (*path[:-1], f"{path[-1]}_mask")
+
+
+def planned(
+    schema: pa.Schema,
+    known: Mapping[str, Shape],
+    shapes: Mapping[str, Shape] | None,
+    fill: Mapping[str, Any] | None,
+    mask: Sequence[str],
+    sparse: Sequence[str],
+) -> tuple[ColumnSpec, ...]:
+    """Decide the tensor of every column from what the data tells and what the caller asks for."""
+    zeros = {name: zero_of(schema.field(name).type) for name in mask}
+    return plan_columns(schema, {**known, **(shapes or {})}, {**zeros, **(fill or {})}, sparse)
 
 
 def zero_of(t: pa.DataType) -> Any:
@@ -206,7 +280,14 @@ def _choose(columns: Columns, existing: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def _arrow_schema(df: DataFrame) -> pa.Schema:
+def arrow_schema_of(schema: StructType) -> pa.Schema:
+    """Return the Arrow schema in which Spark hands over rows.
+
+    Raises
+    ------
+    SchemaError
+        If a type has none.
+    """
     import pyarrow as pa
     from pyspark.errors import PySparkException
     from pyspark.sql.pandas.types import to_arrow_type
@@ -214,7 +295,7 @@ def _arrow_schema(df: DataFrame) -> pa.Schema:
     # Before Spark 4.1 UTC was the default, and the argument another one.
     utc = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_type).parameters else {}
     fields = []
-    for f in df.schema.fields:
+    for f in schema.fields:
         try:
             fields.append(pa.field(f.name, to_arrow_type(f.dataType, **utc), f.nullable))
         except (PySparkException, TypeError):

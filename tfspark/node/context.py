@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
@@ -218,6 +218,32 @@ class NodeContext:
             drop_remainder=False,
             endless=True,
         )
+
+    def serve(self, fn: Callable[[dict[str, Any]], Any], *, threads: int = 1) -> int:
+        """Answer the rows that ``cluster.predict`` sends, until the driver leaves the ``with`` block or waits.
+
+        Parameters
+        ----------
+        fn
+            Called with a dict of tensors by column, with first dimension at most the ``batch_size`` of ``predict``.
+            Returns a dict of arrays or tensors by output, one row for each of the input, or the array itself if there
+            is one output.
+        threads
+            Calls of `fn` at the same time; more than one if it is safe to call from several threads.
+
+        Returns
+        -------
+        int
+            Rows answered.
+
+        Raises
+        ------
+        ClusterStopped
+            If the cluster is stopped.
+        """
+        from tfspark.node.serve import answering
+
+        return self._link.serving.run(answering(fn), threads)
 
     def epochs(self) -> Iterator[int]:
         """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give."""

@@ -73,6 +73,14 @@ class Layout:
         starts = tf.data.Dataset.range(0, rows, batch_size)
         return starts.map(graph(lambda s: tuple(t[s : tf.minimum(s + batch_size, rows)] for t in tensors)))
 
+    def tensors(self, table: pa.Table) -> Any:
+        """Return the rows of a table as what a dataset gives, at once."""
+        rest = [tf.constant(a) for a in self.arrays(table)]
+        tensors: list[Any] = [rest.pop(0) for _ in self._packs]
+        for c in self._alone:
+            tensors += _ragged(c, rest)
+        return self.structure(tensors)
+
     def structure(self, tensors: Sequence[Any]) -> Any:
         """Return what the dataset gives: a dict, or a tuple with label and weight."""
         rest = list(tensors)

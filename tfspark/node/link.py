@@ -21,6 +21,7 @@ from tfspark.spec import ClusterSpec, NodeId, spec_from_json
 from tfspark.transport import messages as m
 from tfspark.transport.client import MessageClient
 from tfspark.transport.receiver import Receiver
+from tfspark.transport.serving import Serving
 from tfspark.transport.spool import DEFAULT_MEMORY_BYTES, Feed, Spool, stopped_error
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class CoordinatorLink:
         self.stopping = threading.Event()
         self.spool = Spool(plan["spool_directory"], plan["spool_bytes"], min(DEFAULT_MEMORY_BYTES, plan["spool_bytes"]))
         self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], plan["token"])
-        self._receiver = Receiver(self.host, plan["token"], self.spool, self._may_commit, self._refused)
+        self.serving = Serving()
+        self._receiver = Receiver(self.host, plan["token"], self.spool, self._may_commit, self._refused, self.serving)
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self._released = False
@@ -101,6 +103,7 @@ class CoordinatorLink:
         """The cluster is stopping: wake everyone who waits."""
         self.stopping.set()
         self.spool.fail(stopped_error(reason))
+        self.serving.fail(stopped_error(reason))
         with self._changed:
             self._changed.notify_all()
 
@@ -108,6 +111,7 @@ class CoordinatorLink:
         """Stop following and receiving."""
         self._leaving.set()
         self.spool.fail(stopped_error("the node is leaving"))
+        self.serving.fail(stopped_error("the node is leaving"))
 
     def _may_commit(self, header: m.PutHeader, rows: int, nbytes: int) -> bool:
         message = m.Commit(self.node.role, self.node.index, header.feed, header.partition, header.upload, rows, nbytes)
@@ -167,6 +171,7 @@ class CoordinatorLink:
                 self.spool.fail(FeedError(f"The feed was given up: {reason}"))
             case m.NoMoreFeeds():
                 self.spool.no_more_feeds()
+                self.serving.no_more()
             case m.AllFinished():
                 self._released = True
             case m.Stop(_, reason):

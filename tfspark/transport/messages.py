@@ -220,6 +220,17 @@ class PutEnd(Message):
     rows: int
 
 
+@dataclass(frozen=True)
+class ServeHeader(Message):
+    """The descriptor of an exchange: rows of these columns come, and as many of `outputs` are expected back."""
+
+    job: str
+    partition: int
+    columns: list[dict[str, Any]]
+    outputs: bytes
+    batch_size: int
+
+
 # --- events: from the coordinator to every node, in order
 
 

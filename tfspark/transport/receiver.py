@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.errors import TFSparkError
-from tfspark.transport.messages import PutEnd, PutHeader
+from tfspark.transport.messages import PutEnd, PutHeader, ServeHeader
 from tfspark.transport.server import MessageServer
+from tfspark.transport.serving import Serving
 from tfspark.transport.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ Refusal = Callable[[PutHeader, TFSparkError], None]
 
 
 class Receiver(MessageServer):
-    """A Flight server that takes partitions by ``DoPut``.
+    """A Flight server that takes partitions by ``DoPut`` and answers questions by ``DoExchange``.
 
     Parameters
     ----------
@@ -38,12 +40,17 @@ class Receiver(MessageServer):
         and bytes.
     on_refusal
         Tells the coordinator why rows were refused: an answer to the client can get lost while it is still sending.
+    serving
+        What answers questions.
     """
 
-    def __init__(self, host: str, token: str, spool: Spool, may_commit: CommitVote, on_refusal: Refusal) -> None:
+    def __init__(
+        self, host: str, token: str, spool: Spool, may_commit: CommitVote, on_refusal: Refusal, serving: Serving
+    ) -> None:
         self._spool = spool
         self._may_commit = may_commit
         self._on_refusal = on_refusal
+        self._serving = serving
         super().__init__(host, token, {})
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
@@ -68,6 +75,17 @@ class Receiver(MessageServer):
         finally:
             if not done:
                 upload.abort()
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Answer one partition's rows, batch by batch, with as many rows of outputs."""
+        header = ServeHeader.decode(descriptor.command)
+        try:
+            with self._serving.stream(context.is_cancelled):
+                writer.begin(pa.ipc.read_schema(pa.py_buffer(header.outputs)))
+                for chunk in reader:
+                    writer.write_batch(self._serving.answer(header, chunk.data, context.is_cancelled))
+        except TFSparkError as e:
+            raise flight.FlightServerError(str(e)) from None
 
     def _receive(self, context: Any, reader: Any, upload: Any) -> PutEnd | None:
         if reader.schema != upload.feed.schema:

@@ -1,0 +1,159 @@
+"""The Spark task that has one partition answered by a worker that serves: Arrow out, Arrow back, in order.
+
+It runs in a Spark Python worker, in an ordinary job beside the one that holds the nodes, and never imports
+TensorFlow. One thread sends while another receives, as either may have to wait for the other side.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.errors import PredictError
+from tfspark.executor.host import address_towards
+from tfspark.prepare import prepare_batch
+from tfspark.schema import ColumnSpec, arrow_schema
+from tfspark.spec import ClusterSpec, NodeAddress
+from tfspark.transport.auth import call_options
+from tfspark.transport.client import MessageClient
+from tfspark.transport.messages import ServeHeader
+
+IN_FLIGHT = 4
+"""Batches on their way at a time; more hides more of the way, less keeps memory low."""
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """All that a predicting task needs; travels in the task's closure.
+
+    Attributes
+    ----------
+    columns
+        What is sent: the tensor of each column, and which column of the task's batches it comes from.
+    kept
+        Number of columns, the first ones, that are passed through.
+    outputs
+        Schema of the answers.
+    """
+
+    job: str
+    columns: Sequence[ColumnSpec]
+    sources: Mapping[str, int]
+    kept: int
+    outputs: pa.Schema
+    batch_size: int
+    workers: ClusterSpec
+    coordinator_host: str
+    coordinator_port: int
+    token: str
+
+
+def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Body of the task, for ``DataFrame.mapInArrow``.
+
+    Raises
+    ------
+    PredictError
+        If the worker is gone, or its function failed.
+    """
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    partition = context.partitionId()
+    first = next((b for b in batches if b.num_rows), None)
+    if first is None:
+        return
+    worker = _choose(plan, partition)
+    client = MessageClient(worker.host, worker.data_port, plan.token)
+    try:
+        yield from _exchange(plan, partition, client, first, batches)
+    except (flight.FlightError, OSError) as e:
+        raise PredictError(
+            f"{worker.node} at {worker.host}:{worker.data_port} gave no answer for partition {partition}: {e}",
+            hint="Predictions are computed when they are asked for: do so before the cluster's with block is left.",
+        ) from None
+    finally:
+        client.close()
+
+
+def _choose(plan: PredictPlan, partition: int) -> NodeAddress:
+    host = address_towards(plan.coordinator_host, plan.coordinator_port)
+    near = [a for a in plan.workers.nodes if a.host == host] or plan.workers.nodes
+    return near[partition % len(near)]
+
+
+def _exchange(
+    plan: PredictPlan, partition: int, client: MessageClient, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    schema = arrow_schema(plan.columns)
+    header = ServeHeader(
+        plan.job,
+        partition,
+        [c.to_json() for c in plan.columns],
+        plan.outputs.serialize().to_pybytes(),
+        plan.batch_size,
+    )
+    writer, reader = client.flight.do_exchange(
+        flight.FlightDescriptor.for_command(header.encode()), call_options(plan.token)
+    )
+    writer.begin(schema)
+    outgoing: queue.Queue[pa.RecordBatch | None] = queue.Queue()
+    failed: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            while (batch := outgoing.get()) is not None:
+                writer.write_batch(batch)
+            writer.done_writing()
+        except BaseException as e:
+            # The reading side learns of it by the end of the stream.
+            failed.append(e)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    waiting: list[pa.RecordBatch] = []
+    try:
+        for batch in _with_rows(first, rest):
+            outgoing.put(_prepared(batch, plan, schema))
+            waiting.append(batch)
+            if len(waiting) >= IN_FLIGHT:
+                yield _joined(waiting.pop(0), reader, plan)
+        outgoing.put(None)
+        while waiting:
+            yield _joined(waiting.pop(0), reader, plan)
+        writer.close()
+    finally:
+        outgoing.put(None)
+        reader.cancel()
+        sender.join()
+
+
+def _with_rows(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from (b for b in rest if b.num_rows)
+
+
+def _prepared(batch: pa.RecordBatch, plan: PredictPlan, schema: pa.Schema) -> pa.RecordBatch:
+    names = [c.name for c in plan.columns]
+    chosen = pa.RecordBatch.from_arrays([batch.column(plan.sources[n]) for n in names], names=names)
+    return prepare_batch(chosen, plan.columns, schema)
+
+
+def _joined(batch: pa.RecordBatch, reader: Any, plan: PredictPlan) -> pa.RecordBatch:
+    try:
+        answer = reader.read_chunk().data
+    except StopIteration:
+        raise OSError("it closed the stream") from None
+    if answer.num_rows != batch.num_rows:
+        raise PredictError(f"A worker answered {answer.num_rows} rows for {batch.num_rows}.")
+    kept = batch.columns[: plan.kept]
+    return pa.RecordBatch.from_arrays(
+        [*kept, *answer.columns], names=[*batch.schema.names[: plan.kept], *plan.outputs.names]
+    )
