@@ -16,8 +16,8 @@ from tfspark.transport.messages import ServeHeader
 
 Answer = Callable[[ServeHeader, pa.RecordBatch], pa.RecordBatch]
 
-READY_SECONDS = 600.0
-"""How long a question waits for ``main`` to call ``ctx.serve``: models may take minutes to load."""
+READY_SECONDS = 120.0
+"""How long a question waits for ``main`` to call ``ctx.serve``, each time that Spark tries its task."""
 
 LOOK_SECONDS = 0.2
 """How often a waiting question looks whether its client is still there."""
