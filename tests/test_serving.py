@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from typing import Any
 
@@ -11,6 +13,23 @@ from pyspark.ml.linalg import Vectors
 
 import tfspark
 from tfspark.errors import ConfigurationError, SchemaError
+from tfspark.transport.auth import TLS_NAME
+
+
+def test_everything_is_encrypted_if_asked(spark: Any) -> None:
+    def main(args: Any, ctx: Any) -> list[int]:
+        ids = [int(i) for batch in ctx.dataset(10) for i in batch["id"]]
+        ctx.serve(lambda batch: batch["id"] + 1)
+        return ids
+
+    with tfspark.Cluster(spark, main, workers=1, tls=True) as cluster:
+        cluster.feed(spark.range(30))
+        assert sorted(r.y for r in cluster.predict(spark.range(30), "y long").collect()) == list(range(1, 31))
+        port = cluster.nodes.nodes[0].data_port
+        context = ssl.create_default_context(cadata=cluster._secret.certificate)
+        with socket.create_connection(("127.0.0.1", port)) as s:
+            assert context.wrap_socket(s, server_hostname=TLS_NAME).version()
+    assert sorted(cluster.results["worker", 0]) == list(range(30))
 
 
 def serve_sums(args: Any, ctx: Any) -> int:

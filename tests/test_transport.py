@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfspark.executor.process import resident_bytes
 from tfspark.schema import ColumnSpec
 from tfspark.transport import messages as m
-from tfspark.transport.auth import call_options, new_token
+from tfspark.transport.auth import TLS_NAME, Secret, call_options, new_secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.receiver import Receiver
 from tfspark.transport.server import MessageServer
+from tfspark.transport.serving import Serving
 from tfspark.transport.spool import Feed, Spool
 
 SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
@@ -64,15 +68,16 @@ class Node:
 def node(tmp_path: Path) -> Iterator[Node]:
     spool = Spool(str(tmp_path))
     spool.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0))
-    token = new_token()
+    secret = new_secret()
     made: Node
 
     def may_commit(header: m.PutHeader, rows: int, nbytes: int) -> bool:
         made.asked.append((header.partition, rows))
         return made.vote
 
-    receiver = Receiver("127.0.0.1", token, spool, may_commit, lambda h, e: made.refused.append((h, e)))
-    made = Node(receiver, spool, token)
+    refuse = lambda h, e: made.refused.append((h, e))  # noqa: E731
+    receiver = Receiver("127.0.0.1", secret, spool, may_commit, refuse, Serving())
+    made = Node(receiver, spool, secret.token)
     yield made
     receiver.close()
 
@@ -111,7 +116,7 @@ def test_a_stranger_is_refused_before_anything_is_read(node: Node, token: str) -
     with pytest.raises(flight.FlightUnauthenticatedError):
         node.put(m.PutHeader(0, 1, "u"), 1, m.PutEnd(1000), token=token)
     with pytest.raises(flight.FlightUnauthenticatedError):
-        MessageClient("127.0.0.1", node.receiver.port, token).send(m.Poll("worker", 0, 0, 0.0))
+        MessageClient("127.0.0.1", node.receiver.port, Secret(token)).send(m.Poll("worker", 0, 0, 0.0))
     with pytest.raises(flight.FlightUnauthenticatedError):
         list(flight.FlightClient(f"grpc://127.0.0.1:{node.receiver.port}").do_action(flight.Action("Poll", b"{}")))
     assert node.asked == [] and node.partitions == [] and node.spool.unread_bytes == 0
@@ -149,9 +154,48 @@ def test_a_client_killed_half_way_leaves_nothing(node: Node) -> None:
     assert node.spool.unread_bytes == node.partitions[0].nbytes
 
 
+def test_a_stranger_costs_nothing(node: Node) -> None:
+    """Bodies of a gigabyte in all, and connections that never say a word."""
+    resident = resident_bytes(os.getpid())
+    silent = [socket.create_connection(("127.0.0.1", node.receiver.port)) for _ in range(20)]
+    body = bytes(64 << 20)
+    for _ in range(16):
+        client = flight.FlightClient(f"grpc://127.0.0.1:{node.receiver.port}")
+        with pytest.raises(flight.FlightUnauthenticatedError):
+            list(client.do_action(flight.Action("Poll", body), call_options("wrong", 20)))
+        client.close()
+    node.put(m.PutHeader(0, 1, "u"), 1, m.PutEnd(1000))
+    assert resident_bytes(os.getpid()) - resident < 400 << 20, "this process is client and server"
+    for s in silent:
+        s.close()
+
+
+def test_with_tls_only_those_who_know_the_certificate_are_heard(caplog: Any) -> None:
+    secret = new_secret(tls=True)
+    assert "BEGIN" not in repr(secret) and secret.token not in repr(secret)
+    assert "PRIVATE" in secret.key and not secret.for_clients().key
+    server = MessageServer("127.0.0.1", secret, {m.Poll: lambda message: b"ok"})
+    try:
+        client = MessageClient("127.0.0.1", server.port, secret.for_clients())
+        assert client.send(m.Poll("worker", 0, 0, 0.0)) == b"ok"
+        for stranger in (
+            Secret(secret.token),
+            new_secret(tls=True),
+            Secret("wrong", secret.certificate),
+            replace(new_secret(tls=True), token=secret.token),
+        ):
+            with pytest.raises(flight.FlightError):
+                MessageClient("127.0.0.1", server.port, stranger).send(m.Poll("worker", 0, 0, 0.0), timeout=5)
+        context = ssl.create_default_context(cadata=secret.certificate)
+        with socket.create_connection(("127.0.0.1", server.port)) as s:
+            assert context.wrap_socket(s, server_hostname=TLS_NAME).version() in ("TLSv1.2", "TLSv1.3")
+    finally:
+        server.close()
+
+
 def test_actions_nobody_knows_and_bodies_nobody_can_read() -> None:
-    token = new_token()
-    server = MessageServer("127.0.0.1", token, {m.Poll: lambda message: b"ok"})
+    secret = new_secret()
+    server = MessageServer("127.0.0.1", secret, {m.Poll: lambda message: b"ok"})
     try:
         client = flight.FlightClient(f"grpc://127.0.0.1:{server.port}")
         for action, body, message in (
@@ -162,7 +206,7 @@ def test_actions_nobody_knows_and_bodies_nobody_can_read() -> None:
             ("Poll", b'{"role": "worker"}', "malformed Poll"),
         ):
             with pytest.raises(flight.FlightError, match=message):
-                list(client.do_action(flight.Action(action, body), call_options(token, 20)))
+                list(client.do_action(flight.Action(action, body), call_options(secret.token, 20)))
     finally:
         server.close()
 

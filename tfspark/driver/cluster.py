@@ -27,7 +27,7 @@ from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, Fee
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, plan_nodes
 from tfspark.transport import messages as m
-from tfspark.transport.auth import new_token
+from tfspark.transport.auth import new_secret
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class Cluster:
         Bytes of rows that may wait unread in one node; beyond it, feeding is held back.
     env
         Environment variables for the nodes' processes.
+    tls
+        Encrypt what nodes, feeding tasks and driver say to each other, with a certificate made for this cluster; by
+        default if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
+        (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
         ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
 
@@ -106,6 +110,7 @@ class Cluster:
         stall_timeout: float | None = None,
         spool_bytes: int = DEFAULT_CAPACITY_BYTES,
         env: Mapping[str, str] | None = None,
+        tls: bool | None = None,
         progress: bool | None = None,
     ) -> None:
         self._node_ids = plan_nodes(workers, chief)
@@ -119,7 +124,7 @@ class Cluster:
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
         self._progress = Progress(progress)
-        self._token = new_token()
+        self._secret = new_secret(launcher.wants_tls(spark) if tls is None else tls)
         self._tag = f"tfspark-{secrets.token_hex(6)}"
         self._coordinator: Coordinator | None = None
         self._job: launcher.TaggedJob | None = None
@@ -150,7 +155,7 @@ class Cluster:
         launcher.check_slots(self._spark, len(self._node_ids), feeding=False)
         self._phase_began = began = time.monotonic()
         bind, host = launcher.driver_addresses(self._spark)
-        self._coordinator = Coordinator(bind, self._token, self._node_ids, self._limits, self._cancel_job)
+        self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
         _live.add(self)
         self._job = self._launch(host, self._coordinator)
         with self._guard():
@@ -168,7 +173,7 @@ class Cluster:
             nodes=self._node_ids,
             coordinator_host=host,
             coordinator_port=coordinator.port,
-            token=self._token,
+            secret=self._secret,
             main=self._main,
             spool_bytes=self._spool_bytes,
             env=self._env,
@@ -362,7 +367,7 @@ class Cluster:
             outputs,
             workers=coordinator.spec,
             coordinator=(host, coordinator.port),
-            token=self._token,
+            secret=self._secret,
             batch_size=batch_size,
             columns=columns,
             shapes=shapes,
@@ -404,7 +409,7 @@ class Cluster:
         from tfspark.executor.feed_task import FeedPlan
 
         _, host = launcher.driver_addresses(self._spark)
-        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._token)
+        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._secret.for_clients())
         ended: list[BaseException | None] = []
 
         def on_end(_: Any, error: BaseException | None) -> None:

@@ -19,6 +19,7 @@ from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.errors import FeedError, SchemaError, TFSparkError
 from tfspark.spec import ClusterSpec, NodeAddress, NodeId, spec_to_json
 from tfspark.transport import messages as m
+from tfspark.transport.auth import Secret
 from tfspark.transport.server import MessageServer
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class Coordinator:
     ----------
     host
         Address to bind.
-    token
-        The cluster's secret.
+    secret
+        The cluster's.
     nodes
         Its nodes.
     limits
@@ -57,7 +58,7 @@ class Coordinator:
     def __init__(
         self,
         host: str,
-        token: str,
+        secret: Secret,
         nodes: Sequence[NodeId],
         limits: lc.Limits,
         cancel_job: Callable[[], None],
@@ -77,7 +78,7 @@ class Coordinator:
         self._release_grace: float | None = None
         self._server = MessageServer(
             host,
-            token,
+            secret,
             {
                 m.Attach: self._on_attach,
                 m.Heartbeat: self._on_heartbeat,

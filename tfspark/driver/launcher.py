@@ -98,6 +98,13 @@ def driver_addresses(spark: SparkSession) -> tuple[str, str]:
     return bind, host
 
 
+def wants_tls(spark: SparkSession) -> bool:
+    """Tell whether Spark is set to protect what it sends, so that tfspark should as well."""
+    conf = spark.sparkContext.getConf()
+    keys = ("spark.ssl.enabled", "spark.authenticate", "spark.network.crypto.enabled", "spark.ssl.rpc.enabled")
+    return any((conf.get(k) or "false").lower() == "true" for k in keys)
+
+
 def task_slots(spark: SparkSession) -> int:
     """Return how many tasks Spark can run at once now, as its own check of barrier stages counts them."""
     jsc = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]

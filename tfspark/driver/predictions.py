@@ -10,6 +10,7 @@ from tfspark.driver.sources import Columns, arrow_schema_of, planned, widen
 from tfspark.errors import ConfigurationError
 from tfspark.schema import Shape
 from tfspark.spec import ClusterSpec
+from tfspark.transport.auth import Secret
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,7 @@ def predictions(
     *,
     workers: ClusterSpec,
     coordinator: tuple[str, int],
-    token: str,
+    secret: Secret,
     batch_size: int,
     columns: Columns | None,
     shapes: Mapping[str, Shape] | None,
@@ -56,7 +57,7 @@ def predictions(
         batch_size,
         workers,
         *coordinator,
-        token,
+        secret.for_clients(),
     )
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -19,7 +19,7 @@ from tfspark.errors import SchemaError, TFSparkError
 from tfspark.executor.host import address_towards
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
-from tfspark.transport.auth import call_options
+from tfspark.transport.auth import Secret, call_options
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Assign, FeedFailed, Message, PutEnd, PutHeader
 
@@ -42,7 +42,7 @@ class FeedPlan:
     columns: Sequence[ColumnSpec]
     coordinator_host: str
     coordinator_port: int
-    token: str
+    secret: Secret
 
 
 def push(plan: FeedPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -87,7 +87,7 @@ def push_partition(
 
 
 def _ask(plan: FeedPlan, message: Message) -> Any:
-    coordinator = MessageClient(plan.coordinator_host, plan.coordinator_port, plan.token)
+    coordinator = MessageClient(plan.coordinator_host, plan.coordinator_port, plan.secret)
     try:
         return coordinator.ask(message)
     finally:
@@ -103,12 +103,12 @@ def _send(
     rest: Iterator[pa.RecordBatch],
 ) -> int:
     schema = arrow_schema(plan.columns)
-    client = MessageClient(target["host"], target["port"], plan.token)
+    client = MessageClient(target["host"], target["port"], plan.secret)
     header = PutHeader(plan.feed, partition, upload)
     descriptor = flight.FlightDescriptor.for_command(header.encode())
     rows = 0
     try:
-        writer, replies = client.flight.do_put(descriptor, schema, call_options(plan.token))
+        writer, replies = client.flight.do_put(descriptor, schema, call_options(plan.secret.token))
         for batch in _chain(first, rest):
             writer.write_batch(prepare_batch(batch, plan.columns, schema))
             rows += batch.num_rows

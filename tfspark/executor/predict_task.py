@@ -20,7 +20,7 @@ from tfspark.executor.host import address_towards
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
 from tfspark.spec import ClusterSpec, NodeAddress
-from tfspark.transport.auth import call_options
+from tfspark.transport.auth import Secret, call_options
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import ServeHeader
 
@@ -51,7 +51,7 @@ class PredictPlan:
     workers: ClusterSpec
     coordinator_host: str
     coordinator_port: int
-    token: str
+    secret: Secret
 
 
 def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -71,7 +71,7 @@ def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
     if first is None:
         return
     worker = _choose(plan, partition)
-    client = MessageClient(worker.host, worker.data_port, plan.token)
+    client = MessageClient(worker.host, worker.data_port, plan.secret)
     try:
         yield from _exchange(plan, partition, client, first, batches)
     except (flight.FlightError, OSError) as e:
@@ -101,7 +101,7 @@ def _exchange(
         plan.batch_size,
     )
     writer, reader = client.flight.do_exchange(
-        flight.FlightDescriptor.for_command(header.encode()), call_options(plan.token)
+        flight.FlightDescriptor.for_command(header.encode()), call_options(plan.secret.token)
     )
     writer.begin(schema)
     outgoing: queue.Queue[pa.RecordBatch | None] = queue.Queue()

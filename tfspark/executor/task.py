@@ -27,6 +27,7 @@ import pyarrow.flight as flight
 from tfspark.executor import process as proc
 from tfspark.executor.host import address_towards, local_directory
 from tfspark.spec import NodeId
+from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Attach, Exited, Heartbeat
 
@@ -59,7 +60,7 @@ class Launch:
     nodes: tuple[NodeId, ...]
     coordinator_host: str
     coordinator_port: int
-    token: str
+    secret: Secret
     main: bytes
     spool_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Supervisor:
 
     def __init__(self, launch: Launch, node: NodeId, attempt: int) -> None:
         self.launch, self.node, self.attempt = launch, node, attempt
-        self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.token)
+        self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.secret.for_clients())
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._pending: list[str] = []
         self._partial = b""
@@ -131,7 +132,7 @@ class Supervisor:
                 "host": host,
                 "nodes": [[n.role, n.index] for n in launch.nodes],
                 "coordinator": [launch.coordinator_host, launch.coordinator_port],
-                "token": launch.token,
+                "secret": launch.secret.to_json(),
                 "spool_bytes": launch.spool_bytes,
                 "spool_directory": self._directory,
                 "options": launch.options,

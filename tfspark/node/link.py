@@ -19,6 +19,7 @@ from tfspark.errors import ClusterStopped, FeedError, TFSparkError
 from tfspark.schema import ColumnSpec
 from tfspark.spec import ClusterSpec, NodeId, spec_from_json
 from tfspark.transport import messages as m
+from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.receiver import Receiver
 from tfspark.transport.serving import Serving
@@ -50,9 +51,10 @@ class CoordinatorLink:
         self.host = plan["host"]
         self.stopping = threading.Event()
         self.spool = Spool(plan["spool_directory"], plan["spool_bytes"], min(DEFAULT_MEMORY_BYTES, plan["spool_bytes"]))
-        self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], plan["token"])
+        secret = Secret.from_json(plan["secret"])
+        self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], secret.for_clients())
         self.serving = Serving()
-        self._receiver = Receiver(self.host, plan["token"], self.spool, self._may_commit, self._refused, self.serving)
+        self._receiver = Receiver(self.host, secret, self.spool, self._may_commit, self._refused, self.serving)
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self._released = False

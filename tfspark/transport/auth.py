@@ -1,19 +1,92 @@
-"""Bearer-token authentication of every Flight call, checked before a byte of its body is read."""
+"""Who may speak: a bearer token on every Flight call, checked before a byte of its body is read, and optional TLS.
+
+Token, certificate and key are made per cluster in the driver and travel in the closures of Spark tasks, which Spark
+encrypts if it is told to; they are in no argument list, environment or log.
+"""
 
 from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow.flight as flight
 
 _HEADER = "authorization"
 
+TLS_NAME = "tfspark.internal"
+"""The name in the certificate: servers are known by their certificate alone, wherever they listen."""
 
-def new_token() -> str:
-    """Make the secret of one cluster: 256 random bits as text."""
-    return secrets.token_urlsafe(32)
+CERTIFICATE_DAYS = 365
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What lets the processes of one cluster trust each other.
+
+    Attributes
+    ----------
+    token
+        Sent by clients with every call.
+    certificate, key
+        PEM; empty without TLS. Clients need no key.
+    """
+
+    token: str
+    certificate: str = ""
+    key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Secret({'with' if self.certificate else 'without'} TLS)"
+
+    def for_clients(self) -> Secret:
+        """Return what those need who only call."""
+        return replace(self, key="")
+
+    def to_json(self) -> dict[str, str]:
+        """Encode for a node's standard input."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, str]) -> Secret:
+        """Decode what `to_json` made."""
+        return cls(**d)
+
+
+def new_secret(tls: bool = False) -> Secret:
+    """Make the secret of one cluster: 256 random bits as text and, for TLS, a key and its certificate."""
+    token = secrets.token_urlsafe(32)
+    return Secret(token, *_certificate()) if tls else Secret(token)
+
+
+def _certificate() -> tuple[str, str]:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, TLS_NAME)])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # Clocks of a cluster differ.
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
 
 
 def call_options(token: str, timeout: float | None = None) -> flight.FlightCallOptions:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.flight as flight
 
-from tfspark.transport.auth import call_options
+from tfspark.transport.auth import TLS_NAME, Secret, call_options
 from tfspark.transport.messages import Message
 from tfspark.transport.server import location_of
 
@@ -18,10 +18,12 @@ CALL_TIMEOUT_SECONDS = 10.0
 class MessageClient:
     """Sends messages to one server. Safe to use from several threads."""
 
-    def __init__(self, host: str, port: int, token: str) -> None:
-        self.host, self.port, self.token = host, port, token
+    def __init__(self, host: str, port: int, secret: Secret) -> None:
+        self.host, self.port, self.token = host, port, secret.token
         options = [("grpc.enable_http_proxy", 0)]
-        self.flight = flight.FlightClient(location_of(host, port), generic_options=options)
+        tls = bool(secret.certificate)
+        trust = {"tls_root_certs": secret.certificate, "override_hostname": TLS_NAME} if tls else {}
+        self.flight = flight.FlightClient(location_of(host, port, tls), generic_options=options, **trust)
 
     def send(self, message: Message, timeout: float = CALL_TIMEOUT_SECONDS) -> bytes:
         """Send `message` and return the answer.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.errors import TFSparkError
+from tfspark.transport.auth import Secret
 from tfspark.transport.messages import PutEnd, PutHeader, ServeHeader
 from tfspark.transport.server import MessageServer
 from tfspark.transport.serving import Serving
@@ -31,7 +32,7 @@ class Receiver(MessageServer):
 
     Parameters
     ----------
-    host, token
+    host, secret
         As for `MessageServer`.
     spool
         Where rows go.
@@ -45,13 +46,13 @@ class Receiver(MessageServer):
     """
 
     def __init__(
-        self, host: str, token: str, spool: Spool, may_commit: CommitVote, on_refusal: Refusal, serving: Serving
+        self, host: str, secret: Secret, spool: Spool, may_commit: CommitVote, on_refusal: Refusal, serving: Serving
     ) -> None:
         self._spool = spool
         self._may_commit = may_commit
         self._on_refusal = on_refusal
         self._serving = serving
-        super().__init__(host, token, {})
+        super().__init__(host, secret, {})
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Receive one partition; answers ``{"committed": bool}``."""

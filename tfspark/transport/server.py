@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.flight as flight
 
-from tfspark.transport.auth import TokenMiddlewareFactory
+from tfspark.transport.auth import Secret, TokenMiddlewareFactory
 from tfspark.transport.messages import Message, message_type
 
 logger = logging.getLogger(__name__)
@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Any], bytes]
 
 
-def location_of(host: str, port: int) -> str:
+def location_of(host: str, port: int, tls: bool) -> str:
     """Return the Flight URI of a host and port (IPv6 addresses in brackets)."""
-    return f"grpc://[{host}]:{port}" if ":" in host else f"grpc://{host}:{port}"
+    scheme = "grpc+tls" if tls else "grpc"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class MessageServer(flight.FlightServerBase):
@@ -29,15 +30,20 @@ class MessageServer(flight.FlightServerBase):
     ----------
     host
         Address to bind; the port is chosen by the kernel and found in ``.port``.
-    token
-        The cluster's secret.
+    secret
+        The cluster's; with a certificate, the server speaks TLS only.
     handlers
         One function per message type; its bytes are the answer.
     """
 
-    def __init__(self, host: str, token: str, handlers: dict[type[Message], Handler]) -> None:
+    def __init__(self, host: str, secret: Secret, handlers: dict[type[Message], Handler]) -> None:
         self._handlers = handlers
-        super().__init__(location_of(host, 0), middleware={"token": TokenMiddlewareFactory(token)})
+        certificates = [(secret.certificate, secret.key)] if secret.certificate else None
+        super().__init__(
+            location_of(host, 0, tls=bool(certificates)),
+            middleware={"token": TokenMiddlewareFactory(secret.token)},
+            tls_certificates=certificates,
+        )
         self.host = host
         self._closed = threading.Event()
 
