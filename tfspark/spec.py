@@ -19,6 +19,16 @@ class Role(str, Enum):
 
     CHIEF = "chief"
     WORKER = "worker"
+    PS = "ps"
+
+
+class StrategyName(str, Enum):
+    """How the nodes of a cluster train together; the values that ``Cluster(strategy=...)`` takes."""
+
+    AUTO = "auto"
+    MULTI_WORKER_MIRRORED = "multi_worker_mirrored"
+    PARAMETER_SERVER = "parameter_server"
+    NONE = "none"
 
 
 @dataclass(frozen=True, order=True)
@@ -48,24 +58,68 @@ class NodeAddress:
     pid: int
 
 
-def plan_nodes(workers: int, chief: bool = False) -> tuple[NodeId, ...]:
-    """List the nodes of a cluster, chief first.
+def plan_nodes(workers: int, chief: bool = False, ps: int = 0) -> tuple[NodeId, ...]:
+    """List the nodes of a cluster, chief first. Parameter servers need a chief, which is there then in any case.
 
     Raises
     ------
     ConfigurationError
         If a count is not a whole number or there is no node to train on.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise ConfigurationError(f"workers must be a whole number, not {workers!r}.")
+    for name, value in (("workers", workers), ("ps", ps)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigurationError(f"{name} must be a whole number, not {value!r}.")
+    if ps < 0:
+        raise ConfigurationError(f"ps={ps}: there cannot be fewer than no parameter servers.")
     if workers < 1:
         raise ConfigurationError(
             f"workers={workers}: a cluster needs at least one worker.",
             hint="Pass workers=1 for training in one process, more to train in parallel.",
         )
-    nodes = [NodeId(Role.CHIEF.value, 0)] if chief else []
+    nodes = [NodeId(Role.CHIEF.value, 0)] if chief or ps else []
     nodes += [NodeId(Role.WORKER.value, i) for i in range(workers)]
+    nodes += [NodeId(Role.PS.value, i) for i in range(ps)]
     return tuple(nodes)
+
+
+def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
+    """Decide how nodes train together.
+
+    Raises
+    ------
+    ConfigurationError
+        If `strategy` is no name of one, or does not go with the nodes.
+    """
+    try:
+        name = StrategyName(strategy)
+    except ValueError:
+        known = [s.value for s in StrategyName]
+        raise ConfigurationError(f"strategy must be a function or one of {known}, not {strategy!r}.") from None
+    has_ps = any(n.role == Role.PS.value for n in nodes)
+    if name is StrategyName.AUTO:
+        if has_ps:
+            return StrategyName.PARAMETER_SERVER
+        return StrategyName.MULTI_WORKER_MIRRORED if len(nodes) > 1 else StrategyName.NONE
+    if has_ps != (name is StrategyName.PARAMETER_SERVER):
+        raise ConfigurationError(
+            f"strategy={name.value!r} with {'' if has_ps else 'no '}parameter servers.",
+            hint="Pass ps=1 or more with strategy='parameter_server', and only with it.",
+        )
+    return name
+
+
+def training_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """Return the nodes that read data: with parameter servers the workers, else all."""
+    if any(n.role == Role.PS.value for n in nodes):
+        return tuple(n for n in nodes if n.role == Role.WORKER.value)
+    return tuple(nodes)
+
+
+def server_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """Return the nodes that do as the chief says instead of calling ``main``."""
+    if any(n.role == Role.PS.value for n in nodes):
+        return tuple(n for n in nodes if n.role != Role.CHIEF.value)
+    return ()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tfspark.driver.progress import Progress, Snapshot
 from tfspark.driver.sources import Columns, Source, planned, source_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
-from tfspark.spec import ClusterSpec, NodeId, plan_nodes
+from tfspark.spec import ClusterSpec, NodeId, plan_nodes, plan_strategy, server_nodes, training_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
@@ -68,8 +68,14 @@ class Cluster:
         First argument of `main`; anything that cloudpickle can carry.
     workers
         Number of workers.
+    ps
+        Number of parameter servers. With any, `main` runs in a chief of its own alone, and workers and parameter
+        servers do what it schedules.
     chief
         Have a chief beside the workers; without one, worker 0 is the chief.
+    strategy
+        What ``ctx.strategy()`` gives: ``"multi_worker_mirrored"``, ``"parameter_server"``, ``"none"`` for nodes that
+        train independently, or a function that makes it of a `NodeContext`; ``"auto"`` chooses by the nodes.
     start_timeout
         Seconds in which all nodes must have started.
     stop_grace
@@ -103,7 +109,9 @@ class Cluster:
         args: Any = None,
         *,
         workers: int,
+        ps: int = 0,
         chief: bool = False,
+        strategy: str | Callable[[Any], Any] = "auto",
         start_timeout: float = 300.0,
         stop_grace: float = 5.0,
         hang_timeout: float = 60.0,
@@ -113,13 +121,15 @@ class Cluster:
         tls: bool | None = None,
         progress: bool | None = None,
     ) -> None:
-        self._node_ids = plan_nodes(workers, chief)
+        self._node_ids = plan_nodes(workers, chief, ps)
+        own = strategy if callable(strategy) else None
+        self._strategy = plan_strategy("auto" if callable(strategy) else strategy, self._node_ids)
         launcher.require_classic(spark)
         launcher.require_pandas()
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
-        self._main = launcher.pickle_main(main, args)
+        self._main = launcher.pickle_main(main, args, own)
         self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
@@ -176,6 +186,7 @@ class Cluster:
             secret=self._secret,
             main=self._main,
             spool_bytes=self._spool_bytes,
+            options={"strategy": self._strategy.value},
             env=self._env,
         )
 
@@ -362,10 +373,11 @@ class Cluster:
         coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         _, host = launcher.driver_addresses(self._spark)
+        main_nodes = set(self._node_ids) - set(server_nodes(self._node_ids))
         return predictions(
             df,
             outputs,
-            workers=coordinator.spec,
+            workers=ClusterSpec(tuple(a for a in coordinator.spec.nodes if a.node in main_nodes)),
             coordinator=(host, coordinator.port),
             secret=self._secret,
             batch_size=batch_size,
@@ -382,7 +394,8 @@ class Cluster:
         with self._feeding, self._guard():
             number = self._feeds
             self._feeds += 1
-            targets = [Target(a.node, a.host) for a in coordinator.spec.nodes]
+            readers = training_nodes(self._node_ids)
+            targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
             ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
             began = self._phase_began = time.monotonic()
             try:

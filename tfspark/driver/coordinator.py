@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.errors import FeedError, SchemaError, TFSparkError
-from tfspark.spec import ClusterSpec, NodeAddress, NodeId, spec_to_json
+from tfspark.spec import ClusterSpec, NodeAddress, NodeId, server_nodes, spec_to_json
 from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
 from tfspark.transport.server import MessageServer
@@ -63,7 +63,7 @@ class Coordinator:
         limits: lc.Limits,
         cancel_job: Callable[[], None],
     ) -> None:
-        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic())
+        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes))
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
         self.startup: dict[NodeId, dict[str, float]] = {}

@@ -49,8 +49,8 @@ def require_classic(spark: Any) -> None:
         raise ConfigurationError("The SparkSession is stopped.", hint="Make a new one with tfspark.session(...).")
 
 
-def pickle_main(main: Callable[..., Any], args: Any) -> bytes:
-    """Pickle `main` and its arguments for the nodes, code that executors cannot import by value.
+def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any] | None = None) -> bytes:
+    """Pickle `main`, its arguments and the user's strategy for the nodes, code that they cannot import by value.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def pickle_main(main: Callable[..., Any], args: Any) -> bytes:
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
-        return cloudpickle.dumps((main, args))
+        return cloudpickle.dumps((main, args, strategy))
     except Exception as e:
         raise ConfigurationError(
             f"main or its args cannot be sent to the nodes: {e}",

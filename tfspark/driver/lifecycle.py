@@ -224,6 +224,7 @@ class Lifecycle:
     nodes: Sequence[NodeId]
     limits: Limits
     now: float
+    servers: Sequence[NodeId] = ()
     phase: Phase = Phase.STARTING
     over: bool = False
     concluded: bool = False
@@ -263,7 +264,7 @@ class Lifecycle:
                 out += self._pulse(event)
             case NodeFinished():
                 self.records[event.node].state = NodeState.FINISHED
-                if self.phase is Phase.RUNNING and self._all(NodeState.FINISHED):
+                if self.phase is Phase.RUNNING and self._every_main_returned():
                     self.phase = Phase.FINISHED
                     out.append(PublishRelease())
                     out += self._conclude(None)
@@ -279,8 +280,8 @@ class Lifecycle:
                 out += self._tick()
         return out
 
-    def _all(self, *states: NodeState) -> bool:
-        return all(r.state in states for r in self.records.values())
+    def _every_main_returned(self) -> bool:
+        return all(r.state is NodeState.FINISHED for n, r in self.records.items() if n not in self.servers)
 
     def _attached(self, event: TaskAttached) -> list[Instruction]:
         record = self.records[event.node]
@@ -408,7 +409,7 @@ class Lifecycle:
             return self._conclude(self._node_failed(node))
         if event.error is not None and self.phase is not Phase.STOPPING:
             return self._conclude(ClusterError(f"The Spark job that held the cluster failed: {event.error}"))
-        if self._all(NodeState.FINISHED):
+        if self._every_main_returned():
             return self._conclude(None)
         reason = "the Spark job that held the cluster ended"
         return self._conclude(ClusterStopped(f"The cluster was stopped before it had finished: {reason}."))

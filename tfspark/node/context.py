@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.spec import ClusterSpec, is_chief
+from tfspark.spec import ClusterSpec, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,6 +40,8 @@ class NodeContext:
         self._link = link
         self._options = options
         self._strategy: tf.distribute.Strategy | None = None
+        self._loops: dict[Any, Any] = {}
+        self._coordinator: tf.distribute.coordinator.ClusterCoordinator | None = None
         self._reported_at = 0.0
         self.role = link.node.role
         self.index = link.node.index
@@ -57,7 +59,7 @@ class NodeContext:
     @property
     def num_workers(self) -> int:
         """Number of nodes that train together."""
-        return len(self._link.nodes)
+        return len(training_nodes(self._link.nodes))
 
     @property
     def stopping(self) -> bool:
@@ -67,22 +69,78 @@ class NodeContext:
     def strategy(self) -> tf.distribute.Strategy:
         """Return this cluster's distribution strategy, the same object at every call.
 
-        ``MultiWorkerMirroredStrategy`` for two or more workers, TensorFlow's default strategy for one. Call it
-        before other TensorFlow operations run, on every worker.
+        ``ParameterServerStrategy`` if there are parameter servers, else ``MultiWorkerMirroredStrategy`` for two or
+        more workers, TensorFlow's default strategy for one or for ``strategy="none"``. Call it before other
+        TensorFlow operations run, on every worker.
         """
         if self._strategy is None:
+            self._strategy = self._make_strategy()
+        return self._strategy
+
+    def _make_strategy(self) -> tf.distribute.Strategy:
+        import tensorflow as tf
+
+        own = self._options.get("make_strategy")
+        name = StrategyName(self._options["strategy"])
+        if name is StrategyName.MULTI_WORKER_MIRRORED:
+            from tfspark.node.keras_exact import make_exact
+            from tfspark.node.keras_mend import mend
+
+            mend()
+            make_exact()
+        if own is not None:
+            return own(self)
+        if name is StrategyName.MULTI_WORKER_MIRRORED and self.num_workers > 1:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        if name is StrategyName.PARAMETER_SERVER:
+            return tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
+        return tf.distribute.get_strategy()
+
+    def coordinator(self) -> tf.distribute.coordinator.ClusterCoordinator:
+        """Return the ``ClusterCoordinator`` of a cluster with parameter servers, the same object at every call."""
+        if self._coordinator is None:
             import tensorflow as tf
 
-            if self.num_workers > 1:
-                from tfspark.node.keras_exact import make_exact
-                from tfspark.node.keras_mend import mend
+            self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self.strategy())
+        return self._coordinator
 
-                mend()
-                make_exact()
-                self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
-            else:
-                self._strategy = tf.distribute.get_strategy()
-        return self._strategy
+    def train_epoch(self, step: Callable[..., Any], dataset_fn: Callable[[], tf.data.Dataset]) -> int:
+        """Run an epoch of the fed rows with parameter servers: `step` on the workers, once for each batch.
+
+        Every row is trained on once, however rows are spread over workers; a worker that has read all of its own
+        waits for the others without holding them up. A step that is under way when its worker is lost may be done
+        twice.
+
+        Parameters
+        ----------
+        step
+            Called with the parts of a batch, on a worker, within ``strategy.run``: compute gradients and apply them.
+            Pass the same function for every epoch, as it is traced once.
+        dataset_fn
+            Returns the dataset, of `dataset`: ``lambda: ctx.dataset(256, label="y")``. Each worker reads its own rows.
+            The same function for every epoch, too.
+
+        Returns
+        -------
+        int
+            Rows read.
+
+        Raises
+        ------
+        ConfigurationError
+            If the cluster has no parameter servers.
+        """
+        from tfspark.node.parameter_server import EpochLoop
+
+        if not self._has_servers:
+            raise ConfigurationError("train_epoch() is for clusters with parameter servers: Cluster(..., ps=1).")
+        if (step, dataset_fn) not in self._loops:
+            self._loops[step, dataset_fn] = EpochLoop(self.coordinator(), step, dataset_fn)
+        return self._loops[step, dataset_fn].run(self._link.spool)
+
+    @property
+    def _has_servers(self) -> bool:
+        return StrategyName(self._options["strategy"]) is StrategyName.PARAMETER_SERVER
 
     def dataset(
         self,
@@ -97,7 +155,9 @@ class NodeContext:
     ) -> tf.data.Dataset:
         """Return the rows fed to this worker; each iteration over it gives the next epoch.
 
-        Waits until the driver calls ``cluster.feed``.
+        Waits until the driver calls ``cluster.feed``. With parameter servers it gives the rows of the worker that
+        reads it: make it in the function that ``ClusterCoordinator.create_per_worker_dataset`` takes, or use
+        `train_epoch`.
 
         Parameters
         ----------
@@ -127,18 +187,11 @@ class NodeContext:
         ConfigurationError
             If a column is not among those fed.
         """
-        from tfspark.node.dataset import fed_dataset
+        from tfspark.node.dataset import DatasetTerms, fed_dataset
 
-        return fed_dataset(
-            self._link.spool,
-            batch_size,
-            columns=columns,
-            label=label,
-            weight=weight,
-            shuffle=shuffle,
-            seed=seed,
-            drop_remainder=drop_remainder,
-        )
+        names = None if columns is None else tuple(columns)
+        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder)
+        return fed_dataset(self._link.spool, terms, remote=self._has_servers)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
         """Hand a dataset of this worker's own rows to the strategy as it is, for a custom training loop.
@@ -205,19 +258,10 @@ class NodeContext:
         tf.data.Dataset
             As for `dataset`.
         """
-        from tfspark.node.dataset import fed_dataset
+        from tfspark.node.dataset import DatasetTerms, fed_dataset
 
-        return fed_dataset(
-            self._link.spool,
-            batch_size,
-            columns=columns,
-            label=label,
-            weight=weight,
-            shuffle=False,
-            seed=None,
-            drop_remainder=False,
-            endless=True,
-        )
+        names = None if columns is None else tuple(columns)
+        return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
 
     def serve(self, fn: Callable[[dict[str, Any]], Any], *, threads: int = 1) -> int:
         """Answer the rows that ``cluster.predict`` sends, until the driver leaves the ``with`` block or waits.

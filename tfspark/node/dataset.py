@@ -6,8 +6,10 @@ batches do not end where partitions do; the seam between two partitions is the o
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.layout import Layout, graph, rows_of
+from tfspark.schema import ColumnSpec
 from tfspark.transport.spool import EpochReader, Spool
 
 logger = logging.getLogger(__name__)
@@ -28,53 +31,73 @@ SHUFFLE_CHUNK_BYTES = 64 << 20
 PREFETCHED_CHUNKS = 2
 
 
-def fed_dataset(
-    spool: Spool,
-    batch_size: int,
-    *,
-    columns: Sequence[str] | None,
-    label: str | None,
-    weight: str | None,
-    shuffle: bool,
-    seed: int | None,
-    drop_remainder: bool,
-    endless: bool = False,
-) -> tf.data.Dataset:
-    """Build the dataset of `NodeContext.dataset`, or, if `endless`, that of `NodeContext.stream`."""
+@dataclass(frozen=True)
+class DatasetTerms:
+    """What `NodeContext.dataset` was asked for."""
+
+    batch_size: int
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    weight: str | None = None
+    shuffle: bool = False
+    seed: int | None = None
+    drop_remainder: bool = False
+
+    def layout(self, fed: Sequence[ColumnSpec]) -> Layout:
+        """Return the layout of the columns asked for."""
+        return Layout(fed, self.columns, self.label, self.weight)
+
+    def to_json(self) -> bytes:
+        """Encode for another process."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> DatasetTerms:
+        """Decode what `to_json` made."""
+        fields = json.loads(text)
+        columns = fields.pop("columns")
+        return cls(columns=None if columns is None else tuple(columns), **fields)
+
+
+def read_chunks(reader: EpochReader, layout: Layout, terms: DatasetTerms) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield an epoch's rows in chunks of a whole number of batches; the last holds the rest."""
+    seed = reader.feed.seed if terms.seed is None else terms.seed
+    rng = np.random.default_rng((seed, reader.epoch)) if terms.shuffle else None
+    chunk_bytes = SHUFFLE_CHUNK_BYTES if terms.shuffle else CHUNK_BYTES
+    for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
+        if rng is not None:
+            table = table.take(pa.array(rng.permutation(table.num_rows)))
+        yield layout.arrays(table)
+
+
+def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, remote: bool = False) -> tf.data.Dataset:
+    """Build the dataset of `NodeContext.dataset`, or, if `endless`, that of `NodeContext.stream`.
+
+    A `remote` one reads the spool of the process that runs it; see `tfspark/node/parameter_server.py`.
+    """
+    batch_size = terms.batch_size
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
     feed = spool.wait_for_feed()
     if feed is None:
         raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
-    layout = Layout(feed.columns, columns, label, weight)
-    epoch = Epoch(spool, [c.name for c in feed.columns])
-    chunk_bytes = SHUFFLE_CHUNK_BYTES if shuffle else CHUNK_BYTES
+    layout = terms.layout(feed.columns)
+    if remote:
+        from tfspark.node.parameter_server import remote_chunks
 
-    def chunks_of(reader: EpochReader) -> Iterator[tuple[np.ndarray, ...]]:
-        rng = np.random.default_rng((feed.seed if seed is None else seed, reader.epoch)) if shuffle else None
-        for table in rechunk(reader, batch_size, chunk_bytes, shuffle):
-            if rng is not None:
-                table = table.take(pa.array(rng.permutation(table.num_rows)))
-            yield layout.arrays(table)
+        return _batches(remote_chunks(layout, terms), layout, terms)
+    epoch = Epoch(spool, [c.name for c in feed.columns])
 
     def chunks() -> Iterator[tuple[np.ndarray, ...]]:
-        yield from chunks_of(epoch.begin())
+        yield from read_chunks(epoch.begin(), layout, terms)
         while endless and epoch.end() and spool.wait_for_feed() is not None:
-            yield from chunks_of(epoch.begin())
+            yield from read_chunks(epoch.begin(), layout, terms)
 
     def end_of_epoch() -> Iterator[tuple[np.ndarray, ...]]:
         epoch.end()
         yield from ()
 
-    dataset = tf.data.Dataset.from_generator(chunks, output_signature=layout.signature)
-    dataset = dataset.prefetch(PREFETCHED_CHUNKS)
-    if layout.varies:
-        dataset = dataset.flat_map(graph(lambda *arrays: layout.cut(arrays, batch_size)))
-        if drop_remainder:
-            dataset = dataset.filter(graph(lambda *t: tf.equal(rows_of(t[0]), batch_size)))
-    else:
-        dataset = dataset.rebatch(batch_size, drop_remainder=drop_remainder)
-    dataset = dataset.map(graph(lambda *t: layout.structure(t)))
+    dataset = _batches(tf.data.Dataset.from_generator(chunks, output_signature=layout.signature), layout, terms)
     # The generator may run ahead of whoever reads, so its own end says nothing; the reader has reached the
     # end of the epoch when it asks for what comes after the last batch.
     empty = tf.data.Dataset.from_generator(end_of_epoch, output_signature=dataset.element_spec)
@@ -83,6 +106,17 @@ def fed_dataset(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
+
+
+def _batches(chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
+    dataset = chunks.prefetch(PREFETCHED_CHUNKS)
+    if layout.varies:
+        dataset = dataset.flat_map(graph(lambda *arrays: layout.cut(arrays, terms.batch_size)))
+        if terms.drop_remainder:
+            dataset = dataset.filter(graph(lambda *t: tf.equal(rows_of(t[0]), terms.batch_size)))
+    else:
+        dataset = dataset.rebatch(terms.batch_size, drop_remainder=terms.drop_remainder)
+    return dataset.map(graph(lambda *t: layout.structure(t)))
 
 
 class Epoch:

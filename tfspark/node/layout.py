@@ -63,6 +63,10 @@ class Layout:
         packs = [_pack(table, pack) for pack in self._packs]
         return (*packs, *(a for c in self._alone for a in column_arrays(table.column(c.name), c)))
 
+    def no_rows(self) -> tuple[np.ndarray, ...]:
+        """Return a chunk without rows."""
+        return tuple(np.zeros([0 if d is None else d for d in s.shape], s.dtype.as_numpy_dtype) for s in self.signature)
+
     def cut(self, arrays: Sequence[tf.Tensor], batch_size: int) -> tf.data.Dataset:
         """Cut a chunk into batches of the tensors that `structure` takes."""
         rest = list(arrays)

@@ -111,9 +111,18 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         times["rendezvous"] = time.time() - t
 
         from tfspark.node.context import NodeContext
+        from tfspark.spec import server_nodes
 
-        ctx = NodeContext(link, spec, plan["options"])
-        function, args = cloudpickle.loads(user_main)
+        function, args, strategy = cloudpickle.loads(user_main)
+        if link.node in server_nodes(link.nodes):
+            from tfspark.node.parameter_server import run_server
+
+            server = run_server(link, spec)
+            link.entered(times)
+            link.wait_for_release()
+            del server
+            return 0
+        ctx = NodeContext(link, spec, {**plan["options"], "make_strategy": strategy})
         link.entered(times)
         result = cloudpickle.dumps(function(args, ctx))
     except BaseException as e:

@@ -1,0 +1,155 @@
+"""Training with parameter servers: the servers that workers and parameter servers run, and the chief's epochs.
+
+The chief's graph runs in the workers' processes, but Python functions of a dataset would silently run in the chief's
+(``from_generator`` and ``numpy_function`` bind to the process that made them). A ``PyFunc`` op, however, looks its
+function up by a token in the process that runs it: each worker registers one under `FEED_TOKEN` that reads its own
+spool, so rows never pass through the chief.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspark.errors import FeedError
+from tfspark.node.dataset import DatasetTerms, Epoch, read_chunks
+from tfspark.node.layout import Layout, graph, rows_of
+from tfspark.spec import ClusterSpec, Role
+from tfspark.transport.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+FEED_TOKEN = "tfspark_feed"
+
+STEPS_AHEAD = 8
+"""Steps per worker that are scheduled before their results are looked at."""
+
+
+def run_server(link: Any, spec: ClusterSpec) -> tf.distribute.Server:
+    """Start TensorFlow's server of a worker or parameter server."""
+    from tensorflow.python.ops import script_ops
+
+    workers = sum(n.role == Role.WORKER.value for n in link.nodes)
+    if link.node.role == Role.WORKER.value:
+        source = SpoolSource(link.spool)
+        script_ops._py_funcs._funcs[FEED_TOKEN] = source
+        # The registry does not keep what it holds alive.
+        link.feed_source = source
+    # With fewer threads than workers, plus one, servers on few cores wait for each other without end.
+    threads = max(os.cpu_count() or 1, workers + 2)
+    config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
+    return tf.distribute.Server(
+        tf.train.ClusterSpec(spec.jobs), job_name=link.node.role, task_index=link.node.index, config=config
+    )
+
+
+class SpoolSource:
+    """What a worker's ``PyFunc`` calls: gives the spool's rows in chunks.
+
+    Parameters
+    ----------
+    spool
+        The worker's.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._lock = threading.Lock()
+        self._streams: dict[bytes, tuple[Layout, Iterator[Any]]] = {}
+
+    def __call__(self, terms: bytes, i: np.int64) -> list[np.ndarray]:
+        """Return whether there is a chunk, and its arrays; chunk 0 begins the next epoch."""
+        with self._lock:
+            if i == 0:
+                self._streams[terms] = self._open(DatasetTerms.from_json(terms))
+            layout, chunks = self._streams[terms]
+            chunk = next(chunks, None)
+        if chunk is None:
+            return [np.array(False), *layout.no_rows()]
+        return [np.array(True), *chunk]
+
+    def _open(self, terms: DatasetTerms) -> tuple[Layout, Iterator[Any]]:
+        feed = self._spool.wait_for_feed()
+        if feed is None:
+            raise FeedError("The dataset was iterated once more than epochs were fed.")
+        layout = terms.layout(feed.columns)
+        epoch = Epoch(self._spool, [c.name for c in feed.columns])
+
+        def chunks() -> Iterator[Any]:
+            yield from read_chunks(epoch.begin(), layout, terms)
+            epoch.end()
+
+        return layout, chunks()
+
+
+def remote_chunks(layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
+    """Return the dataset of chunks whose graph reads the spool of the process that runs it."""
+    signature = layout.signature
+    dtypes = [tf.bool, *(s.dtype for s in signature)]
+
+    def chunk(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        ok, *arrays = tf.raw_ops.PyFunc(input=[terms.to_json(), i], token=FEED_TOKEN, Tout=dtypes)
+        ok.set_shape([])
+        for array, spec in zip(arrays, signature, strict=True):
+            array.set_shape(spec.shape)
+        return ok, *arrays
+
+    dataset = tf.data.Dataset.range(np.iinfo(np.int64).max).map(graph(chunk))
+    return dataset.take_while(graph(lambda ok, *_: ok)).map(graph(lambda ok, *arrays: arrays))
+
+
+class EpochLoop:
+    """The chief's loop over the steps of an epoch.
+
+    Parameters
+    ----------
+    coordinator
+        The cluster's.
+    step, dataset_fn
+        As for `NodeContext.train_epoch`.
+    """
+
+    def __init__(
+        self,
+        coordinator: tf.distribute.coordinator.ClusterCoordinator,
+        step: Callable[..., Any],
+        dataset_fn: Callable[[], tf.data.Dataset],
+    ) -> None:
+        self._coordinator = coordinator
+        self._workers = coordinator.strategy._num_workers
+        self._dataset = coordinator.create_per_worker_dataset(dataset_fn)
+        strategy = coordinator.strategy
+
+        def one(iterator: Any) -> tf.Tensor:
+            optional = iterator.get_next_as_optional()
+
+            def some() -> tf.Tensor:
+                batch = optional.get_value()
+                parts = batch if isinstance(batch, tuple) else (batch,)
+                strategy.run(step, args=parts)
+                return tf.cast(rows_of(tf.nest.flatten(parts)[0]), tf.int64)
+
+            return tf.cond(optional.has_value(), some, lambda: tf.constant(0, tf.int64))
+
+        self._one = tf.function(one)
+
+    def run(self, spool: Spool) -> int:
+        """Run the next epoch; returns how many rows were read."""
+        reader = spool.next_epoch()
+        if reader is None:
+            raise FeedError("train_epoch() was called once more than epochs were fed.", hint="Loop over ctx.epochs().")
+        iterator = iter(self._dataset)
+        feed, rows = reader.feed, 0
+        while not (feed.ended and rows >= sum(feed.rows_by_node.values())):
+            ahead = range(STEPS_AHEAD * self._workers)
+            steps = [self._coordinator.schedule(self._one, args=(iterator,)) for _ in ahead]
+            self._coordinator.join()
+            rows += sum(int(s.fetch()) for s in steps)
+        reader.complete()
+        return rows
