@@ -105,6 +105,9 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     # These rows are this worker's own: a strategy that distributes the dataset must not leave any of them out.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # There is nothing to tune here, and the tuner's thread can miss the word to stop: deleting the iterator then
+    # takes until it wakes by itself, a second after two, a minute after hours.
+    options.autotune.enabled = False
     return dataset.with_options(options)
 
 
