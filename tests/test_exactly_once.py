@@ -82,3 +82,14 @@ def test_sparks_own_word_for_partitions_that_do_not_repeat(spark: Any) -> None:
             assert _is_indeterminate(df._jdf.queryExecution().toRdd()) is not fixed
         finally:
             spark.conf.unset(setting)
+
+
+def test_workers_get_equally_many_rows_if_partitions_are_small(spark: Any) -> None:
+    sizes = [(7 * i) % 40 * 20 + 100 for i in range(80)]
+    wanted = " or ".join(f"(id >= {i * 1000} and id < {i * 1000 + n})" for i, n in enumerate(sizes))
+    df = spark.range(0, 80_000, 1, 80).where(wanted)
+    with tfspark.Cluster(spark, read_ids, {"shuffle": False}, workers=2) as cluster:
+        report = cluster.feed(df)
+    assert report.rows == sum(sizes)
+    share = report.rows / 2
+    assert all(abs(rows - share) < 0.05 * share for rows in report.rows_by_worker.values()), report

@@ -25,6 +25,9 @@ def test_every_row_is_trained_on_once_per_epoch_by_the_worker_that_was_fed_it() 
     assert set(outcome["fed"]) == {"worker 0", "worker 1"} and min(outcome["fed"].values()) > 500
     assert outcome["rows"] == [3000] * 3 and outcome["seen"] == 9000
     assert outcome["counts"] == [3], "each of the rows as often as there were epochs"
+    assert len(outcome["refused"]) == 2 and all(
+        "ConfigurationError" in r and "train_epoch" in r for r in outcome["refused"]
+    )
     (kernel, _) = outcome["weights"]
     assert abs(kernel[0][0] - 1) < 0.4 and abs(kernel[1][0] + 1) < 0.4
 

@@ -13,6 +13,7 @@ import pytest
 
 from tfspark.errors import ClusterStopped, FeedError
 from tfspark.schema import ColumnSpec
+from tfspark.transport import spool as spool_module
 from tfspark.transport.spool import Feed, Spool
 
 SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
@@ -117,6 +118,25 @@ def test_half_written_partitions_do_not_block_each_other(tmp_path: Path) -> None
         f.result(timeout=10)
     s.end_feed(0, {})
     assert read.result(timeout=10) == 9000
+
+
+def test_a_client_that_falls_silent_does_not_hold_up_the_others(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(spool_module, "PEER_SILENCE_SECONDS", 0.5)
+    s = spool(tmp_path, capacity=BATCH.nbytes * 3)
+    silent, other = s.begin_upload(0), s.begin_upload(0)
+    for u in (silent, other):
+        u.write(BATCH)
+
+    def finish(upload: Any) -> None:
+        for _ in range(2):
+            upload.write(BATCH)
+        s.commit(upload, upload.seal())
+
+    in_thread(lambda: finish(other)).result(timeout=10)
+    read = in_thread(lambda: len(values(s)))
+    finish(silent)
+    s.end_feed(0, {})
+    assert read.result(timeout=10) == 6000
 
 
 def test_what_can_never_fit_is_refused(tmp_path: Path) -> None:

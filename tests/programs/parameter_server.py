@@ -31,9 +31,16 @@ def train(args: Any, ctx: Any) -> dict[str, Any]:
     def data() -> Any:
         return ctx.dataset(32, label="y", shuffle=True)
 
+    refused = []
+    for refuse in (lambda: ctx.stream(32), lambda: ctx.fit(model, batch_size=32)):
+        try:
+            refuse()
+        except Exception as e:
+            refused.append(f"{type(e).__name__}: {e}")
     rows = [ctx.train_epoch(step, data) for _ in ctx.epochs()]
     return {
         "rows": rows,
+        "refused": refused,
         "seen": int(seen.numpy()),
         "counts": sorted(set(ids.numpy().tolist())),
         "weights": [w.tolist() for w in model.get_weights()],

@@ -126,6 +126,9 @@ class Cluster:
         self._strategy = plan_strategy("auto" if callable(strategy) else strategy, self._node_ids)
         launcher.require_classic(spark)
         launcher.require_pandas()
+        for name, seconds in (("hang_timeout", hang_timeout), ("stall_timeout", stall_timeout)):
+            if seconds is not None and seconds <= 0:
+                raise ConfigurationError(f"{name}={seconds}: a time in seconds is greater than 0.")
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark

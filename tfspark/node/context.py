@@ -27,7 +27,7 @@ class NodeContext:
     Attributes
     ----------
     role
-        ``"chief"`` or ``"worker"``.
+        ``"chief"`` or ``"worker"``; workers that do as a chief with parameter servers says have no `NodeContext`.
     index
         Index of this node among those of its role.
     cluster_spec
@@ -137,6 +137,13 @@ class NodeContext:
         if (step, dataset_fn) not in self._loops:
             self._loops[step, dataset_fn] = EpochLoop(self.coordinator(), step, dataset_fn)
         return self._loops[step, dataset_fn].run(self._link.spool)
+
+    def _refuse_servers(self, what: str) -> None:
+        if self._has_servers:
+            raise ConfigurationError(
+                f"ctx.{what} does not work with parameter servers, as Keras 3 itself does not.",
+                hint="Write a step and call ctx.train_epoch(step, dataset_fn).",
+            )
 
     @property
     def _has_servers(self) -> bool:
@@ -260,6 +267,7 @@ class NodeContext:
         """
         from tfspark.node.dataset import DatasetTerms, fed_dataset
 
+        self._refuse_servers("stream")
         names = None if columns is None else tuple(columns)
         return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
 
@@ -345,6 +353,7 @@ class NodeContext:
         from tfspark.node.keras_fit import fit
         from tfspark.node.reporting import ReportMetrics
 
+        self._refuse_servers("fit")
         fed = self.fed_epochs
         if epochs is not None and epochs > fed:
             raise ConfigurationError(

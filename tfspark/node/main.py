@@ -117,10 +117,10 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         if link.node in server_nodes(link.nodes):
             from tfspark.node.parameter_server import run_server
 
-            server = run_server(link, spec)
+            serving = run_server(link, spec)
             link.entered(times)
             link.wait_for_release()
-            del server
+            del serving
             return 0
         ctx = NodeContext(link, spec, {**plan["options"], "make_strategy": strategy})
         link.entered(times)

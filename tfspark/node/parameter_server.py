@@ -31,22 +31,21 @@ STEPS_AHEAD = 8
 """Steps per worker that are scheduled before their results are looked at."""
 
 
-def run_server(link: Any, spec: ClusterSpec) -> tf.distribute.Server:
-    """Start TensorFlow's server of a worker or parameter server."""
+def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
+    """Start TensorFlow's server of a worker or parameter server; it serves as long as the result is kept."""
     from tensorflow.python.ops import script_ops
 
     workers = sum(n.role == Role.WORKER.value for n in link.nodes)
-    if link.node.role == Role.WORKER.value:
-        source = SpoolSource(link.spool)
-        script_ops._py_funcs._funcs[FEED_TOKEN] = source
-        # The registry does not keep what it holds alive.
-        link.feed_source = source
+    # TensorFlow's registry does not keep what it holds alive.
+    source = SpoolSource(link.spool)
+    script_ops._py_funcs._funcs[FEED_TOKEN] = source
     # With fewer threads than workers, plus one, servers on few cores wait for each other without end.
     threads = max(os.cpu_count() or 1, workers + 2)
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
-    return tf.distribute.Server(
+    server = tf.distribute.Server(
         tf.train.ClusterSpec(spec.jobs), job_name=link.node.role, task_index=link.node.index, config=config
     )
+    return server, source
 
 
 class SpoolSource:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -85,13 +85,12 @@ class Serving:
         """Have a batch answered by a thread that serves."""
         question = _Question(header, batch, Future())
         self._questions.put(question)
-        while True:
-            with suppress(TimeoutError):
-                return question.answer.result(LOOK_SECONDS)
+        while not wait([question.answer], LOOK_SECONDS).done:
             if self._error is not None:
                 raise self._error
             if is_cancelled():
                 raise ClusterStopped("The client is gone.")
+        return question.answer.result()
 
     # --- main's threads
 

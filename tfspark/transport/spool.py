@@ -34,6 +34,10 @@ REWIND_BYTES = 64 << 20
 """Read rows of a last epoch that stay available, so that an iteration given up early can start over."""
 
 
+PEER_SILENCE_SECONDS = 60.0
+"""A client that has sent nothing for so long no longer comes first: others need not wait for it."""
+
+
 @dataclass
 class Partition:
     """One committed partition."""
@@ -75,6 +79,7 @@ class Upload:
         self.rows = 0
         self.nbytes = 0
         self.memory_bytes = 0
+        self.touched = time.monotonic()
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch, waiting while the spool is full.
@@ -216,7 +221,10 @@ class Spool:
                     f"{self.capacity_bytes:,} bytes.",
                     hint="Repartition the DataFrame into smaller partitions, or raise Cluster(spool_bytes=...).",
                 )
-            self._changed.wait_for(lambda: self._error or not bounded or self._has_room(upload, nbytes))
+            upload.touched = time.monotonic()
+            while not (self._error or not bounded or self._has_room(upload, nbytes)):
+                self._changed.wait(PEER_SILENCE_SECONDS / 4)
+                upload.touched = time.monotonic()
             self._check()
             upload.nbytes += nbytes
             self._unread_bytes += nbytes
@@ -238,11 +246,13 @@ class Spool:
     def _has_room(self, upload: Upload, nbytes: int) -> bool:
         if self._unread_bytes + nbytes <= self.capacity_bytes:
             return True
-        # The oldest upload is held back by committed rows alone: else several half-written partitions
-        # could fill the spool, none could be completed, and nothing would ever be read.
+        # The oldest upload whose client still sends is held back by committed rows alone: else several half-written
+        # partitions could fill the spool, none could be completed, and nothing would ever be read.
         half_written = sum(u.nbytes for u in self._uploads)
         committed = self._unread_bytes - half_written
-        return upload is self._uploads[0] and committed + upload.nbytes + nbytes <= self.capacity_bytes
+        now = time.monotonic()
+        active = next((u for u in self._uploads if now - u.touched < PEER_SILENCE_SECONDS), None)
+        return upload is active and committed + upload.nbytes + nbytes <= self.capacity_bytes
 
     def _forget(self, upload: Upload) -> None:
         with self._changed:
