@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ import cloudpickle
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
+from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
-from tfspark.driver.ledger import FeedLedger, Target
-from tfspark.driver.progress import Progress, Snapshot
+from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
 from tfspark.driver.sources import Columns, Source, planned, source_of
-from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, FeedError
+from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
-from tfspark.spec import ClusterSpec, NodeId, plan_nodes, plan_strategy, server_nodes, training_nodes
+from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
@@ -36,23 +36,6 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
-
-SHOW_SECONDS = 0.25
-CLOSE_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class NodeStatus:
-    """One node, as `Cluster.status` gives it."""
-
-    role: str
-    index: int
-    host: str
-    state: str
-    pid: int | None
-    rows: int
-    step: int
-    metrics: dict[str, float]
 
 
 class Cluster:
@@ -136,16 +119,16 @@ class Cluster:
         self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
-        self._progress = Progress(progress)
+        self._display = Display(progress)
         self._secret = new_secret(launcher.wants_tls(spark) if tls is None else tls)
         self._tag = f"tfspark-{secrets.token_hex(6)}"
+        self._feeding = Feeding(
+            spark, self._tag, self._node_ids, self._secret.for_clients(), self._limits, self._display
+        )
         self._coordinator: Coordinator | None = None
         self._job: launcher.TaggedJob | None = None
-        self._feeds = 0
-        self._feeding = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
-        self._phase_began = time.monotonic()
         self.start_seconds: float | None = None
         self.feed_reports: list[FeedReport] = []
 
@@ -166,14 +149,16 @@ class Cluster:
         if self._coordinator is not None:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
         launcher.check_slots(self._spark, len(self._node_ids), feeding=False)
-        self._phase_began = began = time.monotonic()
+        began = self._display.begin()
         bind, host = launcher.driver_addresses(self._spark)
         self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
         _live.add(self)
         self._job = self._launch(host, self._coordinator)
         with self._guard():
             life = self._coordinator.lifecycle
-            self._await("starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
+            coordinator = self._coordinator
+            self._display.until(coordinator, "starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
+            self._display.final(coordinator, "starting")
             if life.error is not None:
                 raise life.error
         self.start_seconds = time.monotonic() - began
@@ -391,80 +376,6 @@ class Cluster:
             sparse=sparse,
         )
 
-    def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
-        coordinator = self._running()
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
-        with self._feeding, self._guard():
-            number = self._feeds
-            self._feeds += 1
-            readers = training_nodes(self._node_ids)
-            targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
-            ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
-            began = self._phase_began = time.monotonic()
-            try:
-                self._run_feed(coordinator, source, specs, number)
-                if not ledger.committed:
-                    raise FeedError("The data has no rows.", hint="Check its filters and its source.")
-            except BaseException as e:
-                coordinator.end_feed(m.FeedCancelled(number, str(e)))
-                raise
-            rows = ledger.rows
-            coordinator.end_feed(m.FeedEnds(number, {str(n): r for n, r in rows.items()}))
-            report = FeedReport(
-                sum(rows.values()),
-                ledger.nbytes,
-                time.monotonic() - began,
-                {n.key: r for n, r in rows.items()},
-                terms.epochs,
-            )
-            self.feed_reports.append(report)
-            self._progress.show(self._snapshot("feeding", ledger), final=True)
-            return report
-
-    def _run_feed(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
-        from tfspark.executor.feed_task import FeedPlan
-
-        _, host = launcher.driver_addresses(self._spark)
-        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._secret.for_clients())
-        ended: list[BaseException | None] = []
-
-        def on_end(_: Any, error: BaseException | None) -> None:
-            ended.append(error)
-            coordinator.wake()
-
-        sending = source.job(plan)
-        job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
-        life = coordinator.lifecycle
-        try:
-            self._await(
-                "feeding", lambda: bool(ended) or life.concluded or coordinator.feed_error is not None, quiet_end=True
-            )
-            if not ended and not life.concluded and life.phase is not lc.Phase.RUNNING:
-                coordinator.wait(lambda: life.concluded, self._limits.last_words + 1.0)
-        finally:
-            if not ended:
-                job.cancel()
-                coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
-        if coordinator.feed_error is not None:
-            raise coordinator.feed_error
-        error = ended[0] if ended else None
-        if error is not None and not life.concluded:
-            # A worker's death breaks its uploads a moment before the coordinator knows of it.
-            coordinator.wait(lambda: life.concluded, self._limits.last_words)
-        if life.concluded and (life.error is not None or error is not None):
-            raise life.error or FeedError(
-                "Every main had returned before all rows were fed.",
-                hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
-            )
-        if error is not None:
-            raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
-        if coordinator.ledger is not None and coordinator.ledger.recomputed and sending.indeterminate():
-            raise FeedError(
-                "Spark lost and recomputed what it was feeding, and its rows can fall into other partitions each time: "
-                "some may be missing, and others have come twice.",
-                hint="Feed data that stays the same: df.checkpoint(), or a table written before.",
-            )
-
     def wait(self, timeout: float | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.
 
@@ -480,11 +391,11 @@ class Cluster:
         if not self._closed:
             with self._guard(keep=TimeoutError):
                 coordinator.publish(m.NoMoreFeeds())
-                self._phase_began = time.monotonic()
-                if not self._await("training", lambda: life.concluded, timeout):
+                self._display.begin()
+                if not self._display.until(coordinator, "training", lambda: life.concluded, timeout):
                     raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
                 if life.error is None:
-                    self._progress.show(self._snapshot("training"), final=True)
+                    self._display.final(coordinator, "training")
             self._close()
         if life.error is not None:
             raise life.error
@@ -519,7 +430,7 @@ class Cluster:
             finally:
                 self._closed = True
                 coordinator.close()
-                self._progress.close()
+                self._display.close()
                 _live.discard(self)
             if job is not None:
                 job.join(CLOSE_SECONDS)
@@ -548,24 +459,7 @@ class Cluster:
 
     def status(self) -> list[NodeStatus]:
         """Return what is known of each node now."""
-        coordinator = self._require_started()
-        rows = coordinator.ledger.rows if coordinator.ledger else {}
-        out = []
-        for node, r in coordinator.lifecycle.records.items():
-            reported = coordinator.reports.get(node)
-            out.append(
-                NodeStatus(
-                    node.role,
-                    node.index,
-                    r.host,
-                    r.state.value,
-                    r.address.pid if r.address else None,
-                    rows.get(node, 0),
-                    reported.step if reported else 0,
-                    dict(reported.metrics) if reported else {},
-                )
-            )
-        return out
+        return status_of(self._require_started())
 
     @property
     def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
@@ -598,38 +492,13 @@ class Cluster:
         if self._job is not None:
             self._job.cancel()
 
-    def _await(
-        self, phase: str, condition: Callable[[], bool], timeout: float | None = None, quiet_end: bool = False
-    ) -> bool:
-        """Wait for a condition, showing progress; tell whether it came true."""
-        coordinator = self._require_started()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        ledger = coordinator.ledger if phase == "feeding" else None
-        while not coordinator.wait(condition, SHOW_SECONDS):
-            self._progress.show(self._snapshot(phase, ledger))
-            if deadline is not None and time.monotonic() > deadline:
-                return False
-        if phase == "starting":
-            self._progress.show(self._snapshot(phase), final=True)
-        return True
-
-    def _snapshot(self, phase: str, ledger: FeedLedger | None = None) -> Snapshot:
-        coordinator = self._require_started()
-
-        def name(n: NodeId) -> str:
-            return str(n)
-
-        ledger = ledger or coordinator.ledger
-        rows = {name(n): r for n, r in ledger.rows.items()} if ledger else {}
-        return Snapshot(
-            phase,
-            time.monotonic() - self._phase_began,
-            {name(n): r.state.value for n, r in coordinator.lifecycle.records.items()},
-            rows,
-            sum(rows.values()) if phase == "feeding" else 0,
-            ledger.nbytes if ledger and phase == "feeding" else 0,
-            {name(n): (r.step, r.metrics) for n, r in coordinator.reports.items()},
-        )
+    def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
+        coordinator = self._running()
+        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        with self._guard():
+            report = self._feeding.run(coordinator, source, specs, terms)
+        self.feed_reports.append(report)
+        return report
 
     def _guard(self, keep: type[BaseException] | None = None) -> _StopOnError:
         return _StopOnError(self, keep)

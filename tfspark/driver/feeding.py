@@ -1,0 +1,144 @@
+"""Runs the feeds of one cluster, one at a time: a Spark job beside the nodes', its books, and what may go wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tfspark.driver import launcher
+from tfspark.driver import lifecycle as lc
+from tfspark.driver.coordinator import Coordinator
+from tfspark.driver.display import Display
+from tfspark.driver.feed_report import FeedReport
+from tfspark.driver.ledger import Target
+from tfspark.driver.sources import FeedJob, Source
+from tfspark.errors import FeedError
+from tfspark.schema import ColumnSpec
+from tfspark.spec import NodeId, training_nodes
+from tfspark.transport import messages as m
+from tfspark.transport.auth import Secret
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+CLOSE_SECONDS = 5.0
+"""How long a cancelled feed job may take to end."""
+
+
+class Feeding:
+    """The feeds of one cluster.
+
+    Parameters
+    ----------
+    spark
+        The session.
+    tag
+        Beginning of the tags of the feeds' Spark jobs.
+    nodes
+        All nodes of the cluster.
+    secret
+        What feeding tasks present.
+    limits
+        Deadlines.
+    display
+        Shows progress.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        tag: str,
+        nodes: Sequence[NodeId],
+        secret: Secret,
+        limits: lc.Limits,
+        display: Display,
+    ) -> None:
+        self._spark, self._tag, self._nodes, self._secret = spark, tag, nodes, secret
+        self._limits, self._display = limits, display
+        self._feeds = 0
+        self._one_at_a_time = threading.Lock()
+
+    def run(
+        self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins
+    ) -> FeedReport:
+        """Send all rows of a source to the workers.
+
+        Raises
+        ------
+        FeedError
+            If rows could not be delivered, or there are none.
+        SchemaError
+            If a value breaks the rule of its column.
+        NodeFailed
+            If a node failed meanwhile.
+        """
+        with self._one_at_a_time:
+            number = self._feeds
+            self._feeds += 1
+            readers = training_nodes(self._nodes)
+            targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
+            ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
+            began = self._display.begin()
+            try:
+                self._run_job(coordinator, source, specs, number)
+                if not ledger.committed:
+                    raise FeedError("The data has no rows.", hint="Check its filters and its source.")
+            except BaseException as e:
+                coordinator.end_feed(m.FeedCancelled(number, str(e)))
+                raise
+            rows = ledger.rows
+            coordinator.end_feed(m.FeedEnds(number, {str(n): r for n, r in rows.items()}))
+            seconds = time.monotonic() - began
+            self._display.final(coordinator, "feeding", ledger)
+            by_worker = {n.key: r for n, r in rows.items()}
+            return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, terms.epochs)
+
+    def _run_job(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
+        from tfspark.executor.feed_task import FeedPlan
+
+        _, host = launcher.driver_addresses(self._spark)
+        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._secret)
+        ended: list[BaseException | None] = []
+
+        def on_end(_: Any, error: BaseException | None) -> None:
+            ended.append(error)
+            coordinator.wake()
+
+        sending = source.job(plan)
+        job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
+        life = coordinator.lifecycle
+        try:
+            self._display.until(
+                coordinator, "feeding", lambda: bool(ended) or life.concluded or coordinator.feed_error is not None
+            )
+            if not ended and not life.concluded and life.phase is not lc.Phase.RUNNING:
+                coordinator.wait(lambda: life.concluded, self._limits.last_words + 1.0)
+        finally:
+            if not ended:
+                job.cancel()
+                coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
+        self._raise_failure(coordinator, ended[0] if ended else None, sending)
+
+    def _raise_failure(self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob) -> None:
+        life = coordinator.lifecycle
+        if coordinator.feed_error is not None:
+            raise coordinator.feed_error
+        if error is not None and not life.concluded:
+            # A worker's death breaks its uploads a moment before the coordinator knows of it.
+            coordinator.wait(lambda: life.concluded, self._limits.last_words)
+        if life.concluded and (life.error is not None or error is not None):
+            raise life.error or FeedError(
+                "Every main had returned before all rows were fed.",
+                hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
+            )
+        if error is not None:
+            raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
+        if coordinator.ledger is not None and coordinator.ledger.recomputed and sending.indeterminate():
+            raise FeedError(
+                "Spark lost and recomputed what it was feeding, and its rows can fall into other partitions each time: "
+                "some may be missing, and others have come twice.",
+                hint="Feed data that stays the same: df.checkpoint(), or a table written before.",
+            )
