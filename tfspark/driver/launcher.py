@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 import sysconfig
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
@@ -66,7 +68,9 @@ def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
-        return cloudpickle.dumps((main, args, strategy))
+        buffer = io.BytesIO()
+        _MainPickler(buffer).dump((main, args, strategy))
+        return buffer.getvalue()
     except Exception as e:
         raise ConfigurationError(
             f"main or its args cannot be sent to the nodes: {e}",
@@ -77,6 +81,18 @@ def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any
         if by_value:
             assert module is not None
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    make, parts, *rest = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    # Since 3.1.3 cloudpickle leaves the file out, and tracebacks would not say where main failed.
+    return (make, tuple(code.co_filename if p == "<dynamic-code>" else p for p in parts), *rest)
+
+
+class _MainPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table: ClassVar[ChainMap[type, Callable[..., Any]]] = ChainMap(
+        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 def _is_installed(module: ModuleType) -> bool:
