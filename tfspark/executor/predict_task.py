@@ -128,6 +128,9 @@ def _exchange(
         outgoing.put(None)
         while waiting:
             yield _joined(waiting.pop(0), reader, plan)
+        # The last answer can overtake the sender's word that there is no more to send, and two of these at once
+        # abort the process: gRPC takes one writing operation at a time.
+        sender.join()
         writer.close()
     finally:
         outgoing.put(None)
