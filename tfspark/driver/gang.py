@@ -17,6 +17,7 @@ from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
 from tfspark.driver.journal import FeedEntry
+from tfspark.errors import TFSparkError
 from tfspark.spec import NodeId
 from tfspark.transport.auth import Secret
 
@@ -68,9 +69,12 @@ class Gang:
         self._job: launcher.TaggedJob | None = None
         self._closing = threading.Lock()
         self._closed = False
+        self._fed: list[FeedEntry] = []
         bind, self._host = launcher.driver_addresses(spark)
         self.coordinator = Coordinator(bind, plan.secret, plan.nodes, plan.limits, self._cancel_job)
         self._feeding = Feeding(spark, tag, plan.nodes, plan.secret.for_clients(), plan.limits, display)
+        if self.life.rejoining:
+            self.coordinator.on_rejoin(self._feed_back)
 
     @property
     def life(self) -> lc.Lifecycle:
@@ -137,6 +141,8 @@ class Gang:
             first = entry.epochs_in(self._resumed_epochs())
         if first >= entry.epochs:
             return FeedReport(0, 0, 0.0, {}, entry.epochs)
+        if self.life.rejoining:
+            self._fed.append(entry)
         return self._feeding.run(self.coordinator, entry, first)
 
     def _resumed_epochs(self) -> int:
@@ -149,6 +155,18 @@ class Gang:
         if coordinator.resume_at is None:
             raise life.error or self._feeding.too_late()
         return coordinator.resume_at
+
+    def _feed_back(self, node: NodeId) -> None:
+        """Feed a node that was lost, and is back, what it had held; in a thread, as Flight's are waiting."""
+
+        def run() -> None:
+            try:
+                for entry in [e for e in self._fed if e.terms.feed >= self.coordinator.feed_begun]:
+                    self._feeding.again(self.coordinator, entry)
+            except TFSparkError as e:
+                self.coordinator.post(lc.NodeRaised(node, f"its rows could not be fed again: {e}", ""))
+
+        threading.Thread(target=run, name=f"{self._tag}-again", daemon=True).start()
 
     def silent_executors(self) -> list[str]:
         """Return the executors, as Spark knows them, that have not been heard of for a while."""

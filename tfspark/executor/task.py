@@ -94,7 +94,7 @@ class Supervisor:
         self._partial = b""
         self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
+        self._directory = ""
         self._reached_at = time.monotonic()
         self._stop_at: float | None = None
         self._signals_sent = 0
@@ -106,30 +106,45 @@ class Supervisor:
         answer = self.client.ask(Attach(role, index, self.attempt, host))
         if not answer["go"]:
             return
-        self._process, self._lifeline = proc.spawn(
-            "tfspark.node.main", self._directory, self._payload(host), self._environment()
-        )
-        code = self._watch(self._process)
-        killed_by_us = self._signals_sent > 0
-        self._beat()
-        self.client.send(Exited(role, index, code, list(self.tail), killed_by_us))
+        port: int | None = 0
+        while port is not None:
+            self._spawn(host, port)
+            assert self._process is not None
+            code = self._watch(self._process)
+            killed_by_us = self._signals_sent > 0
+            self._beat()
+            answer = self.client.ask(Exited(role, index, code, list(self.tail), killed_by_us))
+            port = answer["respawn_port"]
+            self._end()
 
     def close(self) -> None:
         """Kill whatever is left of the process and what it started."""
+        self._end()
+        self.client.close()
+
+    def _spawn(self, host: str, port: int) -> None:
+        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
+        self._process, self._lifeline = proc.spawn(
+            "tfspark.node.main", self._directory, self._payload(host, port), self._environment()
+        )
+
+    def _end(self) -> None:
         if self._process is not None:
             proc.kill_group(self._process)
             self._process.wait()
             os.close(self._lifeline)
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self.client.close()
+            self._process = None
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _payload(self, host: str) -> bytes:
+    def _payload(self, host: str, port: int) -> bytes:
         launch = self.launch
         header = json.dumps(
             {
                 "role": self.node.role,
                 "index": self.node.index,
                 "host": host,
+                "port": port,
                 "nodes": [[n.role, n.index] for n in launch.nodes],
                 "coordinator": [launch.coordinator_host, launch.coordinator_port],
                 "secret": launch.secret.to_json(),
@@ -218,6 +233,8 @@ class Supervisor:
         self._reached_at = time.monotonic()
         if answer["stop_grace"] is not None:
             self._ask_to_stop(answer["stop_grace"])
+        if answer["kill"] and self._process is not None:
+            proc.kill_group(self._process)
 
     def _ask_to_stop(self, grace: float) -> None:
         if self._stop_at is None and self._process is not None:

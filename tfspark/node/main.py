@@ -59,8 +59,8 @@ def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
             link.on_stop("the cluster is stopping")
 
 
-def _hold_port(host: str) -> socket.socket:
-    """Bind a port for TensorFlow and keep it.
+def _hold_port(host: str, port: int) -> socket.socket:
+    """Bind a port for TensorFlow, any if it is 0, and keep it.
 
     While this socket is bound the kernel gives the port to nobody who asks for any; TensorFlow's server, which asks
     for this one, gets it because both set ``SO_REUSEADDR`` and this one never listens.
@@ -68,7 +68,7 @@ def _hold_port(host: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     s = socket.socket(family, socket.SOCK_STREAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((host, 0))
+    s.bind((host, port))
     return s
 
 
@@ -92,7 +92,7 @@ def main() -> None:
 
     link = CoordinatorLink(plan)
     threading.Thread(target=_watch_supervisor, args=(stdin, link), name="supervisor", daemon=True).start()
-    with _hold_port(plan["host"]) as held:
+    with _hold_port(plan["host"], plan["port"]) as held:
         link.register(held.getsockname()[1])
         _end(_run(plan, user_main, link, began), link)
 

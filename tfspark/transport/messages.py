@@ -81,7 +81,10 @@ class Heartbeat(Message):
 
 @dataclass(frozen=True)
 class Exited(Message):
-    """The node's process ended. ``code`` is negative for a signal, as in `subprocess`."""
+    """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
+
+    The answer says whether to start it again, and TensorFlow's port.
+    """
 
     role: str
     index: int
@@ -191,6 +194,19 @@ class Commit(Message):
     bytes_: int
 
 
+@dataclass(frozen=True)
+class EpochBegins(Message):
+    """The chief begins an epoch, which its workers are to read: of which feed, and its number within it."""
+
+    feed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WhichEpoch(Message):
+    """Ask which epoch the chief has begun; the answer is an `EpochBegins`."""
+
+
 # --- from a feed task to the coordinator
 
 
@@ -254,6 +270,13 @@ class SpecComplete(Message):
     """All nodes have registered."""
 
     nodes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NodeRejoined(Message):
+    """A node was lost and is back, at the same address, in a new process; ``node`` as in `SpecComplete`."""
+
+    node: dict[str, Any]
 
 
 @dataclass(frozen=True)
