@@ -22,12 +22,15 @@ from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
-from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.profiles import Resources
+from tfspark.driver.resources import Group, Wishes
+from tfspark.driver.sources import Columns, Source, is_rdd, planned, source_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
+from tfspark.transport.ports import Ports, check_ports
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
 
 if TYPE_CHECKING:
@@ -59,6 +62,15 @@ class Cluster:
     strategy
         What ``ctx.strategy()`` gives: ``"multi_worker_mirrored"``, ``"parameter_server"``, ``"none"`` for nodes that
         train independently, or a function that makes it of a `NodeContext`; ``"auto"`` chooses by the nodes.
+    gpus_per_node
+        GPUs of each chief and worker, as Spark assigns them; at most 1 of one GPU that nodes share. Parameter servers
+        and evaluator never get any. By default what ``spark.task.resource.gpu.amount`` says.
+    cpus_per_node
+        CPUs that Spark sets aside for each node; by default ``spark.task.cpus``.
+    spread
+        Have at most one node on each executor.
+    ports
+        ``(first, last)`` of the ports that nodes and driver listen on; any by default.
     start_timeout
         Seconds in which all nodes must have started.
     stop_grace
@@ -95,6 +107,10 @@ class Cluster:
         ps: int = 0,
         chief: bool = False,
         strategy: str | Callable[[Any], Any] = "auto",
+        gpus_per_node: float | None = None,
+        cpus_per_node: float | None = None,
+        spread: bool = False,
+        ports: Ports | None = None,
         start_timeout: float = 300.0,
         stop_grace: float = 5.0,
         hang_timeout: float = 60.0,
@@ -115,6 +131,8 @@ class Cluster:
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
+        self._resources = Resources(spark, self._node_ids, Wishes.of(gpus_per_node, cpus_per_node, spread))
+        self._ports = check_ports(ports)
         self._main = launcher.pickle_main(main, args, own)
         self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
         self._spool_bytes = spool_bytes
@@ -126,7 +144,7 @@ class Cluster:
             spark, self._tag, self._node_ids, self._secret.for_clients(), self._limits, self._display
         )
         self._coordinator: Coordinator | None = None
-        self._job: launcher.TaggedJob | None = None
+        self._job: launcher.NodeJobs | None = None
         self._closing = threading.Lock()
         self._closed = False
         self.start_seconds: float | None = None
@@ -140,7 +158,7 @@ class Cluster:
         Raises
         ------
         ResourceError
-            If Spark has too few task slots.
+            If Spark has too few task slots or GPUs.
         StartTimeout
             If nodes did not come up in time.
         NodeFailed
@@ -148,12 +166,12 @@ class Cluster:
         """
         if self._coordinator is not None:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=False)
+        groups = self._resources.groups()
         began = self._display.begin()
         bind, host = launcher.driver_addresses(self._spark)
-        self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
+        self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job, self._ports)
         _live.add(self)
-        self._job = self._launch(host, self._coordinator)
+        self._job = self._launch(host, self._coordinator, groups)
         with self._guard():
             life = self._coordinator.lifecycle
             coordinator = self._coordinator
@@ -164,11 +182,12 @@ class Cluster:
         self.start_seconds = time.monotonic() - began
         return self
 
-    def _launch(self, host: str, coordinator: Coordinator) -> launcher.TaggedJob:
+    def _launch(self, host: str, coordinator: Coordinator, groups: Sequence[Group]) -> launcher.NodeJobs:
         from tfspark.executor.task import Launch
 
         launch = Launch(
             nodes=self._node_ids,
+            held=(),
             coordinator_host=host,
             coordinator_port=coordinator.port,
             secret=self._secret,
@@ -176,13 +195,9 @@ class Cluster:
             spool_bytes=self._spool_bytes,
             options={"strategy": self._strategy.value},
             env=self._env,
+            ports=self._ports,
         )
-
-        def ended(_: Any, error: BaseException | None) -> None:
-            coordinator.post(launcher.job_ended(error))
-
-        spark = self._spark
-        return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)
+        return launcher.NodeJobs(self._spark, self._tag, launch, groups, self._resources, coordinator.post)
 
     def feed(
         self,
@@ -247,6 +262,9 @@ class Cluster:
             seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
             reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
+        if is_rdd(data):
+            # A task of its own looks at its first rows.
+            self._resources.require_default_task()
         source = source_of(self._spark, data, columns, mask, sparse)
         specs = planned(source.schema, source.shapes, shapes, fill, mask, sparse)
         terms = m.FeedBegins(
@@ -359,7 +377,7 @@ class Cluster:
         from tfspark.driver.predictions import predictions
 
         coordinator = self._running()
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        self._resources.require_default_task()
         _, host = launcher.driver_addresses(self._spark)
         main_nodes = set(self._node_ids) - set(server_nodes(self._node_ids))
         return predictions(
@@ -494,9 +512,9 @@ class Cluster:
 
     def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
         coordinator = self._running()
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        profile = self._resources.feeding_profile(source.in_one_stage)
         with self._guard():
-            report = self._feeding.run(coordinator, source, specs, terms)
+            report = self._feeding.run(coordinator, source, specs, terms, profile)
         self.feed_reports.append(report)
         return report
 

@@ -22,6 +22,7 @@ from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
 
 if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import SparkSession
 
 CLOSE_SECONDS = 5.0
@@ -62,9 +63,14 @@ class Feeding:
         self._one_at_a_time = threading.Lock()
 
     def run(
-        self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins
+        self,
+        coordinator: Coordinator,
+        source: Source,
+        specs: Sequence[ColumnSpec],
+        terms: m.FeedBegins,
+        profile: ResourceProfile | None = None,
     ) -> FeedReport:
-        """Send all rows of a source to the workers.
+        """Send all rows of a source to the workers, in tasks of a resource profile.
 
         Raises
         ------
@@ -83,7 +89,7 @@ class Feeding:
             ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
             began = self._display.begin()
             try:
-                self._run_job(coordinator, source, specs, number)
+                self._run_job(coordinator, source, specs, number, profile)
                 if not ledger.committed:
                     raise FeedError("The data has no rows.", hint="Check its filters and its source.")
             except BaseException as e:
@@ -96,7 +102,14 @@ class Feeding:
             by_worker = {n.key: r for n, r in rows.items()}
             return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, terms.epochs)
 
-    def _run_job(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
+    def _run_job(
+        self,
+        coordinator: Coordinator,
+        source: Source,
+        specs: Sequence[ColumnSpec],
+        number: int,
+        profile: ResourceProfile | None,
+    ) -> None:
         from tfspark.executor.feed_task import FeedPlan
 
         _, host = launcher.driver_addresses(self._spark)
@@ -107,7 +120,7 @@ class Feeding:
             ended.append(error)
             coordinator.wake()
 
-        sending = source.job(plan)
+        sending = source.job(plan, profile)
         job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
         life = coordinator.lifecycle
         try:

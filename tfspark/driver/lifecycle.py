@@ -129,11 +129,11 @@ class NodeExited:
 class JobEnded:
     """The Spark job that holds the nodes has ended.
 
-    If it did not succeed, ``error`` says why, and ``task`` which task was to blame, if Spark names one.
+    If it did not succeed, ``error`` says why, and ``blamed`` whose task was to blame, if Spark names one.
     """
 
     error: str | None = None
-    task: int | None = None
+    blamed: NodeId | None = None
 
 
 @dataclass(frozen=True)
@@ -403,10 +403,9 @@ class Lifecycle:
             return []
         if self._failed is not None:
             return self._conclude(self._node_failed(self._failed))
-        if event.error is not None and event.task is not None and self.phase is not Phase.STOPPING:
-            node = self.nodes[event.task]
-            self._lost(node, "its Spark task was lost")
-            return self._conclude(self._node_failed(node))
+        if event.error is not None and event.blamed is not None and self.phase is not Phase.STOPPING:
+            self._lost(event.blamed, "its Spark task was lost")
+            return self._conclude(self._node_failed(event.blamed))
         if event.error is not None and self.phase is not Phase.STOPPING:
             return self._conclude(ClusterError(f"The Spark job that held the cluster failed: {event.error}"))
         if self._every_main_returned():

@@ -55,12 +55,13 @@ def message_type(name: str) -> type[Message] | None:
 
 @dataclass(frozen=True)
 class Attach(Message):
-    """A supervising task has started."""
+    """A supervising task has started, on the ``executor`` whose host and port Spark knows, if it tells."""
 
     role: str
     index: int
     attempt: int
     host: str
+    executor: str = ""
     version: int = PROTOCOL_VERSION
 
 
