@@ -160,7 +160,7 @@ def test_a_job_that_fails_before_any_node_came() -> None:
 
 def test_a_lost_task_names_its_node() -> None:
     m = Machine().start()
-    m(lc.JobEnded("ExecutorLostFailure", task=1))
+    m(lc.JobEnded("ExecutorLostFailure", blamed=NODES[1]))
     assert isinstance(m.error, NodeFailed) and m.error.index == 1
 
 
@@ -184,7 +184,7 @@ EVENTS = st.one_of(
     st.builds(lc.NodeFinished, st.sampled_from(NODES)),
     st.builds(lc.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
     st.builds(lc.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
-    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.integers(0, 1)),
+    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.sampled_from(NODES)),
     st.builds(lc.StopAsked, st.just("reason")),
     st.just(lc.Tick()),
 )

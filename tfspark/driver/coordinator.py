@@ -28,6 +28,7 @@ from tfspark.spec import (
 )
 from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
+from tfspark.transport.ports import Ports
 from tfspark.transport.server import MessageServer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Coordinator:
         Deadlines.
     cancel_job
         Cancels the Spark job; called from the coordinator's own thread.
+    ports
+        Range of the port to listen on; any by default.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Coordinator:
         nodes: Sequence[NodeId],
         limits: lc.Limits,
         cancel_job: Callable[[], None],
+        ports: Ports | None = None,
     ) -> None:
         self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes))
         self.results: dict[NodeId, bytes] = {}
@@ -111,6 +115,7 @@ class Coordinator:
                 m.Assign: self._on_assign,
                 m.FeedFailed: self._on_feed_failed,
             },
+            ports,
         )
         self.port = self._server.port
         self._ticker = threading.Thread(target=self._tick, name="tfspark-coordinator", daemon=True)

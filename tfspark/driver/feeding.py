@@ -15,9 +15,8 @@ from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.journal import FeedEntry
 from tfspark.driver.ledger import Target
-from tfspark.driver.sources import FeedJob, Source
+from tfspark.driver.sources import FeedJob
 from tfspark.errors import FeedError
-from tfspark.schema import ColumnSpec
 from tfspark.spec import NodeId, training_nodes
 from tfspark.transport.auth import Secret
 
@@ -111,25 +110,24 @@ class Feeding:
         while True:
             losses = coordinator.losses
             try:
-                return self._run_job(coordinator, entry.source, entry.columns, entry.terms.feed, shown)
+                return self._run_job(coordinator, entry, shown)
             except FeedError:
                 if coordinator.losses == losses or coordinator.lifecycle.concluded:
                     raise
 
-    def _run_job(
-        self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int, shown: bool
-    ) -> None:
+    def _run_job(self, coordinator: Coordinator, entry: FeedEntry, shown: bool) -> None:
         from tfspark.executor.feed_task import FeedPlan
 
         _, host = launcher.driver_addresses(self._spark)
-        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._secret)
+        number = entry.terms.feed
+        plan = FeedPlan(number, tuple(entry.columns), host, coordinator.port, self._secret)
         ended: list[BaseException | None] = []
 
         def on_end(_: Any, error: BaseException | None) -> None:
             ended.append(error)
             coordinator.wake()
 
-        sending = source.job(plan)
+        sending = entry.source.job(plan, entry.profile)
         job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
         life = coordinator.lifecycle
         try:

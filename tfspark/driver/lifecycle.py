@@ -139,11 +139,11 @@ class NodeExited:
 class JobEnded:
     """The Spark job that holds the nodes has ended.
 
-    If it did not succeed, ``error`` says why, and ``task`` which task was to blame, if Spark names one.
+    If it did not succeed, ``error`` says why, and ``blamed`` whose task was to blame, if Spark names one.
     """
 
     error: str | None = None
-    task: int | None = None
+    blamed: NodeId | None = None
 
 
 @dataclass(frozen=True)
@@ -485,10 +485,9 @@ class Lifecycle:
             return []
         if self._failed is not None:
             return self._conclude(self._node_failed(self._failed))
-        if event.error is not None and event.task is not None and self.phase is not Phase.STOPPING:
-            node = self.nodes[event.task]
-            self._lost(node, "its Spark task was lost")
-            return self._conclude(self._node_failed(node))
+        if event.error is not None and event.blamed is not None and self.phase is not Phase.STOPPING:
+            self._lost(event.blamed, "its Spark task was lost")
+            return self._conclude(self._node_failed(event.blamed))
         if event.error is not None and CANCELLED.search(event.error):
             # By cancelAllJobs, cancelJobGroup, spark.stop() or the web page: someone wants it gone.
             reason = event.error.splitlines()[0]

@@ -54,7 +54,9 @@ class CoordinatorLink:
         secret = Secret.from_json(plan["secret"])
         self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], secret.for_clients())
         self.serving = Serving()
-        self._receiver = Receiver(self.host, secret, self.spool, self._may_commit, self._refused, self.serving)
+        self._receiver = Receiver(
+            self.host, secret, self.spool, self._may_commit, self._refused, self.serving, plan["ports"]
+        )
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self.released = False
@@ -223,6 +225,15 @@ class CoordinatorLink:
                 self.on_stop(reason)
         with self._changed:
             self._changed.notify_all()
+
+
+def tell_refusal(plan: dict[str, Any], error: TFSparkError) -> None:
+    """Tell the coordinator why there will be no link."""
+    host, port = plan["coordinator"]
+    client = MessageClient(host, port, Secret.from_json(plan["secret"]).for_clients())
+    reason = f"{type(error).__name__}: {error.message}"
+    client.send(m.Raised(plan["role"], plan["index"], reason, "", error.hint or ""))
+    client.close()
 
 
 def _feed_of(event: m.FeedBegins) -> Feed:

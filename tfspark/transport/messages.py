@@ -61,8 +61,8 @@ class Attach(Message):
     index: int
     attempt: int
     host: str
-    version: int = PROTOCOL_VERSION
     executor: str = ""
+    version: int = PROTOCOL_VERSION
 
 
 @dataclass(frozen=True)
