@@ -106,6 +106,8 @@ class NodeFailed(ClusterError):
         Last lines the process wrote to stdout and stderr.
     hint
         What to do about it.
+    final
+        Whether it would fail in the same way again, so that restarting the cluster cannot help.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class NodeFailed(ClusterError):
         remote_traceback: str = "",
         log_tail: Sequence[str] = (),
         hint: str | None = None,
+        final: bool = False,
     ) -> None:
         super().__init__(f"{role} {index} on {host} failed: {reason}", hint)
         self.role = role
@@ -125,10 +128,11 @@ class NodeFailed(ClusterError):
         self.reason = reason
         self.remote_traceback = remote_traceback
         self.log_tail = tuple(log_tail)
+        self.final = final
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         fields = (self.role, self.index, self.host, self.reason)
-        return type(self), (*fields, self.remote_traceback, self.log_tail, self.hint)
+        return type(self), (*fields, self.remote_traceback, self.log_tail, self.hint, self.final)
 
     def __str__(self) -> str:
         parts = [self.message]

@@ -20,6 +20,7 @@ class Role(str, Enum):
     CHIEF = "chief"
     WORKER = "worker"
     PS = "ps"
+    EVALUATOR = "evaluator"
 
 
 class StrategyName(str, Enum):
@@ -58,7 +59,7 @@ class NodeAddress:
     pid: int
 
 
-def plan_nodes(workers: int, chief: bool = False, ps: int = 0) -> tuple[NodeId, ...]:
+def plan_nodes(workers: int, chief: bool = False, ps: int = 0, evaluator: bool = False) -> tuple[NodeId, ...]:
     """List the nodes of a cluster, chief first. Parameter servers need a chief, which is there then in any case.
 
     Raises
@@ -79,6 +80,7 @@ def plan_nodes(workers: int, chief: bool = False, ps: int = 0) -> tuple[NodeId, 
     nodes = [NodeId(Role.CHIEF.value, 0)] if chief or ps else []
     nodes += [NodeId(Role.WORKER.value, i) for i in range(workers)]
     nodes += [NodeId(Role.PS.value, i) for i in range(ps)]
+    nodes += [NodeId(Role.EVALUATOR.value, 0)] if evaluator else []
     return tuple(nodes)
 
 
@@ -99,7 +101,7 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
     if name is StrategyName.AUTO:
         if has_ps:
             return StrategyName.PARAMETER_SERVER
-        return StrategyName.MULTI_WORKER_MIRRORED if len(nodes) > 1 else StrategyName.NONE
+        return StrategyName.MULTI_WORKER_MIRRORED if len(training_nodes(nodes)) > 1 else StrategyName.NONE
     if has_ps != (name is StrategyName.PARAMETER_SERVER):
         raise ConfigurationError(
             f"strategy={name.value!r} with {'' if has_ps else 'no '}parameter servers.",
@@ -109,17 +111,23 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
 
 
 def training_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that read data: with parameter servers the workers, else all."""
+    """Return the nodes that are fed: with parameter servers the workers, else workers and chief."""
     if any(n.role == Role.PS.value for n in nodes):
         return tuple(n for n in nodes if n.role == Role.WORKER.value)
-    return tuple(nodes)
+    return tuple(n for n in nodes if n.role != Role.EVALUATOR.value)
 
 
 def server_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     """Return the nodes that do as the chief says instead of calling ``main``."""
     if any(n.role == Role.PS.value for n in nodes):
-        return tuple(n for n in nodes if n.role != Role.CHIEF.value)
+        return tuple(n for n in nodes if n.role in (Role.WORKER.value, Role.PS.value))
     return ()
+
+
+def resuming_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """Return the nodes that agree on the checkpoint that training goes on from: all that call ``main`` and train."""
+    servers = server_nodes(nodes)
+    return tuple(n for n in nodes if n not in servers and n.role != Role.EVALUATOR.value)
 
 
 @dataclass(frozen=True)
@@ -137,9 +145,11 @@ class ClusterSpec:
 
     @property
     def jobs(self) -> dict[str, list[str]]:
-        """``{"worker": ["host:port", ...]}``, as ``tf.train.ClusterSpec`` takes it."""
+        """``{"worker": ["host:port", ...]}``, as ``tf.train.ClusterSpec`` takes it: without the evaluator."""
         jobs: dict[str, list[str]] = {}
         for a in self.nodes:
+            if a.node.role == Role.EVALUATOR.value:
+                continue
             host = f"[{a.host}]" if ":" in a.host else a.host
             jobs.setdefault(a.node.role, []).append(f"{host}:{a.port}")
         return jobs

@@ -12,20 +12,21 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
 
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
-from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
-from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
+from tfspark.driver.gang import Gang, GangPlan
+from tfspark.driver.journal import Journal
+from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.sources import Columns, Source, planned, source_of
-from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
+from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
-from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
+from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, resuming_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Cluster:
@@ -56,9 +59,19 @@ class Cluster:
         servers do what it schedules.
     chief
         Have a chief beside the workers; without one, worker 0 is the chief.
+    evaluator
+        Have a node beside the others that is fed nothing and evaluates checkpoints (``ctx.new_checkpoints()``) until
+        training ends. It runs `main`, too, and sees ``ctx.role == "evaluator"``.
     strategy
         What ``ctx.strategy()`` gives: ``"multi_worker_mirrored"``, ``"parameter_server"``, ``"none"`` for nodes that
         train independently, or a function that makes it of a `NodeContext`; ``"auto"`` chooses by the nodes.
+    max_restarts
+        How often nodes may be started again, all of them, when one has failed. `main` is then called anew, goes on
+        from a checkpoint if it takes any (`checkpoint_dir`), and is fed again what came after it.
+    checkpoint_dir
+        Directory for checkpoints that all nodes share, a path or URL that TensorFlow can write to; see
+        ``ctx.checkpoint``. ``ctx.fit`` saves there after each epoch, and goes on from there, also if an earlier
+        program did not get to its end.
     start_timeout
         Seconds in which all nodes must have started.
     stop_grace
@@ -94,7 +107,10 @@ class Cluster:
         workers: int,
         ps: int = 0,
         chief: bool = False,
+        evaluator: bool = False,
         strategy: str | Callable[[Any], Any] = "auto",
+        max_restarts: int = 0,
+        checkpoint_dir: str | None = None,
         start_timeout: float = 300.0,
         stop_grace: float = 5.0,
         hang_timeout: float = 60.0,
@@ -104,7 +120,7 @@ class Cluster:
         tls: bool | None = None,
         progress: bool | None = None,
     ) -> None:
-        self._node_ids = plan_nodes(workers, chief, ps)
+        self._node_ids = plan_nodes(workers, chief, ps, evaluator)
         own = strategy if callable(strategy) else None
         self._strategy = plan_strategy("auto" if callable(strategy) else strategy, self._node_ids)
         launcher.require_classic(spark)
@@ -112,23 +128,30 @@ class Cluster:
         for name, seconds in (("hang_timeout", hang_timeout), ("stall_timeout", stall_timeout)):
             if seconds is not None and seconds <= 0:
                 raise ConfigurationError(f"{name}={seconds}: a time in seconds is greater than 0.")
+        if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
+            raise ConfigurationError(f"max_restarts must be a whole number of at least 0, not {max_restarts!r}.")
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
-        self._main = launcher.pickle_main(main, args, own)
-        self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
-        self._spool_bytes = spool_bytes
-        self._env = dict(env or {})
-        self._display = Display(progress)
-        self._secret = new_secret(launcher.wants_tls(spark) if tls is None else tls)
-        self._tag = f"tfspark-{secrets.token_hex(6)}"
-        self._feeding = Feeding(
-            spark, self._tag, self._node_ids, self._secret.for_clients(), self._limits, self._display
+        self._plan = GangPlan(
+            nodes=self._node_ids,
+            main=launcher.pickle_main(main, args, own),
+            secret=new_secret(launcher.wants_tls(spark) if tls is None else tls),
+            limits=lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout),
+            spool_bytes=spool_bytes,
+            options={"strategy": self._strategy.value, "checkpoint_dir": checkpoint_dir},
+            env=dict(env or {}),
         )
-        self._coordinator: Coordinator | None = None
-        self._job: launcher.TaggedJob | None = None
-        self._closing = threading.Lock()
-        self._closed = False
+        self._max_restarts = max_restarts
+        self._display = Display(progress)
+        self._tag = f"tfspark-{secrets.token_hex(6)}"
+        self._journal = Journal(keep=max_restarts > 0)
+        self._gang: Gang | None = None
+        self._changing = threading.Lock()
+        self._recovery = threading.Lock()
+        self._stopping = False
+        self._streaming = False
+        self.restarts: list[TFSparkError] = []
         self.start_seconds: float | None = None
         self.feed_reports: list[FeedReport] = []
 
@@ -146,43 +169,72 @@ class Cluster:
         NodeFailed
             If a node failed on its way up.
         """
-        if self._coordinator is not None:
+        if self._gang is not None:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=False)
         began = self._display.begin()
-        bind, host = launcher.driver_addresses(self._spark)
-        self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
         _live.add(self)
-        self._job = self._launch(host, self._coordinator)
         with self._guard():
-            life = self._coordinator.lifecycle
-            coordinator = self._coordinator
-            self._display.until(coordinator, "starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
-            self._display.final(coordinator, "starting")
-            if life.error is not None:
-                raise life.error
+            gang = self._next_gang()
+            try:
+                gang.start()
+            except TFSparkError as e:
+                self._recover(gang, e)
         self.start_seconds = time.monotonic() - began
         return self
 
-    def _launch(self, host: str, coordinator: Coordinator) -> launcher.TaggedJob:
-        from tfspark.executor.task import Launch
+    def _next_gang(self) -> Gang:
+        with self._changing:
+            if self._stopping:
+                raise ClusterStopped("The cluster was stopped before it had finished: stop() was called.")
+            n = len(self.restarts)
+            tag = f"{self._tag}-{n}" if n else self._tag
+            self._gang = Gang(self._spark, self._plan, tag, n, self._display)
+            return self._gang
 
-        launch = Launch(
-            nodes=self._node_ids,
-            coordinator_host=host,
-            coordinator_port=coordinator.port,
-            secret=self._secret,
-            main=self._main,
-            spool_bytes=self._spool_bytes,
-            options={"strategy": self._strategy.value},
-            env=self._env,
-        )
+    def _recovering(self, action: Callable[[Gang], T]) -> T:
+        """Have the nodes do something; if one of them fails, start them again and have them do it again."""
+        while True:
+            gang = self._require_started()
+            try:
+                return action(gang)
+            except TFSparkError as e:
+                self._recover(gang, e)
 
-        def ended(_: Any, error: BaseException | None) -> None:
-            coordinator.post(launcher.job_ended(error))
+    def _recover(self, gang: Gang, error: TFSparkError) -> None:
+        """Start the nodes again and feed them what they had been fed.
 
-        spark = self._spark
-        return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)
+        Raises
+        ------
+        TFSparkError
+            `error` if no restart is left or can help, or what came of the last one.
+        """
+        with self._recovery:
+            if self._gang is gang:
+                self._restart(gang, error)
+
+    def _restart(self, gang: Gang, error: TFSparkError) -> None:
+        while True:
+            if (
+                self._stopping
+                or self._streaming
+                or not worth_a_restart(error)
+                or len(self.restarts) >= self._max_restarts
+            ):
+                raise error
+            self.restarts.append(error)
+            summary = str(getattr(error, "message", error)).splitlines()[0]
+            logger.warning("%s Restart %d of %d.", summary, len(self.restarts), self._max_restarts)
+            silent = gang.silent_executors()
+            gang.stop("a node failed", grace=0.0)
+            replace_executors(self._spark, silent)
+            gang = self._next_gang()
+            try:
+                gang.start()
+                for entry in self._journal.entries:
+                    gang.feed(entry)
+                return
+            except TFSparkError as e:
+                error = e
 
     def feed(
         self,
@@ -235,7 +287,7 @@ class Cluster:
         FeedError
             If rows could not be delivered, or there are none.
         NodeFailed
-            If a node failed meanwhile.
+            If a node failed meanwhile, and no restart is left.
         """
         self._running()
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
@@ -279,6 +331,8 @@ class Cluster:
 
         ``ctx.stream(...)`` reads them as one dataset, which ends when the driver calls `wait`, or leaves the
         ``with`` block; ``ctx.epochs()`` counts each micro-batch as an epoch. Micro-batches without rows are left out.
+        What a stream has given cannot be asked for again, so a failed node fails the query, whatever `max_restarts`:
+        start both again, the query from its ``checkpointLocation``.
 
         Parameters
         ----------
@@ -301,6 +355,7 @@ class Cluster:
             If `stream` is not a streaming DataFrame.
         """
         self._running()
+        self._streaming = True
         if not getattr(stream, "isStreaming", False):
             raise ConfigurationError("feed_stream() takes a streaming DataFrame.", hint="feed() takes all others.")
 
@@ -358,16 +413,16 @@ class Cluster:
         """
         from tfspark.driver.predictions import predictions
 
-        coordinator = self._running()
+        coordinator = self._running().coordinator
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         _, host = launcher.driver_addresses(self._spark)
-        main_nodes = set(self._node_ids) - set(server_nodes(self._node_ids))
+        answering = resuming_nodes(self._node_ids)
         return predictions(
             df,
             outputs,
-            workers=ClusterSpec(tuple(a for a in coordinator.spec.nodes if a.node in main_nodes)),
+            workers=ClusterSpec(tuple(a for a in coordinator.spec.nodes if a.node in answering)),
             coordinator=(host, coordinator.port),
-            secret=self._secret,
+            secret=self._plan.secret,
             batch_size=batch_size,
             columns=columns,
             shapes=shapes,
@@ -386,20 +441,27 @@ class Cluster:
         TimeoutError
             If `timeout` seconds have passed; the cluster goes on.
         """
-        coordinator = self._require_started()
-        life = coordinator.lifecycle
-        if not self._closed:
+        gang = self._require_started()
+        if not gang.closed:
+            deadline = None if timeout is None else time.monotonic() + timeout
             with self._guard(keep=TimeoutError):
-                coordinator.publish(m.NoMoreFeeds())
-                self._display.begin()
-                if not self._display.until(coordinator, "training", lambda: life.concluded, timeout):
-                    raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
-                if life.error is None:
-                    self._display.final(coordinator, "training")
+                self._recovering(lambda gang: self._await_results(gang, timeout, deadline))
             self._close()
+        error = self._require_started().life.error
+        if error is not None:
+            raise error
+        return self.results
+
+    def _await_results(self, gang: Gang, timeout: float | None, deadline: float | None) -> None:
+        coordinator, life = gang.coordinator, gang.life
+        coordinator.publish(m.NoMoreFeeds())
+        self._display.begin()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._display.until(coordinator, "training", lambda: life.concluded, left):
+            raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
         if life.error is not None:
             raise life.error
-        return self.results
+        self._display.final(coordinator, "training")
 
     def stop(self, grace: float | None = None) -> None:
         """Stop the cluster now, from any thread; safe to call twice.
@@ -409,34 +471,21 @@ class Cluster:
         grace
             Seconds that ``main`` has to notice ``ctx.stopping`` and return; `stop_grace` by default.
         """
-        if self._coordinator is not None and not self._closed:
-            if not self._coordinator.lifecycle.concluded:
-                self._coordinator.post(lc.StopAsked("stop() was called", grace))
+        with self._changing:
+            self._stopping = True
+            gang = self._gang
+        if gang is not None:
+            gang.stop("stop() was called", grace)
             self._close()
 
     def _close(self) -> None:
-        """Wait for the job to end, cancel it if it does not, and free everything."""
-        coordinator, job = self._coordinator, self._job
-        assert coordinator is not None
-        with self._closing:
-            if self._closed:
-                return
-            limits = self._limits
-            patience = limits.grace + limits.job_end
-            try:
-                if job is not None and not coordinator.wait(lambda: coordinator.lifecycle.over, patience):
-                    job.cancel()
-                    coordinator.wait(lambda: coordinator.lifecycle.over, CLOSE_SECONDS)
-            finally:
-                self._closed = True
-                coordinator.close()
-                self._display.close()
-                _live.discard(self)
-            if job is not None:
-                job.join(CLOSE_SECONDS)
+        if self._gang is not None:
+            self._gang.close()
+        self._display.close()
+        _live.discard(self)
 
     def __enter__(self) -> Cluster:
-        return self if self._coordinator is not None else self.start()
+        return self if self._gang is not None else self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is None:
@@ -449,54 +498,54 @@ class Cluster:
     @property
     def results(self) -> dict[tuple[str, int], Any]:
         """What ``main`` returned, by ``(role, index)``; only nodes that have finished."""
-        coordinator = self._require_started()
+        coordinator = self._require_started().coordinator
         return {n.key: cloudpickle.loads(coordinator.results[n]) for n in self._node_ids if n in coordinator.results}
 
     @property
     def nodes(self) -> ClusterSpec:
         """Addresses of the nodes."""
-        return self._require_started().spec
+        return self._require_started().coordinator.spec
 
     def status(self) -> list[NodeStatus]:
         """Return what is known of each node now."""
-        return status_of(self._require_started())
+        return status_of(self._require_started().coordinator)
 
     @property
     def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
         """Where each node's start-up went, in seconds."""
-        return {n.key: dict(s) for n, s in self._require_started().startup.items()}
+        return {n.key: dict(s) for n, s in self._require_started().coordinator.startup.items()}
 
     def __repr__(self) -> str:
-        phase = self._coordinator.lifecycle.phase.value if self._coordinator else "not started"
+        phase = self._gang.life.phase.value if self._gang else "not started"
         return f"Cluster({len(self._node_ids)} nodes, {phase})"
 
     # --- inside
 
-    def _require_started(self) -> Coordinator:
-        if self._coordinator is None:
+    def _require_started(self) -> Gang:
+        if self._gang is None:
             raise ConfigurationError(
                 "The cluster has not been started.", hint="Use it in a with statement, or call start()."
             )
-        return self._coordinator
+        return self._gang
 
-    def _running(self) -> Coordinator:
-        coordinator = self._require_started()
-        life = coordinator.lifecycle
-        if life.error is not None and not isinstance(life.error, ClusterStopped):
-            raise life.error
-        if self._closed or life.phase is not lc.Phase.RUNNING:
-            raise ClusterStopped(f"The cluster is {life.phase.value}.", hint="Feed before wait() or stop().")
-        return coordinator
-
-    def _cancel_job(self) -> None:
-        if self._job is not None:
-            self._job.cancel()
+    def _running(self) -> Gang:
+        """Return the nodes, started again if one has failed since someone last looked."""
+        gang = self._require_started()
+        if gang.life.error is not None and not isinstance(gang.life.error, ClusterStopped):
+            with self._guard():
+                self._recover(gang, gang.life.error)
+            gang = self._require_started()
+        if gang.closed or gang.life.phase is not lc.Phase.RUNNING:
+            raise ClusterStopped(f"The cluster is {gang.life.phase.value}.", hint="Feed before wait() or stop().")
+        return gang
 
     def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
-        coordinator = self._running()
+        self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        entry = self._journal.open(source, specs, terms)
         with self._guard():
-            report = self._feeding.run(coordinator, source, specs, terms)
+            report = self._recovering(lambda gang: gang.feed(entry))
+        self._journal.keep(entry)
         self.feed_reports.append(report)
         return report
 
@@ -505,7 +554,7 @@ class Cluster:
 
 
 class _StopOnError:
-    """Stops the cluster when the block raises; errors of kind `keep` leave it running."""
+    """Stops the cluster when the block raises; errors of type `keep` leave it running."""
 
     def __init__(self, cluster: Cluster, keep: type[BaseException] | None) -> None:
         self._cluster, self._keep = cluster, keep
@@ -514,7 +563,7 @@ class _StopOnError:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is None or (self._keep is not None and isinstance(error, self._keep)):
+        if error is None or type(error) is self._keep:
             return
         try:
             self._cluster.stop(grace=0.0)

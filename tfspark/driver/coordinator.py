@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.errors import FeedError, SchemaError, TFSparkError
-from tfspark.spec import ClusterSpec, NodeAddress, NodeId, server_nodes, spec_to_json
+from tfspark.spec import ClusterSpec, NodeAddress, NodeId, resuming_nodes, server_nodes, spec_to_json
 from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
 from tfspark.transport.server import MessageServer
@@ -70,6 +70,8 @@ class Coordinator:
         self.log: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self.feed_error: TFSparkError | None = None
         self.ledger: FeedLedger | None = None
+        self.resume_at: int | None = None
+        self._proposals: dict[NodeId, int] = {}
         self._feed = -1
         self._cancel_job = cancel_job
         self._events: list[m.Message] = []
@@ -88,6 +90,7 @@ class Coordinator:
                 m.Entered: self._on_entered,
                 m.Finished: self._on_finished,
                 m.Raised: self._on_raised,
+                m.Resume: self._on_resume,
                 m.Report: self._on_report,
                 m.Pulse: self._on_pulse,
                 m.Commit: self._on_commit,
@@ -109,6 +112,8 @@ class Coordinator:
                 match instruction:
                     case lc.PublishSpec():
                         self._publish(m.SpecComplete(spec_to_json(self.spec)))
+                    case lc.PublishTrainingEnded():
+                        self._publish(m.TrainingEnded())
                     case lc.PublishRelease():
                         self._release_grace = self.lifecycle.limits.grace
                         self._publish(m.AllFinished())
@@ -191,7 +196,7 @@ class Coordinator:
             reason = f"executors have another version of tfspark (protocol {msg.version}, not {m.PROTOCOL_VERSION})"
             self.post(lc.NodeRaised(NodeId(msg.role, msg.index), reason, "", "Install the same one everywhere."))
             return b'{"go": false}'
-        self.post(lc.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt))
+        self.post(lc.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt, msg.executor))
         go = self.lifecycle.phase is lc.Phase.STARTING
         return json.dumps({"go": go}).encode()
 
@@ -233,8 +238,17 @@ class Coordinator:
         return b"{}"
 
     def _on_raised(self, msg: m.Raised) -> bytes:
-        self.post(lc.NodeRaised(NodeId(msg.role, msg.index), msg.reason, msg.traceback, msg.hint))
+        self.post(lc.NodeRaised(NodeId(msg.role, msg.index), msg.reason, msg.traceback, msg.hint, msg.final))
         return b"{}"
+
+    def _on_resume(self, msg: m.Resume) -> bytes:
+        with self._changed:
+            self._proposals[NodeId(msg.role, msg.index)] = msg.epochs
+            if self.resume_at is None and set(self._proposals) >= set(resuming_nodes(list(self.lifecycle.nodes))):
+                self.resume_at = min(self._proposals.values())
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self.resume_at is not None or self._closing.is_set(), msg.seconds)
+            return json.dumps({"epochs": self.resume_at}).encode()
 
     def _on_report(self, msg: m.Report) -> bytes:
         with self._changed:

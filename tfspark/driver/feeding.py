@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.driver import launcher
@@ -13,6 +12,7 @@ from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
+from tfspark.driver.journal import FeedEntry
 from tfspark.driver.ledger import Target
 from tfspark.driver.sources import FeedJob, Source
 from tfspark.errors import FeedError
@@ -58,13 +58,10 @@ class Feeding:
     ) -> None:
         self._spark, self._tag, self._nodes, self._secret = spark, tag, nodes, secret
         self._limits, self._display = limits, display
-        self._feeds = 0
         self._one_at_a_time = threading.Lock()
 
-    def run(
-        self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins
-    ) -> FeedReport:
-        """Send all rows of a source to the workers.
+    def run(self, coordinator: Coordinator, entry: FeedEntry, first_epoch: int = 0) -> FeedReport:
+        """Send all rows of a feed to the workers, which read it from `first_epoch` on.
 
         Raises
         ------
@@ -76,14 +73,13 @@ class Feeding:
             If a node failed meanwhile.
         """
         with self._one_at_a_time:
-            number = self._feeds
-            self._feeds += 1
+            number = entry.terms.feed
             readers = training_nodes(self._nodes)
             targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
-            ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
+            ledger = coordinator.begin_feed(entry.announcement(first_epoch), targets)
             began = self._display.begin()
             try:
-                self._run_job(coordinator, source, specs, number)
+                self._run_job(coordinator, entry.source, entry.columns, number)
                 if not ledger.committed:
                     raise FeedError("The data has no rows.", hint="Check its filters and its source.")
             except BaseException as e:
@@ -94,7 +90,7 @@ class Feeding:
             seconds = time.monotonic() - began
             self._display.final(coordinator, "feeding", ledger)
             by_worker = {n.key: r for n, r in rows.items()}
-            return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, terms.epochs)
+            return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, entry.epochs)
 
     def _run_job(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
         from tfspark.executor.feed_task import FeedPlan
@@ -122,6 +118,14 @@ class Feeding:
                 coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
         self._raise_failure(coordinator, ended[0] if ended else None, sending)
 
+    @staticmethod
+    def too_late() -> FeedError:
+        """The error of feeding nodes that have finished."""
+        return FeedError(
+            "Every main had returned before all rows were fed.",
+            hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
+        )
+
     def _raise_failure(self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob) -> None:
         life = coordinator.lifecycle
         if coordinator.feed_error is not None:
@@ -130,10 +134,7 @@ class Feeding:
             # A worker's death breaks its uploads a moment before the coordinator knows of it.
             coordinator.wait(lambda: life.concluded, self._limits.last_words)
         if life.concluded and (life.error is not None or error is not None):
-            raise life.error or FeedError(
-                "Every main had returned before all rows were fed.",
-                hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
-            )
+            raise life.error or self.too_late()
         if error is not None:
             raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
         if coordinator.ledger is not None and coordinator.ledger.recomputed and sending.indeterminate():

@@ -128,8 +128,8 @@ def task_slots(spark: SparkSession) -> int:
     return int(jsc.maxNumConcurrentTasks(profile))
 
 
-def check_slots(spark: SparkSession, nodes: int, feeding: bool) -> None:
-    """Make sure that all nodes, and a feeding task beside them, can run at once.
+def check_slots(spark: SparkSession, nodes: int, feeding: bool, patience: float = SLOTS_PATIENCE_SECONDS) -> None:
+    """Make sure that all nodes, and a feeding task beside them, can run at once; waits `patience` seconds for it.
 
     Raises
     ------
@@ -141,8 +141,7 @@ def check_slots(spark: SparkSession, nodes: int, feeding: bool) -> None:
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         return
     local = spark.sparkContext.master.startswith("local[") or spark.sparkContext.master == "local"
-    patience = 0.0 if local else SLOTS_PATIENCE_SECONDS
-    slots = _await_slots(spark, needed, patience)
+    slots = _await_slots(spark, needed, 0.0 if local else patience)
     if slots >= needed:
         return
     extra = " and 1 to feed them" if feeding else ""

@@ -9,16 +9,21 @@ instructions out (`driver/coordinator.py`); time comes in with the events, so th
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
-from tfspark.spec import NodeAddress, NodeId
+from tfspark.spec import NodeAddress, NodeId, Role, resuming_nodes
 
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node's process that has been silent for so long is to blame when another one fails."""
+
+
+CANCELLED = re.compile(r"Job \d+ cancelled|has been cancelled|SparkContext was shut down")
+"""Spark's words for a job that someone has ended."""
 
 
 class Phase(str, Enum):
@@ -66,6 +71,7 @@ class TaskAttached:
     node: NodeId
     host: str
     attempt: int
+    executor: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class NodeRaised:
     reason: str
     traceback: str
     hint: str = ""
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,11 @@ class PublishSpec:
 
 
 @dataclass(frozen=True)
+class PublishTrainingEnded:
+    """Tell the evaluator that there is one checkpoint more to look at, and no other."""
+
+
+@dataclass(frozen=True)
 class PublishRelease:
     """Tell every node that all have finished."""
 
@@ -196,7 +208,9 @@ class Conclude:
     error: TFSparkError | None
 
 
-Instruction = PublishSpec | PublishRelease | PublishStop | WarnOfStall | CancelJob | Conclude
+Instruction = (
+    PublishSpec | PublishTrainingEnded | PublishRelease | PublishStop | WarnOfStall | CancelJob | Conclude
+)  # fmt: skip
 
 
 @dataclass
@@ -208,6 +222,7 @@ class NodeRecord:
     host: str = "?"
     address: NodeAddress | None = None
     attempt: int | None = None
+    executor: str = ""
     last_seen: float | None = None
     last_pulse: float | None = None
     waiting: float = 0.0
@@ -264,6 +279,8 @@ class Lifecycle:
                 out += self._pulse(event)
             case NodeFinished():
                 self.records[event.node].state = NodeState.FINISHED
+                if event.node.role != Role.EVALUATOR.value and self._training_ended():
+                    out.append(PublishTrainingEnded())
                 if self.phase is Phase.RUNNING and self._every_main_returned():
                     self.phase = Phase.FINISHED
                     out.append(PublishRelease())
@@ -283,11 +300,14 @@ class Lifecycle:
     def _every_main_returned(self) -> bool:
         return all(r.state is NodeState.FINISHED for n, r in self.records.items() if n not in self.servers)
 
+    def _training_ended(self) -> bool:
+        return all(self.records[n].state is NodeState.FINISHED for n in resuming_nodes(self.nodes))
+
     def _attached(self, event: TaskAttached) -> list[Instruction]:
         record = self.records[event.node]
         if record.attempt is not None and event.attempt != record.attempt:
             return self._lost(event.node, "its Spark task was lost and started again")
-        record.attempt, record.host = event.attempt, event.host
+        record.attempt, record.host, record.executor = event.attempt, event.host, event.executor
         if record.state is NodeState.PENDING:
             record.state = NodeState.LAUNCHED
         return []
@@ -391,7 +411,14 @@ class Lifecycle:
         tail = exited.log_tail if exited else ()
         if raised is not None:
             return NodeFailed(
-                node.role, node.index, record.host, raised.reason, raised.traceback, tail, raised.hint or None
+                node.role,
+                node.index,
+                record.host,
+                raised.reason,
+                raised.traceback,
+                tail,
+                raised.hint or None,
+                raised.final,
             )
         code = exited.code if exited else 0
         reason, hint = describe_exit(code)
@@ -407,6 +434,10 @@ class Lifecycle:
             node = self.nodes[event.task]
             self._lost(node, "its Spark task was lost")
             return self._conclude(self._node_failed(node))
+        if event.error is not None and CANCELLED.search(event.error):
+            # By cancelAllJobs, cancelJobGroup, spark.stop() or the web page: someone wants it gone.
+            reason = event.error.splitlines()[0]
+            return self._conclude(ClusterStopped(f"The Spark job that held the cluster was cancelled: {reason}"))
         if event.error is not None and self.phase is not Phase.STOPPING:
             return self._conclude(ClusterError(f"The Spark job that held the cluster failed: {event.error}"))
         if self._every_main_returned():

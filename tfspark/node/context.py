@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.spec import ClusterSpec, StrategyName, is_chief, training_nodes
+from tfspark.spec import ClusterSpec, Role, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfspark.node.checkpoint import TrainingCheckpoint
     from tfspark.node.link import CoordinatorLink
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,18 @@ class NodeContext:
     Attributes
     ----------
     role
-        ``"chief"`` or ``"worker"``; workers that do as a chief with parameter servers says have no `NodeContext`.
+        ``"chief"``, ``"worker"`` or ``"evaluator"``; workers that do as a chief with parameter servers says have no
+        `NodeContext`.
     index
         Index of this node among those of its role.
     cluster_spec
         Host and port of every node, as ``tf.train.ClusterSpec`` takes it.
     gpus
         Addresses of the GPUs that Spark gave this node.
+    checkpoint_dir
+        What ``Cluster(checkpoint_dir=...)`` said; ``None`` if nothing.
+    restarts
+        How often the nodes of this cluster have been started again.
     """
 
     def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
@@ -43,10 +49,17 @@ class NodeContext:
         self._loops: dict[Any, Any] = {}
         self._coordinator: tf.distribute.coordinator.ClusterCoordinator | None = None
         self._reported_at = 0.0
+        self._checkpoints: list[TrainingCheckpoint] = []
+        self._saver: tuple[Any, Any] | None = None
         self.role = link.node.role
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
         self.gpus: tuple[str, ...] = tuple(options.get("gpus", ()))
+        self.checkpoint_dir: str | None = options.get("checkpoint_dir")
+        self.restarts: int = options.get("restarts", 0)
+        if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
+            # Whoever restores nothing begins at the beginning.
+            link.spool.before_first_wait(lambda: link.resume(0))
 
     def __repr__(self) -> str:
         return f"NodeContext({self.role} {self.index} of {self.num_workers})"
@@ -80,6 +93,8 @@ class NodeContext:
     def _make_strategy(self) -> tf.distribute.Strategy:
         import tensorflow as tf
 
+        if self.role == Role.EVALUATOR.value:
+            return tf.distribute.get_strategy()
         own = self._options.get("make_strategy")
         name = StrategyName(self._options["strategy"])
         if name is StrategyName.MULTI_WORKER_MIRRORED:
@@ -138,6 +153,12 @@ class NodeContext:
             self._loops[step, dataset_fn] = EpochLoop(self.coordinator(), step, dataset_fn)
         return self._loops[step, dataset_fn].run(self._link.spool)
 
+    def _refuse_evaluator(self) -> None:
+        if self.role == Role.EVALUATOR.value:
+            raise ConfigurationError(
+                "The evaluator is not fed.", hint="Read what it evaluates on from files, or pass it in args."
+            )
+
     def _refuse_servers(self, what: str) -> None:
         if self._has_servers:
             raise ConfigurationError(
@@ -192,10 +213,11 @@ class NodeContext:
         FeedError
             If the driver feeds nothing.
         ConfigurationError
-            If a column is not among those fed.
+            If a column is not among those fed, or this is the evaluator.
         """
         from tfspark.node.dataset import DatasetTerms, fed_dataset
 
+        self._refuse_evaluator()
         names = None if columns is None else tuple(columns)
         terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder)
         return fed_dataset(self._link.spool, terms, remote=self._has_servers)
@@ -297,12 +319,87 @@ class NodeContext:
 
         return self._link.serving.run(answering(fn), threads)
 
+    def checkpoint(self, *, keep: int = 3, **objects: Any) -> TrainingCheckpoint:
+        """Return what saves and restores training in `checkpoint_dir`, epoch by epoch.
+
+        ::
+
+            saved = ctx.checkpoint(model=model, optimizer=optimizer)
+            saved.restore()                  # the newest one, if there is one; the driver feeds what comes after it
+            for epoch in ctx.epochs():
+                ...
+                saved.save()                 # the chief writes, atomically
+
+        ``ctx.fit`` does this by itself.
+
+        Parameters
+        ----------
+        keep
+            How many checkpoints to keep.
+        objects
+            Keras models and optimizers, variables, and whatever else ``tf.train.Checkpoint`` takes, by name. A model
+            brings the optimizer that it was compiled with.
+
+        Raises
+        ------
+        ConfigurationError
+            If the cluster has no `checkpoint_dir`.
+        """
+        from tfspark.node.checkpoint import TrainingCheckpoint
+
+        checkpoint = TrainingCheckpoint(
+            self._checkpoint_directory(),
+            objects,
+            keep=keep,
+            writes=self.is_chief or self._is_independent,
+            agree=self._link.resume,
+            epochs_read=lambda: self._link.spool.epochs_read,
+            remote=self._has_servers,
+        )
+        self._checkpoints.append(checkpoint)
+        return checkpoint
+
+    def _checkpoint_directory(self) -> str:
+        if self.checkpoint_dir is None:
+            raise ConfigurationError(
+                "This cluster has no directory for checkpoints.", hint="Pass Cluster(checkpoint_dir='/a/shared/path')."
+            )
+        if self._is_independent and self.num_workers > 1:
+            return f"{self.checkpoint_dir.rstrip('/')}/{self.role}-{self.index}"
+        return self.checkpoint_dir
+
+    @property
+    def _is_independent(self) -> bool:
+        return StrategyName(self._options["strategy"]) is StrategyName.NONE and self.role != Role.EVALUATOR.value
+
+    def new_checkpoints(self, poll_seconds: float = 1.0) -> Iterator[str]:
+        """Yield each new checkpoint's path until training has ended, the newest at the time; the last one in any case.
+
+        For the evaluator: ``ctx.checkpoint(model=model).restore(path)`` takes it. A checkpoint that is written while
+        an earlier one is evaluated is passed over if another one follows.
+
+        Parameters
+        ----------
+        poll_seconds
+            How often the directory is looked at.
+        """
+        from tfspark.node.checkpoint import follow
+
+        yield from follow(self._checkpoint_directory(), self._link.training_ended, self._link.stopping, poll_seconds)
+
+    def run_finished(self) -> None:
+        """Note in the checkpoints that the run they belong to has come to its end; called when all nodes have."""
+        for checkpoint in self._checkpoints:
+            checkpoint.finish()
+
     def epochs(self) -> Iterator[int]:
-        """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give."""
-        epoch = 0
-        while self._link.spool.wait_for_feed() is not None:
-            yield epoch
-            epoch += 1
+        """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give.
+
+        The count goes on from that of the checkpoint that was restored, if one was.
+        """
+        spool = self._link.spool
+        while spool.wait_for_feed() is not None:
+            yield spool.epochs_read
 
     @property
     def fed_epochs(self) -> int:
@@ -310,7 +407,7 @@ class NodeContext:
         feed = self._link.spool.wait_for_feed()
         if feed is None:
             raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
-        return max(feed.epochs, feed.epochs_to_come)
+        return feed.epochs_to_come
 
     def fit(
         self,
@@ -330,7 +427,9 @@ class NodeContext:
     ) -> dict[str, list[float]]:
         """Train a compiled Keras model on the fed rows, and report its metrics to the driver.
 
-        Every row weighs the same however rows are spread over workers and batches.
+        Every row weighs the same however rows are spread over workers and batches. With a `checkpoint_dir` the model
+        and its optimizer are saved there after each epoch, and training goes on from the newest checkpoint of a run
+        that did not get to its end.
 
         Parameters
         ----------
@@ -339,7 +438,7 @@ class NodeContext:
         batch_size, label, weight, columns, shuffle, seed, drop_remainder
             As for `dataset`.
         epochs
-            Epochs to train; by default as many as are fed.
+            Epochs to train, those in the restored checkpoint included; by default as many as are fed.
         callbacks
             Keras callbacks, called on every worker.
         fit_args
@@ -348,16 +447,19 @@ class NodeContext:
         Returns
         -------
         dict
-            History: metric name to its value after each epoch.
+            History: metric name to its value after each epoch trained by this call.
         """
         from tfspark.node.keras_fit import fit
         from tfspark.node.reporting import ReportMetrics
 
         self._refuse_servers("fit")
-        fed = self.fed_epochs
-        if epochs is not None and epochs > fed:
+        self._refuse_evaluator()
+        saving = self._saving(model)
+        fed, first = self.fed_epochs, self._link.spool.epochs_read
+        last = first + fed if epochs is None else epochs
+        if last > first + fed:
             raise ConfigurationError(
-                f"fit(epochs={epochs}) wants more epochs than the {fed} that are fed.",
+                f"fit(epochs={epochs}) wants more epochs than the {first + fed} that are fed.",
                 hint=f"Call cluster.feed(df, epochs={epochs}) in the driver, or leave epochs out of ctx.fit.",
             )
         strategy = self.strategy()
@@ -375,12 +477,24 @@ class NodeContext:
             dataset,
             strategy=strategy,
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
-            epochs=epochs or fed,
-            callbacks=[*callbacks, ReportMetrics(self)],
+            initial_epoch=first,
+            epochs=last,
+            callbacks=[*saving, *callbacks, ReportMetrics(self)],
             verbose=verbose,
             **fit_args,
         )
         return {k: [float(x) for x in v] for k, v in history.history.items()}
+
+    def _saving(self, model: Any) -> list[Any]:
+        """Return the callback that saves and restores the model that is fitted, unless `main` does so itself."""
+        if self.checkpoint_dir is None:
+            return []
+        if not self._checkpoints:
+            from tfspark.node.checkpoint import SaveEachEpoch
+
+            self._saver = (model, SaveEachEpoch(self.checkpoint(model=model)))
+            self._saver[1].agree()
+        return [self._saver[1]] if self._saver is not None and self._saver[0] is model else []
 
     def report(self, step: int, *, flush: bool = False, **metrics: float) -> None:
         """Send metrics to the driver, where they show in the progress display and in ``cluster.status()``.

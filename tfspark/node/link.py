@@ -57,7 +57,9 @@ class CoordinatorLink:
         self._receiver = Receiver(self.host, secret, self.spool, self._may_commit, self._refused, self.serving)
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
-        self._released = False
+        self.released = False
+        self.training_ended = threading.Event()
+        self._resumed: int | None = None
         self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -80,7 +82,22 @@ class CoordinatorLink:
     def wait_for_release(self) -> None:
         """Wait until every node has finished: the others' collectives still need this process."""
         with self._changed:
-            self._changed.wait_for(lambda: self._released or self.stopping.is_set())
+            self._changed.wait_for(lambda: self.released or self.stopping.is_set())
+
+    def resume(self, epochs: int) -> int:
+        """Say which epoch this node can go on from, the first time it is asked; return the one that all can.
+
+        Raises
+        ------
+        ClusterStopped
+            If the cluster is stopped meanwhile.
+        """
+        while self._resumed is None:
+            if self.stopping.is_set():
+                raise stopped_error("not all nodes had begun to train")
+            message = m.Resume(self.node.role, self.node.index, epochs, POLL_SECONDS)
+            self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
+        return self._resumed
 
     def entered(self, seconds: dict[str, float]) -> None:
         """``main`` is about to be called."""
@@ -90,10 +107,10 @@ class CoordinatorLink:
         """``main`` has returned."""
         self._client.send(m.Finished(self.node.role, self.node.index, result), timeout=60.0)
 
-    def raised(self, reason: str, text: str, hint: str) -> None:
-        """``main`` has raised."""
+    def raised(self, reason: str, text: str, hint: str, final: bool) -> None:
+        """``main`` has raised; `final` if it would do so again."""
         try:
-            self._client.send(m.Raised(self.node.role, self.node.index, reason, text, hint))
+            self._client.send(m.Raised(self.node.role, self.node.index, reason, text, hint, final))
         except flight.FlightError:
             logger.warning("the coordinator could not be told of the failure")
 
@@ -174,8 +191,10 @@ class CoordinatorLink:
             case m.NoMoreFeeds():
                 self.spool.no_more_feeds()
                 self.serving.no_more()
+            case m.TrainingEnded():
+                self.training_ended.set()
             case m.AllFinished():
-                self._released = True
+                self.released = True
             case m.Stop(_, reason):
                 self.on_stop(reason)
         with self._changed:
@@ -186,5 +205,14 @@ def _feed_of(event: m.FeedBegins) -> Feed:
     columns = tuple(ColumnSpec.from_json(c) for c in event.columns)
     schema = pa.ipc.read_schema(pa.py_buffer(event.arrow_schema))
     return Feed(
-        event.feed, event.epochs, columns, schema, event.seed, event.in_memory, event.epochs_to_come, event.reproducible
+        event.feed,
+        event.epochs,
+        columns,
+        schema,
+        event.seed,
+        event.in_memory,
+        event.epochs_to_come,
+        event.reproducible,
+        event.base,
+        event.first_epoch,
     )

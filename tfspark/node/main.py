@@ -129,15 +129,21 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         return _report_failure(e, link)
     link.finished(result)
     link.wait_for_release()
+    if link.released:
+        ctx.run_finished()
     return 0
 
 
 def _report_failure(e: BaseException, link: Any) -> int:
+    from tfspark.errors import ConfigurationError
+
     if isinstance(e, SystemExit) and not e.code:
         reason = "main called sys.exit() instead of returning"
     else:
-        reason = "".join(traceback.format_exception_only(e)).strip().splitlines()[-1]
+        lines = traceback.format_exception_only(e)
+        reason = lines[-1 if isinstance(e, SyntaxError) else 0].strip().splitlines()[0]
     hint = getattr(e, "hint", None) or ""
+    final = isinstance(e, (ConfigurationError, ImportError, SyntaxError))
     if isinstance(e, ModuleNotFoundError):
         hint = (
             f"{e.name!r} is not installed for {sys.executable} on this executor. Install the same environment on all "
@@ -145,7 +151,7 @@ def _report_failure(e: BaseException, link: Any) -> int:
         )
     text = "".join(traceback.format_exception(e))
     sys.stderr.write(text)
-    link.raised(reason, text, hint)
+    link.raised(reason, text, hint, final)
     return 1
 
 

@@ -55,13 +55,14 @@ def message_type(name: str) -> type[Message] | None:
 
 @dataclass(frozen=True)
 class Attach(Message):
-    """A supervising task has started."""
+    """A supervising task has started, on ``executor``, which is its ``host:port`` as Spark knows it."""
 
     role: str
     index: int
     attempt: int
     host: str
     version: int = PROTOCOL_VERSION
+    executor: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,20 @@ class Raised(Message):
     reason: str
     traceback: str
     hint: str = ""
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Resume(Message):
+    """The newest epoch that this node can go on from; answered when all have said theirs or after ``seconds``.
+
+    The answer is the earliest of all: from there everyone goes on, and the driver feeds.
+    """
+
+    role: str
+    index: int
+    epochs: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -247,6 +262,8 @@ class FeedBegins(Message):
 
     ``in_memory`` says where they wait; ``epochs_to_come`` counts the epochs of this feed and of those that repeat it.
     A ``reproducible`` feed is read in an order that does not depend on that in which its partitions arrive.
+    ``base`` counts the epochs of all feeds before this one; its own begin with ``first_epoch`` if those before are in
+    a checkpoint.
     """
 
     feed: int
@@ -257,6 +274,8 @@ class FeedBegins(Message):
     in_memory: bool
     epochs_to_come: int
     reproducible: bool
+    base: int = 0
+    first_epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,6 +297,11 @@ class FeedCancelled(Message):
 @dataclass(frozen=True)
 class NoMoreFeeds(Message):
     """The driver will not feed again."""
+
+
+@dataclass(frozen=True)
+class TrainingEnded(Message):
+    """All but the evaluator have finished."""
 
 
 @dataclass(frozen=True)

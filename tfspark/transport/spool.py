@@ -62,6 +62,8 @@ class Feed:
     in_memory: bool = False
     epochs_to_come: int = 1
     reproducible: bool = False
+    base: int = 0
+    first_epoch: int = 0
     partitions: list[Partition | None] = field(default_factory=list)
     ended: bool = False
     rows_by_node: dict[str, int] = field(default_factory=dict)
@@ -158,6 +160,7 @@ class Spool:
         self._error: TFSparkError | None = None
         self._cursor: tuple[int, int] | None = None
         self._waiting_since: float | None = None
+        self._before_first_wait: Callable[[], object] | None = None
         self.rows_read = 0
         self.rows_of_last_epoch = 0
 
@@ -264,8 +267,16 @@ class Spool:
 
     # --- the reading side
 
-    def wait_for_feed(self, stopping: Callable[[], bool] = lambda: False) -> Feed | None:
+    def before_first_wait(self, call: Callable[[], object]) -> None:
+        """Have `call` called, once, before a reader waits for the first time."""
+        self._before_first_wait = call
+
+    def wait_for_feed(self) -> Feed | None:
         """Wait for the feed that the next epoch belongs to; ``None`` if there will be none."""
+        with self._changed:
+            call, self._before_first_wait = self._before_first_wait, None
+        if call is not None:
+            call()
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._next() or self._no_more)
             self._check()
@@ -281,6 +292,14 @@ class Spool:
         assert following is not None
         return EpochReader(self, feed, following[1])
 
+    @property
+    def epochs_read(self) -> int:
+        """How many epochs of all that was fed have been read to their end, those before a restart included."""
+        if self._cursor is None:
+            return min((f.base + f.first_epoch for f in self._feeds.values()), default=0)
+        number, epoch = self._cursor
+        return self._feeds[number].base + epoch + 1
+
     def _next(self) -> tuple[int, int] | None:
         if self._cursor is not None:
             number, epoch = self._cursor
@@ -289,7 +308,7 @@ class Spool:
             later = [n for n in sorted(self._feeds) if n > number]
         else:
             later = sorted(self._feeds)
-        return (later[0], 0) if later else None
+        return (later[0], self._feeds[later[0]].first_epoch) if later else None
 
     def _check(self) -> None:
         if self._error is not None:

@@ -1,0 +1,77 @@
+"""What a cluster was fed, so that nodes that are started again can be fed again, from the epoch they go on with.
+
+Epochs are counted over all feeds: a checkpoint knows how many of them it has seen. Pure bookkeeping, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tfspark.schema import ColumnSpec
+from tfspark.transport import messages as m
+
+if TYPE_CHECKING:
+    from tfspark.driver.sources import Source
+
+
+@dataclass(frozen=True)
+class FeedEntry:
+    """One feed.
+
+    Attributes
+    ----------
+    source
+        Where its rows come from, as often as they are asked for.
+    columns
+        Their tensors.
+    terms
+        How it is announced.
+    """
+
+    source: Source
+    columns: Sequence[ColumnSpec]
+    terms: m.FeedBegins
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it has."""
+        return self.terms.epochs
+
+    def epochs_in(self, completed: int) -> int:
+        """Return how many of its epochs are among the first `completed` of all."""
+        return min(max(completed - self.terms.base, 0), self.epochs)
+
+    def announcement(self, first_epoch: int) -> m.FeedBegins:
+        """Return its terms if it begins with an epoch after its first."""
+        terms = self.terms
+        return replace(terms, first_epoch=first_epoch, epochs_to_come=terms.epochs_to_come - first_epoch)
+
+
+class Journal:
+    """All feeds of a cluster, in order.
+
+    Parameters
+    ----------
+    keep
+        Whether feeds are remembered, to be fed again.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._feeds = 0
+        self._epochs = 0
+        self.entries: list[FeedEntry] = []
+
+    def open(self, source: Source, columns: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedEntry:
+        """Give a feed its number and its place in the count of epochs; `keep` it when it has been delivered."""
+        entry = FeedEntry(source, columns, replace(terms, feed=self._feeds, base=self._epochs))
+        self._feeds += 1
+        self._epochs += terms.epochs
+        return entry
+
+    def keep(self, entry: FeedEntry) -> None:
+        """Remember a feed that has been delivered."""
+        if self._keep:
+            self.entries.append(entry)
