@@ -100,9 +100,7 @@ def main() -> None:
             common.surroundings(NAME, master=options.master)
             for i in range(options.times):
                 began = time.monotonic()
-                running = [
-                    threading.Thread(target=one_cluster, args=(spark, failures)) for _ in range(options.at_once)
-                ]
+                running = [threading.Thread(target=one_cluster, args=(spark, failures)) for _ in range(options.at_once)]
                 for thread in running:
                     thread.start()
                 for thread in running:

@@ -144,4 +144,3 @@ def _wait_for_end(pid: int) -> None:
         select.select([fd], [], [], 10.0)
     finally:
         os.close(fd)
-

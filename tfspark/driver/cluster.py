@@ -24,6 +24,7 @@ from tfspark.driver.gang import Gang, GangPlan
 from tfspark.driver.journal import Journal
 from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, resuming_nodes
@@ -173,6 +174,7 @@ class Cluster:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
         began = self._display.begin()
         _live.add(self)
+        leave_in_order(lambda: bool(_live))
         with self._guard():
             gang = self._next_gang()
             try:
@@ -491,7 +493,7 @@ class Cluster:
         if error is None:
             self.wait()
         else:
-            self.stop(grace=0.0)
+            self.stop(grace_after(error))
 
     # --- what is known
 
@@ -566,7 +568,7 @@ class _StopOnError:
         if error is None or type(error) is self._keep:
             return
         try:
-            self._cluster.stop(grace=0.0)
+            self._cluster.stop(grace_after(error))
         except ClusterError:
             logger.exception("stopping the cluster failed")
 

@@ -210,7 +210,7 @@ class Coordinator:
 
     def _on_exited(self, msg: m.Exited) -> bytes:
         node = NodeId(msg.role, msg.index)
-        self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us))
+        self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
         return b"{}"
 
     def _on_register(self, msg: m.Register) -> bytes:

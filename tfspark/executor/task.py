@@ -106,13 +106,15 @@ class Supervisor:
         answer = self.client.ask(Attach(role, index, self.attempt, host))
         if not answer["go"]:
             return
+        kills_before = proc.out_of_memory_kills()
         self._process, self._lifeline = proc.spawn(
             "tfspark.node.main", self._directory, self._payload(host), self._environment()
         )
         code = self._watch(self._process)
         killed_by_us = self._signals_sent > 0
+        out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
         self._beat()
-        self.client.send(Exited(role, index, code, list(self.tail), killed_by_us))
+        self.client.send(Exited(role, index, code, list(self.tail), killed_by_us, out_of_memory))
 
     def close(self) -> None:
         """Kill whatever is left of the process and what it started."""

@@ -81,13 +81,17 @@ class Heartbeat(Message):
 
 @dataclass(frozen=True)
 class Exited(Message):
-    """The node's process ended. ``code`` is negative for a signal, as in `subprocess`."""
+    """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
+
+    ``out_of_memory`` tells that the kernel killed a process of its control group for want of memory meanwhile.
+    """
 
     role: str
     index: int
     code: int
     log_tail: list[str] = field(default_factory=list)
     stopped_by_us: bool = False
+    out_of_memory: bool = False
 
 
 # --- from a node to the coordinator
