@@ -1,4 +1,4 @@
-"""What a Spark application leaves in the machine: its processes, found by a mark in their environment, and its files."""
+"""What a Spark application holds: its processes, found by a mark in their environment, its files, threads and ports."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Several hosts on one machine: network namespaces, each joined by a veth pair to a bridge in a namespace of its own.
 
 Nothing is made outside these namespaces, so all of it goes with them. Every host has one address of `SUBNET` on
-``eth0`` and its own ``lo``; processes are started in it with `Hosts.start`. To cut a host off is to take its port of the
-bridge down: packets vanish in both directions and no connection is closed, as when a cable is pulled.
+``eth0`` and its own ``lo``; processes are started in it with `Hosts.start`. To cut a host off is to take its port of
+the bridge down: packets vanish in both directions and no connection is closed, as when a cable is pulled.
 """
 
 from __future__ import annotations
