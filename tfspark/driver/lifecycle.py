@@ -253,6 +253,7 @@ class Lifecycle:
     _failed: NodeId | None = None
     _failed_at: float = 0.0
     _stop_at: float | None = None
+    _grace: float | None = None
     _cancelled: bool = False
 
     def __post_init__(self) -> None:
@@ -301,6 +302,13 @@ class Lifecycle:
             case Tick():
                 out += self._tick()
         return out
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which the Spark job ends by itself once a stop was asked, or a node has failed."""
+        if self._failed is not None:
+            return self.limits.job_end
+        return (self.limits.grace if self._grace is None else self._grace) + self.limits.job_end
 
     def _every_main_returned(self) -> bool:
         return all(r.state is NodeState.FINISHED for n, r in self.records.items() if n not in self.servers)
@@ -462,7 +470,7 @@ class Lifecycle:
         if self._stop_at is not None or self.over:
             return []
         self._stop_at = self.now
-        grace = self.limits.grace if event.grace is None else event.grace
+        grace = self._grace = self.limits.grace if event.grace is None else event.grace
         if self.phase is Phase.FINISHED:
             return []
         self.phase = Phase.STOPPING
@@ -484,8 +492,7 @@ class Lifecycle:
                 if self._is_silent(r, limits.hang):
                     out += self._hung(self._to_blame(r))
                     break
-        grace = limits.grace if self._failed is None else 0.0
-        late = self._stop_at is not None and self.now - self._stop_at > grace + limits.job_end
+        late = self._stop_at is not None and self.now - self._stop_at > self.patience
         if not self.over and not self._cancelled and (late or self._only_unheard_left()):
             self._cancelled = True
             out.append(CancelJob())
@@ -528,9 +535,7 @@ def describe_exit(code: int, out_of_memory: bool = False) -> tuple[str, str | No
         name = f"signal {-code}"
     hint = None
     if -code == signal.SIGKILL:
-        cause = (
-            "SIGKILL that tfspark did not send usually is the kernel's or the container's out-of-memory killer: give"
-        )
+        cause = "SIGKILL that tfspark did not send usually is the kernel's or a container's out-of-memory killer: give"
         if out_of_memory:
             name, cause = f"{name}: its host or container was out of memory", "Give"
         hint = (
