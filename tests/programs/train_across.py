@@ -60,9 +60,8 @@ def say(**fields: Any) -> None:
 
 def announce(cluster: tfspark.Cluster) -> None:
     """Say when all workers have taken steps."""
-    coordinator = cluster._coordinator
-    assert coordinator is not None
-    if coordinator.wait(lambda: all(s.step > 1 for s in cluster.status()), 120.0):
+    assert cluster._gang is not None
+    if cluster._gang.coordinator.wait(lambda: all(s.step > 1 for s in cluster.status()), 120.0):
         say(training=[str(a.node) for a in cluster.nodes.nodes])
 
 
