@@ -149,6 +149,15 @@ def line(benchmark: str, name: str, value: float, unit: str, **more: Any) -> Non
           file=_figures)  # fmt: skip
 
 
+def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Return rows, the first of which is the heading, as a table."""
+    if markdown:
+        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
 def text(lines: str) -> None:
     """Print as it is, among the figures."""
     print(lines, file=_figures)

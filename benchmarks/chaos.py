@@ -2,18 +2,19 @@
 
 Each run starts a cluster of two workers that train together, save after each epoch and are fed four epochs. At random
 times one or two faults befall processes of it. What is trained is exact arithmetic over all rows, whatever their order:
-the model of a run is right if it equals that of the undisturbed run, bit by bit, which it does if each completed epoch saw
-every row once. An error is right if no restart was left, or if it says that rows did not come because their task was
-stopped. Nothing may be left of a cluster in any case.
+the model of a run is right if it equals that of the undisturbed run, bit by bit, which it does if each completed epoch
+saw every row once. An error is right if no restart was left, or if it says that rows did not come because their task
+was stopped. Nothing may be left of a cluster in any case.
 
-One line of JSON a run, then a table; ``--markdown`` gives it as one. The same ``--seed`` plans the same faults; what they
-meet depends on the machine.
+One line of JSON a run, then a table; ``--markdown`` gives it as one. The same ``--seed`` plans the same faults; what
+they meet depends on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import faulthandler
 import os
 import random
@@ -102,15 +103,23 @@ def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
             if order.exists():
                 how = order.read_text()
                 order.unlink()
-                if how == "exit":
-                    os._exit(7)
-                raise RuntimeError("chaos")
+                die(how)
             time.sleep(args["step_seconds"])
         n, total, squares = (float(x) for x in totals)
         weight.assign(0.5 * weight + total / n + squares)
         rows.assign_add(n)
         saved.save()
     return {"weight": float(weight), "rows": float(rows)}
+
+
+def die(how: str) -> None:
+    """End this process in one of the ways in which it ends by itself."""
+    if how == "exit":
+        os._exit(7)
+    if how == "SIGSEGV":
+        faulthandler.disable()
+        ctypes.string_at(0)
+    raise RuntimeError("chaos")
 
 
 # --- what goes wrong
@@ -285,11 +294,7 @@ def table(runs: list[dict[str, Any]], markdown: bool) -> str:
                 str(sum(len(r["restarts"]) for r in chosen)),
                 f"{max(r['seconds'] for r in chosen):.0f}",
             ))  # fmt: skip
-    if markdown:
-        rows.insert(1, tuple("---" for _ in head))
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return common.table(rows, markdown)
 
 
 def settings(directory: str) -> dict[str, str]:

@@ -92,13 +92,13 @@ def test_main_that_does_not_return_is_killed_after_the_grace_that_stop_was_given
         while True:
             time.sleep(0.1)
 
-    with tfspark.Cluster(spark, busy, workers=1, stop_grace=60.0) as cluster:
-        when(cluster, training(cluster), lambda: None).join()
-        began = time.monotonic()
-        cluster.stop(grace=1.0)
-        assert 1.0 < time.monotonic() - began < 7.0
-        with pytest.raises(ClusterStopped):
-            cluster.wait()
+    cluster = tfspark.Cluster(spark, busy, workers=1, stop_grace=60.0).start()
+    when(cluster, training(cluster), lambda: None).join()
+    began = time.monotonic()
+    cluster.stop(grace=1.0)
+    assert 1.0 < time.monotonic() - began < 7.0
+    with pytest.raises(ClusterStopped):
+        cluster.wait()
 
 
 def test_cancelling_all_jobs_of_spark_stops_it(spark: Any, tmp_path: Path) -> None:
