@@ -59,8 +59,8 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def session(master: str, name: str, verbose: bool = False) -> Iterator[SparkSession]:
-    """Make a plain Spark session whose executors run this Python and see this checkout."""
+def session(master: str, name: str, verbose: bool = False, **more: str) -> Iterator[SparkSession]:
+    """Make a plain Spark session, with more settings, whose executors run this Python and see this checkout."""
     from pyspark.sql import SparkSession
 
     logging.basicConfig(
@@ -77,6 +77,7 @@ def session(master: str, name: str, verbose: bool = False) -> Iterator[SparkSess
         "spark.log.level": "ERROR",
         "spark.driver.memory": "3g",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        **more,
     }
     builder = SparkSession.builder.master(master).appName(name)
     for key, value in settings.items():
@@ -137,10 +138,29 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0)
 def figure(benchmark: str, name: str, unit: str, rounds: Sequence[float], **more: Any) -> float:
     """Print one figure, the median of its rounds, as a line of JSON, and return it."""
     value = statistics.median(rounds)
-    line = {"benchmark": benchmark, "figure": name, "value": _short(value), "unit": unit}
-    line |= {"rounds": [_short(r) for r in rounds], **more}
-    print(json.dumps(line), file=_figures)
+    line(benchmark, name, value, unit, rounds=[_short(r) for r in rounds], **more)
     return value
+
+
+def line(benchmark: str, name: str, value: float, unit: str, **more: Any) -> None:
+    """Print one line of JSON."""
+    more = {k: _short(v) if isinstance(v, float) else v for k, v in more.items()}
+    print(json.dumps({"benchmark": benchmark, "figure": name, "value": _short(value), "unit": unit, **more}),
+          file=_figures)  # fmt: skip
+
+
+def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Return rows, the first of which is the heading, as a table."""
+    if markdown:
+        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def text(lines: str) -> None:
+    """Print as it is, among the figures."""
+    print(lines, file=_figures)
 
 
 def surroundings(benchmark: str, **more: Any) -> None:

@@ -7,12 +7,17 @@ The start runs from the call until ``main`` was entered on all nodes, and is spl
 - ``start_tensorflow``: the import of TensorFlow,
 - ``start_rendezvous``: waiting until all other nodes have registered, after that import.
 
-``finish`` runs from ``wait()``, with every ``main`` reading a feed that never comes, until all is over and freed;
-``stop`` is the same with ``stop()``. One line of JSON a figure, on standard output.
+``import`` is what as many processes need for ``python -c "import tensorflow"``, started together, right before;
+``start_above_import`` is the start less that. ``finish`` runs from ``wait()``, with every ``main`` reading a feed that
+never comes, until all is over and freed; ``stop`` is the same with ``stop()``. With ``--ps`` everything is also
+measured with parameter servers, and a chief beside them. One line of JSON a figure, on standard output.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -34,23 +39,44 @@ def idle(args: None, ctx: Any) -> float:
     return entered
 
 
-def started(spark: SparkSession, workers: int) -> Any:
+def started(spark: SparkSession, workers: int, ps: int) -> Any:
     """Return a cluster, and the time of the call that started it, once ``main`` runs on all nodes."""
     import tfspark
 
-    cluster = tfspark.Cluster(spark, idle, workers=workers, progress=False)
+    cluster = tfspark.Cluster(spark, idle, workers=workers, ps=ps, progress=False)
     began = time.time()
     cluster.start()
-    common.wait_until(lambda: len(cluster.startup_seconds) == workers, "main")
+    common.wait_until(lambda: len(cluster.startup_seconds) == nodes(workers, ps), "main")
     return cluster, began
 
 
-def measure(spark: SparkSession, workers: int, seconds: dict[tuple[str, int], list[float]]) -> None:
+def nodes(workers: int, ps: int) -> int:
+    """Return how many nodes a cluster has."""
+    return workers + ps + (1 if ps else 0)
+
+
+def import_tensorflow(processes: int) -> float:
+    """Import TensorFlow in several processes at once; return the seconds until the last one had ended."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-c", "import tensorflow"]
+    began = time.time()
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(processes)
+    ]
+    for process in running:
+        if process.wait():
+            raise RuntimeError("import tensorflow failed")
+    return time.time() - began
+
+
+def measure(spark: SparkSession, workers: int, ps: int, seconds: dict[tuple[str, int, int], list[float]]) -> None:
     """Start and stop a cluster twice, once for each way to end it."""
-    cluster, began = started(spark, workers)
+    alone = import_tensorflow(nodes(workers, ps))
+    cluster, began = started(spark, workers, ps)
     called = time.time()
     entered = cluster.wait()
-    seconds["finish", workers].append(time.time() - called)
+    seconds["finish", workers, ps].append(time.time() - called)
     last = max(entered, key=lambda node: entered[node])
     whole, parts = entered[last] - began, cluster.startup_seconds[last]
     split = {
@@ -58,31 +84,36 @@ def measure(spark: SparkSession, workers: int, seconds: dict[tuple[str, int], li
         "start_tensorflow": parts["tensorflow"],
         "start_rendezvous": parts["rendezvous"],
     }
-    seconds["start", workers].append(whole)
-    seconds["start_spark", workers].append(whole - sum(split.values()))
+    seconds["import", workers, ps].append(alone)
+    seconds["start_above_import", workers, ps].append(whole - alone)
+    seconds["start", workers, ps].append(whole)
+    seconds["start_spark", workers, ps].append(whole - sum(split.values()))
     for name, s in split.items():
-        seconds[name, workers].append(s)
+        seconds[name, workers, ps].append(s)
 
-    cluster, _ = started(spark, workers)
+    cluster, _ = started(spark, workers, ps)
     called = time.time()
     cluster.stop()
-    seconds["stop", workers].append(time.time() - called)
+    seconds["stop", workers, ps].append(time.time() - called)
 
 
 def main() -> None:
     """Measure and print."""
     parser = common.options(__doc__.splitlines()[0], rounds=5)
+    parser.add_argument("--ps", type=int, nargs="+", default=[0, 1], help="numbers of parameter servers")
     options = parser.parse_args()
     common.keep_stdout_for_figures()
     with common.session(options.master, "tfspark lifecycle benchmark", options.verbose) as spark:
         common.surroundings(NAME, master=options.master)
-        seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+        # The first one pays for Spark's own warming up.
+        started(spark, 1, 0)[0].stop()
+        seconds: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         for r in range(options.rounds):
-            for n in options.workers:
-                print(f"round {r + 1} of {options.rounds}, {n} worker(s)", file=sys.stderr)
-                measure(spark, n, seconds)
-        for (name, n), rounds in sorted(seconds.items(), key=lambda item: (item[0][1], item[0][0])):
-            common.figure(NAME, name, "s", rounds, workers=n)
+            for n, ps in itertools.product(options.workers, options.ps):
+                print(f"round {r + 1} of {options.rounds}: {n} worker(s), ps={ps}", file=sys.stderr)
+                measure(spark, n, ps, seconds)
+        for (name, n, ps), rounds in sorted(seconds.items(), key=lambda item: (item[0][1:], item[0][0])):
+            common.figure(NAME, name, "s", rounds, workers=n, ps=ps)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,31 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).parent / "programs" / "hold_cluster.py"
+SUBMITTED = Path(__file__).parent / "programs" / "wait_for_cluster.py"
 GONE_SECONDS = 20.0
+
+
+def marked_environment() -> tuple[str, dict[str, str]]:
+    """Return a mark, and an environment that carries it to all processes that are started from it."""
+    mark = f"TFSPARK_TEST_MARK={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    return mark, {**os.environ, name: value, "PYSPARK_PYTHON": sys.executable}
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Return command lines of all processes that carry the mark, by pid."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if state != "Z":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")[:120]
+        except OSError:
+            continue
+    return found
 
 
 class Driver:
@@ -25,9 +49,7 @@ class Driver:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.mark = f"TFSPARK_TEST_MARK={uuid.uuid4().hex}"
-        name, value = self.mark.split("=")
-        env = {**os.environ, name: value, "PYSPARK_PYTHON": sys.executable}
+        self.mark, env = marked_environment()
         # An executor's heap is small here: two executors and two TensorFlow processes share one machine.
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), "local-cluster[2,2,1024]", str(directory)],
@@ -61,19 +83,7 @@ class Driver:
         return self.read()
 
     def marked(self) -> dict[int, str]:
-        """Return command lines of all processes that carry the mark, by pid."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                if self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                    if state != "Z":
-                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")[:120]
-            except OSError:
-                continue
-        return found
+        return marked(self.mark)
 
     def nodes(self) -> dict[int, str]:
         """Return the processes that belong to a cluster: nodes and what they started."""
@@ -186,3 +196,33 @@ def test_stopping_spark_under_a_cluster_ends_it(tmp_path: Path) -> None:
     driver.process.wait(60)
     assert eventually(lambda: not driver.marked()), driver.marked()
     assert not driver.files()
+
+
+def test_sigterm_to_the_driver_lets_main_save_and_leaves_nothing(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.ask("start")
+    assert driver.ask("wait")["waiting"]
+    driver.process.terminate()
+    assert driver.process.wait(20) == 128 + signal.SIGTERM
+    assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+    assert eventually(lambda: not driver.marked()), driver.marked()
+    assert not driver.files()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_spark_submit_ends_the_program_and_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    """As Airflow and Kubernetes do: the signal reaches Spark's JVM, and not the Python program that it has started."""
+    import pyspark
+
+    mark, env = marked_environment()
+    submit = str(Path(pyspark.__file__).parent / "bin" / "spark-submit")
+    local = f"spark.local.dir={tmp_path}"
+    command = [submit, "--master", "local[2]", "--conf", local, str(SUBMITTED), str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert eventually(lambda: (tmp_path / "training").exists(), 60)
+    process.send_signal(sent)
+    assert process.wait(20) != 0
+    assert eventually(lambda: not marked(mark)), marked(mark)
+    end = json.loads((tmp_path / "ended.json").read_text())
+    assert end["error"] in ("ClusterStopped", "ClusterError", "NodeFailed"), end
+    assert not [p for p in tmp_path.rglob("*") if "tfspark-" in str(p) and p.is_file()]

@@ -86,6 +86,13 @@ def test_the_first_failure_is_the_one_that_is_told() -> None:
     assert m.error.index == 0 and "SIGKILL" in m.error.reason and "out-of-memory" in m.error.hint
 
 
+def test_what_the_kernel_killed_for_want_of_memory_is_told_as_such() -> None:
+    m = Machine().start()
+    m(lc.NodeExited(NODES[1], -9, out_of_memory=True))
+    assert "SIGKILL: its host or container was out of memory" in m.error.reason
+    assert "memoryOverhead" in m.error.hint
+
+
 def test_silence_is_death() -> None:
     m = Machine().start()
     m(lc.Seen(NODES[0]), after=5.0)
@@ -109,9 +116,20 @@ def test_a_process_that_exists_but_says_nothing_hangs() -> None:
 def test_the_silent_one_is_to_blame_when_another_fails() -> None:
     m = Machine().start()
     m(*(lc.Pulse(n, 0.0) for n in NODES))
-    m(lc.Pulse(NODES[0], 0.0), after=5.0)
+    m(lc.Seen(NODES[1]), lc.Pulse(NODES[0], 0.0), after=5.0)
     m(lc.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), lc.NodeExited(NODES[0], 1), lc.JobEnded())
     assert m.error.index == 1 and "has not answered for 5 s" in m.error.reason
+
+
+def test_a_host_that_nothing_is_heard_of_is_to_blame_and_is_not_waited_for() -> None:
+    m = Machine().start()
+    m(*(lc.Seen(n) for n in NODES), *(lc.Pulse(n, 0.0) for n in NODES))
+    m(lc.Seen(NODES[0]), lc.Pulse(NODES[0], 0.0), after=5.0)
+    m(lc.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), lc.NodeExited(NODES[0], 1))
+    assert kinds(m(lc.Tick(), after=0.1)) == ["Conclude"]
+    assert m.error.index == 1 and "no sign of life for 5 s" in m.error.reason and "cut off" in m.error.hint
+    assert m(lc.Tick(), after=2.8) == []
+    assert kinds(m(lc.Tick(), after=0.2)) == ["CancelJob"]
 
 
 def test_of_two_silent_processes_the_stopped_one_is_to_blame() -> None:
@@ -169,7 +187,7 @@ def test_stopping_takes_its_grace_and_then_cancels() -> None:
     told = m(lc.StopAsked("the user wants it"))
     assert kinds(told) == ["PublishStop", "Conclude"] and told[0].grace == 5.0
     assert isinstance(m.error, ClusterStopped) and "the user wants it" in str(m.error)
-    assert m(lc.StopAsked("again"), lc.Tick(), after=12.9) == []
+    assert m(lc.StopAsked("again"), lc.Seen(NODES[0]), lc.Tick(), after=12.9) == []
     assert kinds(m(lc.Tick(), after=0.2)) == ["CancelJob"]
     assert m(lc.Tick(), lc.JobEnded("cancelled"), after=100.0) == []
     assert m.life.over

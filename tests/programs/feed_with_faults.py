@@ -98,7 +98,7 @@ def main() -> None:
     expected: list[tuple[int, list[int]]] = []
     injected: Counter[str] = Counter()
     with tfspark.Cluster(spark, read_all, workers=2, progress=False) as cluster:
-        coordinator = cluster._coordinator
+        coordinator = cluster._gang and cluster._gang.coordinator
         assert coordinator is not None
         assert coordinator.wait(lambda: all(s.metrics for s in cluster.status()), 60)
         spared = [int(s.metrics["jvm"]) for s in cluster.status()]

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -20,7 +21,7 @@ from tfspark.errors import TFSparkError
 
 
 def hold(args: Any, ctx: Any) -> str:
-    """Wait until the cluster stops; leave a temporary file and a child process for the cluster to clean up."""
+    """Wait until the cluster stops, then save; leave a temporary file and a child process for it to clean up."""
     import subprocess
     import tempfile
 
@@ -28,6 +29,7 @@ def hold(args: Any, ctx: Any) -> str:
     subprocess.Popen(["sleep", "1000"])
     while not ctx.stopping:
         ctx._link.stopping.wait(1.0)
+    Path(args, f"saved-{ctx.index}").touch()
     return "stopped"
 
 
@@ -70,10 +72,12 @@ def main() -> None:
         try:
             if command in ("start", "train"):
                 options = {"stop_grace": 1.0, "hang_timeout": 5.0 if command == "start" else 20.0}
-                cluster = tfspark.Cluster(spark, hold if command == "start" else train, workers=2, **options).start()
-                assert cluster._coordinator is not None
+                cluster = tfspark.Cluster(
+                    spark, hold if command == "start" else train, sys.argv[2], workers=2, **options
+                ).start()
+                assert cluster._gang is not None
                 ready = (lambda s: s.state == "running") if command == "start" else (lambda s: s.step > 0)
-                cluster._coordinator.wait(lambda c=cluster, r=ready: all(r(s) for s in c.status()), 60)
+                cluster._gang.coordinator.wait(lambda c=cluster, r=ready: all(r(s) for s in c.status()), 60)
                 say(pids=[n.pid for n in cluster.nodes.nodes])
             elif command == "wait":
                 assert cluster is not None

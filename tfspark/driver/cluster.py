@@ -26,6 +26,7 @@ from tfspark.driver.profiles import Resources
 from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.resources import Wishes
 from tfspark.driver.sources import Columns, Source, is_rdd, planned, source_of
+from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, resuming_nodes
@@ -192,6 +193,7 @@ class Cluster:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
         began = self._display.begin()
         _live.add(self)
+        leave_in_order(lambda: bool(_live))
         with self._guard():
             gang = self._next_gang()
             try:
@@ -513,7 +515,7 @@ class Cluster:
         if error is None:
             self.wait()
         else:
-            self.stop(grace=0.0)
+            self.stop(grace_after(error))
 
     # --- what is known
 
@@ -588,7 +590,7 @@ class _StopOnError:
         if error is None or type(error) is self._keep:
             return
         try:
-            self._cluster.stop(grace=0.0)
+            self._cluster.stop(grace_after(error))
         except ClusterError:
             logger.exception("stopping the cluster failed")
 

@@ -264,7 +264,7 @@ class Coordinator:
 
     def _on_exited(self, msg: m.Exited) -> bytes:
         node = NodeId(msg.role, msg.index)
-        self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us))
+        self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
         record = self.lifecycle.records[node]
         # TensorFlow knows it by its address.
         again = record.address.port if record.exited is None and record.address is not None else None

@@ -193,10 +193,8 @@ class Gang:
             if self._closed:
                 return
             coordinator, job = self.coordinator, self._job
-            limits = self._plan.limits
             try:
-                patience = limits.grace + limits.job_end
-                if job is not None and not coordinator.wait(lambda: self.life.over, patience):
+                if job is not None and not coordinator.wait(lambda: self.life.over, self.life.patience):
                     job.cancel()
                     coordinator.wait(lambda: self.life.over, CLOSE_SECONDS)
             finally:

@@ -22,8 +22,12 @@ REJOINS_PER_NODE = 3
 """How often a worker of parameter servers that is lost may come back before its loss counts as a failure."""
 
 SUSPICIOUS_SILENCE_SECONDS = 4.0
-"""A node's process that has been silent for so long is to blame when another one fails."""
+"""A node that has been silent for so long is to blame when another one fails."""
 
+KILLED_HINT = (
+    "The executor or its Python worker was killed: look in the executor's log; out of memory is the usual cause "
+    "(spark.executor.memoryOverhead)."
+)
 
 CANCELLED = re.compile(r"Job \d+ cancelled|has been cancelled|SparkContext was shut down")
 """Spark's words for a job that someone has ended."""
@@ -55,7 +59,7 @@ class Limits:
     """Deadlines, in seconds."""
 
     start: float = 300.0
-    silence: float = 8.0
+    silence: float = 7.0
     last_words: float = 2.0
     grace: float = 5.0
     job_end: float = 8.0
@@ -133,6 +137,7 @@ class NodeExited:
     code: int
     log_tail: tuple[str, ...] = ()
     stopped_by_us: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,7 @@ class Lifecycle:
     _failed: NodeId | None = None
     _failed_at: float = 0.0
     _stop_at: float | None = None
+    _grace: float | None = None
     _cancelled: bool = False
 
     def __post_init__(self) -> None:
@@ -316,6 +322,13 @@ class Lifecycle:
             case Tick():
                 out += self._tick()
         return out
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which the Spark job ends by itself once a stop was asked, or a node has failed."""
+        if self._failed is not None:
+            return self.limits.job_end
+        return (self.limits.grace if self._grace is None else self._grace) + self.limits.job_end
 
     def _every_main_returned(self) -> bool:
         return all(r.state is NodeState.FINISHED for n, r in self.records.items() if n not in self.servers)
@@ -396,16 +409,19 @@ class Lifecycle:
         )
         return [PublishStop(0.0, f"{record.node} had no data"), *self._conclude(error)]
 
-    def _lost(self, node: NodeId, reason: str) -> list[Instruction]:
+    def _unheard(self, record: NodeRecord) -> list[Instruction]:
+        return self._lost(
+            record.node,
+            f"no sign of life for {self.now - (record.last_seen or 0.0):.0f} s",
+            "Its host is down or cut off from the network, or the executor or its Python worker was killed or stopped.",
+        )
+
+    def _lost(self, node: NodeId, reason: str, hint: str = KILLED_HINT) -> list[Instruction]:
         record = self.records[node]
         if self.phase in (Phase.FINISHED, Phase.STOPPING) or record.state is NodeState.FINISHED:
             return []
         record.state = NodeState.FAILED
-        record.raised = record.raised or NodeRaised(
-            node, reason, "",
-            "The executor or its Python worker was killed: look in the executor's log; out of memory is the usual "
-            "cause (spark.executor.memoryOverhead).",
-        )  # fmt: skip
+        record.raised = record.raised or NodeRaised(node, reason, "", hint)
         self._failed_at = self.now - self.limits.last_words
         return self._fail(node)
 
@@ -433,7 +449,13 @@ class Lifecycle:
         alive = r.exited is None and r.state not in (NodeState.FINISHED, NodeState.FAILED)
         return alive and r.last_pulse is not None and self.now - r.last_pulse > seconds
 
+    def _is_unheard(self, r: NodeRecord, seconds: float) -> bool:
+        """Tell whether not even the task that supervises a node has been heard of."""
+        return r.last_seen is not None and r.exited is None and self.now - r.last_seen > seconds
+
     def _hung(self, record: NodeRecord) -> list[Instruction]:
+        if self._is_unheard(record, SUSPICIOUS_SILENCE_SECONDS):
+            return self._unheard(record)
         if self._may_rejoin(record):
             # Its exit will tell the rest.
             record.kill = True
@@ -475,8 +497,7 @@ class Lifecycle:
                 raised.hint or None,
                 raised.final,
             )
-        code = exited.code if exited else 0
-        reason, hint = describe_exit(code)
+        reason, hint = describe_exit(exited.code if exited else 0, exited is not None and exited.out_of_memory)
         return NodeFailed(node.role, node.index, record.host, reason, "", tail, hint)
 
     def _job_ended(self, event: JobEnded) -> list[Instruction]:
@@ -503,7 +524,7 @@ class Lifecycle:
         if self._stop_at is not None or self.over:
             return []
         self._stop_at = self.now
-        grace = self.limits.grace if event.grace is None else event.grace
+        grace = self._grace = self.limits.grace if event.grace is None else event.grace
         if self.phase is Phase.FINISHED:
             return []
         self.phase = Phase.STOPPING
@@ -519,13 +540,8 @@ class Lifecycle:
             out += self._conclude(self._node_failed(self._failed))
         if self.phase in (Phase.STARTING, Phase.RUNNING):
             for r in self.records.values():
-                if (
-                    r.last_seen is not None
-                    and r.exited is None
-                    and r.state is not NodeState.FINISHED
-                    and self.now - r.last_seen > limits.silence
-                ):
-                    out += self._lost(r.node, f"no sign of life for {limits.silence:.0f} s")
+                if r.state is not NodeState.FINISHED and self._is_unheard(r, limits.silence):
+                    out += self._unheard(r)
                     break
                 if r.away_since is not None and self.now - r.away_since > limits.start:
                     out += self._lost(r.node, f"it was lost and did not come back within {limits.start:.0f} s")
@@ -533,16 +549,17 @@ class Lifecycle:
                 if self._is_silent(r, limits.hang) and not self._someone_is_away():
                     out += self._hung(self._to_blame(r))
                     break
-        grace = limits.grace if self._failed is None else 0.0
-        if (
-            self._stop_at is not None
-            and not self.over
-            and not self._cancelled
-            and self.now - self._stop_at > grace + limits.job_end
-        ):
+        late = self._stop_at is not None and self.now - self._stop_at > self.patience
+        if not self.over and not self._cancelled and (late or self._only_unheard_left()):
             self._cancelled = True
             out.append(CancelJob())
         return out
+
+    def _only_unheard_left(self) -> bool:
+        """Tell whether all nodes have gone that can be told to: nothing is heard of those that are left."""
+        left = [r for r in self.records.values() if r.exited is None]
+        unheard = all(self._is_unheard(r, self.limits.silence) for r in left)
+        return self._stop_at is not None and bool(left) and unheard
 
     def _start_timed_out(self) -> list[Instruction]:
         missing = [str(n) for n, r in self.records.items() if r.address is None]
@@ -565,7 +582,7 @@ class Lifecycle:
         return [Conclude(error)]
 
 
-def describe_exit(code: int) -> tuple[str, str | None]:
+def describe_exit(code: int, out_of_memory: bool = False) -> tuple[str, str | None]:
     """Say in words how a process ended, and the likely cause."""
     if code >= 0:
         return f"its process exited with code {code} before main returned", None
@@ -575,9 +592,12 @@ def describe_exit(code: int) -> tuple[str, str | None]:
         name = f"signal {-code}"
     hint = None
     if -code == signal.SIGKILL:
+        cause = "SIGKILL that tfspark did not send usually is the kernel's or a container's out-of-memory killer: give"
+        if out_of_memory:
+            name, cause = f"{name}: its host or container was out of memory", "Give"
         hint = (
-            "SIGKILL that tfspark did not send usually is the kernel's or the container's out-of-memory killer: give "
-            "executors more memory (spark.executor.memoryOverhead holds what TensorFlow uses) or train on less at once."
+            f"{cause} executors more memory (spark.executor.memoryOverhead holds what TensorFlow uses) or train on "
+            "less at once."
         )
     elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS):
         hint = "Native code crashed; the last log lines may say where."

@@ -75,3 +75,27 @@ def resident_bytes(pid: int) -> int:
             return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def out_of_memory_kills() -> int:
+    """Return how many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
+    try:
+        with open("/proc/self/cgroup") as f:
+            groups = [line.rstrip("\n").split(":", 2) for line in f]
+    except OSError:
+        return 0
+    for _, controllers, path in groups:
+        if controllers == "memory":
+            names = [f"/sys/fs/cgroup/memory{path}/memory.oom_control", "/sys/fs/cgroup/memory/memory.oom_control"]
+        elif not controllers:
+            names = [f"/sys/fs/cgroup{path}/memory.events", "/sys/fs/cgroup/memory.events"]
+        else:
+            continue
+        # In a container the path may be the host's, and its own group is mounted at the root.
+        for name in names:
+            with contextlib.suppress(OSError, ValueError), open(name) as f:
+                for line in f:
+                    key, value = line.split()
+                    if key == "oom_kill":
+                        return int(value)
+    return 0

@@ -157,12 +157,14 @@ class Supervisor:
             return
         port: int | None = 0
         while port is not None:
+            kills_before = proc.out_of_memory_kills()
             self._spawn(host, port, gpus, env)
             assert self._process is not None
             code = self._watch(self._process)
             killed_by_us = self._signals_sent > 0
+            out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
             self._beat()
-            answer = self.client.ask(Exited(role, index, code, list(self.tail), killed_by_us))
+            answer = self.client.ask(Exited(role, index, code, list(self.tail), killed_by_us, out_of_memory))
             port = answer["respawn_port"]
             self._end()
 

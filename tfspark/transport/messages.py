@@ -83,7 +83,8 @@ class Heartbeat(Message):
 class Exited(Message):
     """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
 
-    The answer says whether to start it again, and TensorFlow's port.
+    ``out_of_memory`` tells that the kernel killed a process of its control group for want of memory meanwhile. The
+    answer says whether to start it again, and TensorFlow's port.
     """
 
     role: str
@@ -91,6 +92,7 @@ class Exited(Message):
     code: int
     log_tail: list[str] = field(default_factory=list)
     stopped_by_us: bool = False
+    out_of_memory: bool = False
 
 
 # --- from a node to the coordinator

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any], bytes]
 
+CLOSE_SECONDS = 1.0
+"""How long running calls may take to end; gRPC gives up a caller whose host was cut off only after 20 s."""
+
 
 def location_of(host: str, port: int, tls: bool) -> str:
     """Return the Flight URI of a host and port (IPv6 addresses in brackets)."""
@@ -71,10 +74,15 @@ class MessageServer(flight.FlightServerBase):
         yield handler(message)
 
     def close(self) -> None:
-        """Stop serving and wait until running calls have ended; safe to call twice."""
+        """Stop serving and wait, not for long, until running calls have ended; safe to call twice."""
         if not self._closed.is_set():
             self._closed.set()
-            self.shutdown()
-            self.wait()
+            closing = threading.Thread(target=self._shut_down, name="tfspark-closing", daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
             if self._claim:
                 self._claim.close()
+
+    def _shut_down(self) -> None:
+        self.shutdown()
+        self.wait()

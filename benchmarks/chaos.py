@@ -1,0 +1,349 @@
+"""Break short trainings at random, with restarts, and see that each ends with the right model or the right error.
+
+Each run starts a cluster of two workers that train together, save after each epoch and are fed four epochs. At random
+times one or two faults befall processes of it. What is trained is exact arithmetic over all rows, whatever their order:
+the model of a run is right if it equals that of the undisturbed run, bit by bit, which it does if each completed epoch
+saw every row once. An error is right if no restart was left, or if it says that rows did not come because their task
+was stopped. Nothing may be left of a cluster in any case.
+
+One line of JSON a run, then a table; ``--markdown`` gives it as one. The same ``--seed`` plans the same faults; what
+they meet depends on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import _common as common
+import _processes as processes
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    import tfspark
+
+NAME = "chaos"
+EPOCHS = 4
+ROWS = 1000
+MAX_RESTARTS = 3
+LAST_FAULT_SECONDS = 14.0
+"""Faults are planned within so many seconds from the start of a run; an undisturbed one takes about as long."""
+
+LIMIT_SECONDS = 180.0
+LEFT_SECONDS = 20.0
+"""How long what belonged to a cluster may still be there after it has ended."""
+
+KINDS = {
+    ("TensorFlow process", "SIGKILL"): 3,
+    ("TensorFlow process", "SIGSTOP"): 2,
+    ("TensorFlow process", "exception"): 2,
+    ("TensorFlow process", "exit"): 2,
+    ("supervising Python worker", "SIGKILL"): 3,
+    ("supervising Python worker", "SIGSTOP"): 2,
+    ("executor JVM", "SIGKILL"): 3,
+    ("executor JVM", "SIGSTOP"): 1,
+    ("feeding Python worker", "SIGKILL"): 3,
+    ("feeding Python worker", "SIGSTOP"): 1,
+}
+"""What can happen to what, and how often beside the others."""
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong: planned, and when it did, in seconds since the start of the run."""
+
+    target: str
+    how: str
+    planned: float
+    at: float | None = None
+
+
+def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """Train one number on sums over all rows of an epoch."""
+    import tensorflow as tf
+
+    strategy = ctx.strategy()
+    with strategy.scope():
+        weight = tf.Variable(0.0, dtype=tf.float64)
+        rows = tf.Variable(0.0, dtype=tf.float64)
+    saved = ctx.checkpoint(weight=weight, rows=rows)
+    saved.restore()
+
+    @tf.function(reduce_retracing=True)
+    def step(ids: Any) -> Any:
+        def sums(x: Any) -> Any:
+            x = tf.cast(x, tf.float64)
+            mine = tf.stack([tf.cast(tf.size(x), tf.float64), tf.reduce_sum(x), tf.reduce_sum(x * x)])
+            return tf.distribute.get_replica_context().all_reduce("SUM", mine)
+
+        return strategy.experimental_local_results(strategy.run(sums, args=(ids,)))[0]
+
+    order = Path(args["orders"], str(ctx.index))
+    steps = 0
+    for _ in ctx.epochs():
+        totals = tf.zeros(3, tf.float64)
+        for batch in ctx.distribute(ctx.dataset(25, shuffle=True)):
+            totals += step(batch["id"])
+            steps += 1
+            ctx.report(steps)
+            if order.exists():
+                how = order.read_text()
+                order.unlink()
+                die(how)
+            time.sleep(args["step_seconds"])
+        n, total, squares = (float(x) for x in totals)
+        weight.assign(0.5 * weight + total / n + squares)
+        rows.assign_add(n)
+        saved.save()
+    return {"weight": float(weight), "rows": float(rows)}
+
+
+def die(how: str) -> None:
+    """End this process in one of the ways in which it ends by itself."""
+    if how == "exit":
+        os._exit(7)
+    if how == "SIGSEGV":
+        faulthandler.disable()
+        ctypes.string_at(0)
+    raise RuntimeError("chaos")
+
+
+# --- what goes wrong
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def _nodes() -> list[int]:
+    """Return the TensorFlow processes, without their guardians."""
+    with contextlib.suppress(OSError):
+        return [pid for pid in processes.nodes() if "pyspark.daemon" in _command(processes.parent(pid))]
+    return []
+
+
+def _candidates(target: str) -> list[int]:
+    """Return the processes of a kind that there are now."""
+    with contextlib.suppress(OSError):
+        if target == "executor JVM":
+            return [pid for pid, command in processes.marked().items() if "CoarseGrainedExecutorBackend" in command]
+        supervisors = {processes.parent(pid) for pid in _nodes()}
+        if target == "supervising Python worker":
+            return sorted(supervisors)
+        if target == "feeding Python worker":
+            workers = [pid for pid, command in processes.marked().items() if "pyspark.daemon" in command]
+            return [p for p in workers if processes.parent(p) in workers and p not in supervisors]
+        return _nodes()
+    return []
+
+
+class Chaos(threading.Thread):
+    """Brings about the faults of one run."""
+
+    def __init__(self, faults: list[Fault], orders: str, rng: random.Random) -> None:
+        super().__init__(name="chaos", daemon=True)
+        self.faults, self._orders, self._rng = faults, orders, rng
+        self._over = threading.Event()
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        for fault in self.faults:
+            self._over.wait(max(0.0, fault.planned - (time.monotonic() - self._began)))
+            while not self._over.is_set() and not self._befall(fault):
+                self._over.wait(0.1)
+            if not self._over.is_set():
+                fault.at = time.monotonic() - self._began
+
+    def _befall(self, fault: Fault) -> bool:
+        if fault.how in ("exception", "exit"):
+            Path(self._orders, str(self._rng.randrange(2))).write_text(fault.how)
+            return True
+        candidates = _candidates(fault.target)
+        if not candidates:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._rng.choice(candidates), getattr(signal, fault.how))
+            return True
+        return False
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+# --- one run
+
+
+def planned(rng: random.Random) -> list[Fault]:
+    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=rng.choice([1, 1, 2]))
+    faults = [Fault(target, how, round(rng.uniform(0.5, LAST_FAULT_SECONDS), 1)) for target, how in kinds]
+    return sorted(faults, key=lambda fault: fault.planned)
+
+
+def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any) -> dict[str, Any]:
+    """Train once, with faults; tell how it ended."""
+    import tfspark
+
+    with tempfile.TemporaryDirectory() as directory:
+        orders = Path(directory, "orders")
+        orders.mkdir()
+        args = {"orders": str(orders), "step_seconds": 0.05}
+        cluster = tfspark.Cluster(
+            spark, train, args, workers=2, max_restarts=MAX_RESTARTS, checkpoint_dir=f"{directory}/checkpoints",
+            stop_grace=1.0, hang_timeout=8.0, stall_timeout=20.0, start_timeout=90.0, progress=False,
+        )  # fmt: skip
+        hung: list[bool] = []
+        chaos, watchdog = Chaos(faults, str(orders), rng), _watchdog(cluster, hung)
+        began = time.monotonic()
+        chaos.start()
+        try:
+            with cluster:
+                cluster.feed(spark.range(0, ROWS, 1, 8), epochs=EPOCHS)
+            model = cluster.results["worker", 0]
+            end, ok = "right model", right is None or model == right
+            if not ok:
+                end = f"wrong model: {model}"
+        except tfspark.errors.TFSparkError as e:
+            model, end = None, f"{type(e).__name__}: {e.message}"
+            ok = _is_right_error(e, cluster, faults) and not hung
+        finally:
+            seconds = time.monotonic() - began
+            watchdog.cancel()
+            chaos.end()
+    if hung:
+        end = f"too late: {end}"
+    return {
+        "ok": ok,
+        "end": end,
+        "seconds": seconds,
+        "restarts": [str(getattr(e, "message", e)).splitlines()[0] for e in cluster.restarts],
+        "model": model,
+    }
+
+
+def _is_right_error(error: Exception, cluster: tfspark.Cluster, faults: list[Fault]) -> bool:
+    from tfspark.errors import FeedError
+
+    starved = any(f.how == "SIGSTOP" and f.at is not None and "TensorFlow" not in f.target for f in faults)
+    return len(cluster.restarts) == MAX_RESTARTS or (isinstance(error, FeedError) and starved)
+
+
+def _watchdog(cluster: tfspark.Cluster, hung: list[bool]) -> threading.Timer:
+    def too_late() -> None:
+        hung.append(True)
+        faulthandler.dump_traceback(sys.stderr)
+        cluster.stop(grace=0.0)
+
+    timer = threading.Timer(LIMIT_SECONDS, too_late)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def left_over(directory: str) -> list[str]:
+    """Return what is left of clusters once they had time to go."""
+    kinds: list[Callable[[], list[str]]] = [
+        lambda: list(processes.nodes().values()),
+        processes.threads,
+        lambda: processes.files(directory),
+    ]
+    with contextlib.suppress(TimeoutError):
+        common.wait_until(lambda: not any(kind() for kind in kinds), "the end", LEFT_SECONDS)
+    return [thing for kind in kinds for thing in kind()]
+
+
+# --- the table
+
+
+def table(runs: list[dict[str, Any]], markdown: bool) -> str:
+    """Return what each kind of fault came to; a run with two faults counts for both."""
+    head = ("fault", "planned", "took place", "right model", "right error", "wrong", "restarts", "longest run, s")
+    rows = [head]
+    for target, how in [*KINDS, ("all runs", "")]:
+        chosen, faults = [], []
+        for run in runs:
+            of_kind = [f for f in run["faults"] if (f["target"], f["how"]) == (target, how) or not how]
+            faults += of_kind
+            if of_kind or not how:
+                chosen.append(run)
+        if chosen:
+            good = [r for r in chosen if r["ok"]]
+            rows.append((
+                f"{target}, {how}" if how else target,
+                str(len(faults)),
+                str(sum(f["at"] is not None for f in faults)),
+                str(sum(r["end"] == "right model" for r in good)),
+                str(sum(r["end"] != "right model" for r in good)),
+                str(len(chosen) - len(good)),
+                str(sum(len(r["restarts"]) for r in chosen)),
+                f"{max(r['seconds'] for r in chosen):.0f}",
+            ))  # fmt: skip
+    return common.table(rows, markdown)
+
+
+def settings(directory: str) -> dict[str, str]:
+    return {
+        "spark.local.dir": directory,
+        "spark.log.level": "OFF",
+        "spark.task.maxFailures": "8",
+        "spark.deploy.maxExecutorRetries": "-1",
+        # An executor that is stopped, and not killed, is one that Spark must give up.
+        "spark.executor.heartbeatInterval": "2s",
+        "spark.network.timeout": "20s",
+    }
+
+
+def main() -> None:
+    """Run and print; the exit code is 1 if a run ended wrongly or left something behind."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--master", default="local-cluster[3,2,1024]")
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=1, help="number of the first run, to repeat some of a series")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    common.keep_stdout_for_figures()
+    processes.mark()
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        with common.session(options.master, NAME, **settings(directory)) as spark:
+            common.surroundings(NAME, master=options.master, seed=options.seed)
+            undisturbed = run_once(spark, [], random.Random(0), None)
+            right = undisturbed.pop("model")
+            if right is None or right["rows"] != ROWS * EPOCHS:
+                raise SystemExit(f"the undisturbed run failed: {undisturbed}")
+            for i in range(options.first, options.first + options.runs):
+                rng = random.Random(f"{options.seed}-{i}")
+                faults = planned(rng)
+                run = run_once(spark, faults, rng, right)
+                del run["model"]
+                run["faults"] = [asdict(f) for f in faults]
+                run["left"] = left_over(directory)
+                run["ok"] = run["ok"] and not run["left"]
+                runs.append(run)
+                common.line(NAME, "run", i, "", open_files=processes.open_files(), **run)
+        ended = processes.marked()
+    common.text(table(runs, options.markdown))
+    wrong = sum(not r["ok"] for r in runs)
+    common.line(NAME, "wrong", wrong, "", runs=len(runs), undisturbed=undisturbed["seconds"], left=list(ended.values()))
+    sys.exit(bool(wrong or ended))
+
+
+if __name__ == "__main__":
+    main()

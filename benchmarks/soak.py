@@ -1,0 +1,118 @@
+"""Start, feed and stop clusters again and again in one Spark application, and see that nothing grows.
+
+Each round runs ``--at-once`` clusters of one worker at the same time. After it, what the driver's two processes, Spark
+and the disk hold is counted: a JSON line a round. The last line says what grew: counts must be those of the round after
+the warm-up, memory may rise by ``--megabytes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import _common as common
+import _processes as processes
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+NAME = "soak"
+ROWS = 2000
+
+
+def count(args: None, ctx: Any) -> int:
+    """Sum the ids of all fed rows."""
+    total = 0
+    for _ in ctx.epochs():
+        for batch in ctx.dataset(256):
+            total += int(batch["id"].numpy().sum())
+    return total
+
+
+def one_cluster(spark: SparkSession, failures: list[str]) -> None:
+    import tfspark
+
+    try:
+        with tfspark.Cluster(spark, count, workers=1, strategy="none", progress=False) as cluster:
+            cluster.feed(spark.range(0, ROWS, 1, 2), epochs=2)
+        if cluster.results["worker", 0] != sum(range(ROWS)) * 2:
+            failures.append(f"wrong sum {cluster.results}")
+    except Exception as e:
+        failures.append(f"{type(e).__name__}: {e}")
+
+
+def footprint(spark: SparkSession, directory: str) -> dict[str, float]:
+    """Count what the application holds between two clusters."""
+    gc.collect()
+    jvm = processes.of_jvm(spark)
+    spark._jvm.java.lang.System.gc()  # type: ignore[union-attr]
+    sc = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]
+    runtime = spark._jvm.java.lang.Runtime.getRuntime()  # type: ignore[union-attr]
+    return {
+        "threads": len(threading.enumerate()),
+        "native_threads": processes.native_threads(),
+        "open_files": processes.open_files(),
+        "ports": processes.listening(),
+        "memory_mb": processes.resident_mb(),
+        "jvm_threads": processes.native_threads(jvm),
+        "jvm_open_files": processes.open_files(jvm),
+        "jvm_heap_mb": (runtime.totalMemory() - runtime.freeMemory()) / 1e6,
+        "node_processes": len(processes.nodes()),
+        "node_files": len(processes.files(directory)),
+        "tags": len(spark.getTags()),
+        "listeners": sc.listenerBus().listeners().size(),
+        "persistent": sc.getPersistentRDDs().size(),
+        "active_jobs": len(spark.sparkContext.statusTracker().getActiveJobsIds()),
+    }
+
+
+SLACK = {"native_threads": 4, "open_files": 4, "jvm_threads": 12, "jvm_open_files": 12}
+"""By how much a count may differ: pools of gRPC, py4j and Spark give up what is idle after a while."""
+
+
+def grown(first: dict[str, float], last: dict[str, float], megabytes: float) -> dict[str, list[float]]:
+    """Return what is more in `last` than in `first`, beyond what is allowed."""
+    slack = {**SLACK, "memory_mb": megabytes, "jvm_heap_mb": megabytes}
+    return {k: [first[k], v] for k, v in last.items() if v > first[k] + slack.get(k, 0)}
+
+
+def main() -> None:
+    """Run and print; the exit code is 1 if something failed or grew."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--master", default="local[4]")
+    parser.add_argument("--times", type=int, default=50, help="rounds")
+    parser.add_argument("--at-once", type=int, default=2, help="clusters at the same time")
+    parser.add_argument("--warm-up", type=int, default=3, help="rounds before counts are compared")
+    parser.add_argument("--megabytes", type=float, default=50.0, help="how much memory may grow")
+    options = parser.parse_args()
+    common.keep_stdout_for_figures()
+    processes.mark()
+    failures: list[str] = []
+    rounds: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        with common.session(options.master, NAME, **{"spark.local.dir": directory}) as spark:
+            common.surroundings(NAME, master=options.master)
+            for i in range(options.times):
+                began = time.monotonic()
+                running = [threading.Thread(target=one_cluster, args=(spark, failures)) for _ in range(options.at_once)]
+                for thread in running:
+                    thread.start()
+                for thread in running:
+                    thread.join()
+                seconds = time.monotonic() - began
+                rounds.append(footprint(spark, directory))
+                common.line(NAME, "round", i + 1, "", seconds=seconds, **rounds[-1])
+        left = processes.marked()
+    more = grown(rounds[min(options.warm_up, len(rounds)) - 1], rounds[-1], options.megabytes)
+    common.line(NAME, "grown", len(more), "", clusters=options.times * options.at_once, what=more, failures=failures,
+                left=list(left.values()))  # fmt: skip
+    sys.exit(bool(more or failures or left))
+
+
+if __name__ == "__main__":
+    main()
