@@ -59,7 +59,10 @@ def check_jar() -> Iterator[Finding]:
     """The jar of the TFRecord connector; compiles it if need be."""
     from tfspark.connector import connector_jar
 
-    yield ok("connector", f"{connector_jar()}")
+    try:
+        yield ok("connector", f"{connector_jar()}")
+    except OSError as e:
+        yield broken("connector", f"the jar cannot be kept: {e}", "Point TFSPARK_CACHE to a writable directory.")
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

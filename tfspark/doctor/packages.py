@@ -12,6 +12,8 @@ from tfspark.doctor.findings import Finding, State, ok
 NODES_ONLY = frozenset({"tensorflow", "keras", "tensorboard"})
 """A driver can do without these as long as its own code does."""
 
+SHOWN = ("tensorflow", "keras", "pyarrow", "pandas", "numpy")
+
 DRIVER_ONLY = frozenset({"rich", "findspark", "cryptography", "google-crc32c", "pyspark"})
 """Executors can do without these; pyspark comes to them with Spark."""
 
@@ -34,22 +36,23 @@ def judge(check: str, where: str, installed: Mapping[str, str | None], optional:
     check
         Name of the check.
     where
-        Whose packages they are, as part of a sentence: ``"the driver"``.
+        Whose packages they are: ``"the driver"``.
     installed
         Version by name, None for what is missing.
     optional
         Names whose lack is only a warning.
     """
-    wrong = []
+    wrong: dict[State, list[tuple[str, str]]] = {State.BROKEN: [], State.WARNING: []}
     for needed in requirements():
         version = installed.get(needed.name)
-        if version is not None and needed.specifier.contains(version, prereleases=True):
-            continue
-        state = State.WARNING if needed.name in optional else State.BROKEN
-        text = f"{needed.name} {version}" if version else f"no {needed.name}"
-        hint = f"Install '{needed.name}{needed.specifier}' in the Python of {where}."
-        wrong.append(Finding(check, state, f"{where} has {text}; tfspark needs {needed.specifier}", hint))
-    yield from wrong
-    if not wrong:
-        shown = [n for n in ("tensorflow", "keras", "pyarrow", "pandas", "numpy") if installed.get(n)]
-        yield ok(check, f"{where} has {', '.join(f'{n} {installed[n]}' for n in shown)}")
+        if version is None or not needed.specifier.contains(version, prereleases=True):
+            state = State.WARNING if needed.name in optional else State.BROKEN
+            found = f"{needed.name} {version}" if version else f"no {needed.name}"
+            wrong[state].append((found, f"'{needed.name}{needed.specifier}'"))
+    for state, found_and_wanted in wrong.items():
+        if found_and_wanted:
+            founds, wanted = zip(*found_and_wanted, strict=True)
+            yield Finding(check, state, f"{where}: {', '.join(founds)}", f"pip install {' '.join(wanted)} there.")
+    if not any(wrong.values()):
+        shown = [n for n in SHOWN if installed.get(n)]
+        yield ok(check, f"{where}: {', '.join(f'{n} {installed[n]}' for n in shown)}")

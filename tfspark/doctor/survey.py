@@ -84,7 +84,7 @@ class Survey:
 
 
 def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], workers: int, timeout: float) -> Survey:
-    """Start an application, look at everything, and end it.
+    """Start an application, look at everything, and end it; one that is running already is left running.
 
     Raises
     ------
@@ -93,6 +93,7 @@ def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], wo
     """
     import tfspark
 
+    running = _running_session()
     try:
         spark = tfspark.session("tfspark doctor", master, **{**SETTINGS, **conf})
     except TFSparkError:
@@ -105,7 +106,14 @@ def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], wo
     try:
         return _look(spark, [_uri(p) for p in paths], workers, timeout)
     finally:
-        spark.stop()
+        if running is None:
+            spark.stop()
+
+
+def _running_session() -> SparkSession | None:
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession()
 
 
 def _look(spark: SparkSession, paths: Sequence[str], workers: int, timeout: float) -> Survey:

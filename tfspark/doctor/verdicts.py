@@ -58,7 +58,7 @@ def judge_job(s: Survey) -> Iterator[Finding]:
         return
     told = describe_python(s.settings)
     if "Cannot run program" in error:
-        yield broken("executors", f"executors cannot run {told}: {_line(error, 'Cannot run program')}", _PYTHON_HINT)
+        yield broken("executors", f"executors cannot run {told}: no such program there", _PYTHON_HINT)
     elif "PYTHON_VERSION_MISMATCH" in error or "different version" in error:
         yield broken("executors", _line(error, "different"), _SAME_ENVIRONMENT)
     elif "No module named 'pyspark" in error:
