@@ -15,11 +15,11 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "run_one.py"
 
 
-def daemon(log: Path, *command: str) -> subprocess.Popen[bytes]:
+def daemon(log: Path, *command: str, **settings: str) -> subprocess.Popen[bytes]:
     import pyspark
 
     spark_class = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
-    environment = {**os.environ, "SPARK_NO_DAEMONIZE": "1", "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment = {**os.environ, "SPARK_NO_DAEMONIZE": "1", "SPARK_LOCAL_IP": "127.0.0.1", **settings}
     with open(log, "wb") as out:
         return subprocess.Popen([spark_class, *command], stdout=out, stderr=subprocess.STDOUT, env=environment)
 
