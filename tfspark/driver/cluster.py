@@ -22,10 +22,10 @@ from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
-from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.sources import Columns, Source, pickled_source, planned, source_of
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
-from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
+from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, server_nodes, training_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
@@ -196,6 +196,8 @@ class Cluster:
         sparse: Sequence[str] = (),
         cache: str | None = "disk",
         seed: int | None = None,
+        pickled: bool = False,
+        workers: Sequence[int] | None = None,
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
@@ -227,6 +229,10 @@ class Cluster:
         seed
             Makes the feed reproducible: which worker gets which rows, in which order, and what
             ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.
+        pickled
+            Send the rows of an RDD as they are, whatever objects they are; ``ctx.rows()`` gives them back.
+        workers
+            Indices of the workers that get rows; all by default.
 
         Raises
         ------
@@ -244,10 +250,12 @@ class Cluster:
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
         if isinstance(data, Iterator):
             same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
+            same |= {"pickled": pickled, "workers": workers}
             seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
             reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
-        source = source_of(self._spark, data, columns, mask, sparse)
+        self._require_workers(workers)
+        source = pickled_source(data) if pickled else source_of(self._spark, data, columns, mask, sparse)
         specs = planned(source.schema, source.shapes, shapes, fill, mask, sparse)
         terms = m.FeedBegins(
             feed=-1,
@@ -260,9 +268,9 @@ class Cluster:
             reproducible=seed is not None,
         )
         if cache is not None:
-            return self._feed(source, specs, terms)
+            return self._feed(source, specs, terms, workers)
         each = (replace(terms, epochs=1, seed=terms.seed + e, epochs_to_come=epochs - e) for e in range(epochs))
-        return FeedReport.total([self._feed(source, specs, t) for t in each])
+        return FeedReport.total([self._feed(source, specs, t, workers) for t in each])
 
     def feed_stream(
         self,
@@ -330,6 +338,7 @@ class Cluster:
         mask: Sequence[str] = (),
         sparse: Sequence[str] = (),
         batch_size: int = 1024,
+        workers: Sequence[int] | None = None,
     ) -> DataFrame:
         """Have the workers answer each row of a DataFrame: they are where ``main`` calls ``ctx.serve(fn)``.
 
@@ -343,6 +352,8 @@ class Cluster:
             What `fn` gets, as for `feed`.
         batch_size
             Most rows per call of `fn`.
+        workers
+            Indices of the workers that are asked; all by default.
 
         Returns
         -------
@@ -361,7 +372,10 @@ class Cluster:
         coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         _, host = launcher.driver_addresses(self._spark)
+        self._require_workers(workers)
         main_nodes = set(self._node_ids) - set(server_nodes(self._node_ids))
+        if workers is not None:
+            main_nodes = {n for n in main_nodes if n.index in workers}
         return predictions(
             df,
             outputs,
@@ -376,8 +390,15 @@ class Cluster:
             sparse=sparse,
         )
 
-    def wait(self, timeout: float | None = None) -> dict[tuple[str, int], Any]:
+    def wait(self, timeout: float | None = None, *, workers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; without end by default.
+        workers
+            Indices of the workers to wait for. The others go on, and the cluster with them, until `stop`.
 
         Raises
         ------
@@ -387,16 +408,25 @@ class Cluster:
             If `timeout` seconds have passed; the cluster goes on.
         """
         coordinator = self._require_started()
+        self._require_workers(workers)
         life = coordinator.lifecycle
         if not self._closed:
+            chosen = {NodeId(Role.WORKER.value, i) for i in workers or ()}
+            awaited = [r for n, r in life.records.items() if n in chosen]
             with self._guard(keep=TimeoutError):
                 coordinator.publish(m.NoMoreFeeds())
                 self._display.begin()
-                if not self._display.until(coordinator, "training", lambda: life.concluded, timeout):
+
+                def over() -> bool:
+                    some = bool(awaited) and all(r.state is lc.NodeState.FINISHED for r in awaited)
+                    return life.concluded or some
+
+                if not self._display.until(coordinator, "training", over, timeout):
                     raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
                 if life.error is None:
                     self._display.final(coordinator, "training")
-            self._close()
+            if life.concluded:
+                self._close()
         if life.error is not None:
             raise life.error
         return self.results
@@ -492,11 +522,18 @@ class Cluster:
         if self._job is not None:
             self._job.cancel()
 
-    def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
+    def _require_workers(self, workers: Sequence[int] | None) -> None:
+        there = [n.index for n in training_nodes(self._node_ids) if n.role == Role.WORKER.value]
+        if workers is not None and (not workers or not set(workers) <= set(there)):
+            raise ConfigurationError(f"workers={list(workers)}: there are {there}.")
+
+    def _feed(
+        self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins, workers: Sequence[int] | None
+    ) -> FeedReport:
         coordinator = self._running()
         launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
         with self._guard():
-            report = self._feeding.run(coordinator, source, specs, terms)
+            report = self._feeding.run(coordinator, source, specs, terms, workers)
         self.feed_reports.append(report)
         return report
 

@@ -62,9 +62,14 @@ class Feeding:
         self._one_at_a_time = threading.Lock()
 
     def run(
-        self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins
+        self,
+        coordinator: Coordinator,
+        source: Source,
+        specs: Sequence[ColumnSpec],
+        terms: m.FeedBegins,
+        workers: Sequence[int] | None = None,
     ) -> FeedReport:
-        """Send all rows of a source to the workers.
+        """Send all rows of a source to the workers, or to those with the indices `workers`.
 
         Raises
         ------
@@ -78,7 +83,7 @@ class Feeding:
         with self._one_at_a_time:
             number = self._feeds
             self._feeds += 1
-            readers = training_nodes(self._nodes)
+            readers = [n for n in training_nodes(self._nodes) if workers is None or n.index in workers]
             targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
             ledger = coordinator.begin_feed(replace(terms, feed=number), targets)
             began = self._display.begin()

@@ -1,0 +1,38 @@
+"""How calls of the old API say what they have become."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tfspark.errors import ConfigurationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GUIDE = "docs/migration/tensorflowonspark.md"
+
+
+def now(form: str) -> Callable[[F], F]:
+    """Have a function say, each time that it is called, what to write instead."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            note(function.__qualname__, form)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def note(name: str, form: str, stacklevel: int = 3) -> None:
+    """Issue the warning that `name` is written as `form` with tfspark."""
+    warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, stacklevel)
+
+
+def gone(name: str, form: str) -> ConfigurationError:
+    """Return the error for a call that has no meaning any more."""
+    return ConfigurationError(f"{name} does not exist in tfspark.", hint=f"{form}. See {GUIDE}.")
