@@ -1,7 +1,7 @@
 """Homes for programs that were written for other libraries.
 
-`install` lets ``import tensorflowonspark`` find `tfspark.compat.tensorflowonspark`; ``python -m tfspark.compat PROGRAM``
-runs a program file with that, unchanged.
+`install` lets ``import tensorflowonspark`` find `tfspark.compat.tensorflowonspark`, and
+``python -m tfspark.compat PROGRAM`` runs a program file with that, unchanged.
 """
 
 from __future__ import annotations

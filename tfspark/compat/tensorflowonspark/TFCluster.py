@@ -70,7 +70,12 @@ class TFCluster:
     """
 
     def __init__(
-        self, sc: SparkContext, cluster: Cluster, members: Sequence[_members.Member], input_mode: int, meta: dict[str, Any]
+        self,
+        sc: SparkContext,
+        cluster: Cluster,
+        members: Sequence[_members.Member],
+        input_mode: int,
+        meta: dict[str, Any],
     ) -> None:
         self.sc = sc
         self.cluster = cluster

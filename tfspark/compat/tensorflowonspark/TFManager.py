@@ -1,7 +1,7 @@
 """What a node's ``ctx.mgr`` is: the state of its feed, a few values, and queues of this process.
 
-The original's was a server of its own in each executor, with pickles for messages; rows come through tfspark's transport
-now, so nothing listens here.
+The original's was a server of its own in each executor, with pickles for messages. Rows come through tfspark's
+transport now, so nothing listens here.
 """
 
 from __future__ import annotations

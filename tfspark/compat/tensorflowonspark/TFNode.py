@@ -95,7 +95,7 @@ class DataFeed:
         qname_out: str = "output",
         input_mapping: Mapping[str, str] | None = None,
     ) -> None:
-        _notes.note("DataFeed", "ctx.dataset(batch_size) is the tf.data.Dataset of the rows, ctx.serve(fn) answers them")
+        _notes.note("DataFeed", "ctx.dataset(batch_size) gives the rows to tf.data, ctx.serve(fn) answers them")
         if mgr is None or mgr.inbox is None:
             raise ConfigurationError(
                 "This node is fed nothing.",

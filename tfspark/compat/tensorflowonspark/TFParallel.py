@@ -14,9 +14,7 @@ from tfspark.driver.launcher import pickle_main, task_slots
 
 
 @_notes.now("tfspark.run(spark, main, args, workers=n, strategy='none')")
-def run(
-    sc: Any, map_fn: Callable[..., Any], tf_args: Any, num_executors: int, use_barrier: bool = True
-) -> None:
+def run(sc: Any, map_fn: Callable[..., Any], tf_args: Any, num_executors: int, use_barrier: bool = True) -> None:
     """Run ``map_fn(tf_args, ctx)`` in independent nodes, and wait for them.
 
     Parameters

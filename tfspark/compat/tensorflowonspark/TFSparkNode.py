@@ -40,7 +40,7 @@ class TFNodeContext:
         executor_id: int = 0,
         job_name: str = "",
         task_index: int = 0,
-        cluster_spec: Mapping[str, Sequence[str]] = {},  # noqa: B006 - never changed
+        cluster_spec: Mapping[str, Sequence[str]] = {},
         defaultFS: str = "file://",
         working_dir: str = ".",
         mgr: TFManager | None = None,
