@@ -53,7 +53,7 @@ def _mixin(name: str, _defaults: Mapping[str, Any] | None = None, **params: tupl
         members[f"get{suffix}"] = _getter(param)
 
     def init(self: Any) -> None:
-        super(mixin, self).__init__()
+        super(mixin, self).__init__()  # type: ignore[arg-type]
         self._setDefault(**(_defaults or {}))
 
     docs = "; ".join(doc for _, _, doc in params.values())
@@ -75,12 +75,8 @@ def _getter(param: str) -> Callable[[Any], Any]:
     return get_param
 
 
-_int, _str, _bool, _dict = (
-    TypeConverters.toInt,
-    TypeConverters.toString,
-    TypeConverters.toBoolean,
-    TFTypeConverters.toDict,
-)
+_int, _str, _bool = TypeConverters.toInt, TypeConverters.toString, TypeConverters.toBoolean
+_dict = TFTypeConverters.toDict
 
 HasBatchSize: Any = _mixin("HasBatchSize", batch_size=("BatchSize", _int, "Number of rows per batch"))
 HasClusterSize: Any = _mixin("HasClusterSize", cluster_size=("ClusterSize", _int, "Number of nodes in the cluster"))
@@ -122,6 +118,10 @@ class Namespace:
     """
 
     argv: list[str] | None = None
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, d: Any) -> None:
         if isinstance(d, list):
@@ -234,8 +234,10 @@ class TFEstimator(  # type: ignore[misc]
         try:
             # In the order of the columns' names, as DataFeed's input_mapping takes them.
             cluster.train(dataset.select(sorted(self.getInputMapping())).rdd, args.epochs)
-        finally:
-            cluster.shutdown(grace_secs=args.grace_secs)
+        except BaseException:
+            cluster.cluster.stop(grace=0.0)
+            raise
+        cluster.shutdown(grace_secs=args.grace_secs)
         return self._copyValues(TFModel(self.args))
 
 

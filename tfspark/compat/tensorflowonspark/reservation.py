@@ -160,7 +160,7 @@ class Client(MessageSocket):
 
     def __init__(self, server_addr: tuple[str, int]) -> None:
         self.server_addr = server_addr
-        found = _servers.get(tuple(server_addr))
+        found = _servers.get((server_addr[0], server_addr[1]))
         if found is None:
             raise ConfigurationError(
                 f"No server of this process is at {server_addr}.", hint="Servers of other processes cannot be reached."
