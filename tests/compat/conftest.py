@@ -1,4 +1,4 @@
-"""The old API under test: tfspark's by default, the original with ``TFSPARK_COMPAT=original`` (see `test_old_api.py`)."""
+"""The old API under test: tfspark's, or the original with ``TFSPARK_COMPAT=original``; see `test_old_api.py`."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_what_tensorflow_2_has_no_more_says_so(old: Any) -> None:
         lambda: ctx.start_cluster_server(1),
         lambda: ctx.export_saved_model(None, "x", "serve", {}),
     ):
-        with pytest.raises(Exception, match="(?i)deprecated|does not exist in tfspark"):
+        with pytest.raises(Exception, match=r"(?i)deprecated|does not exist in tfspark"):
             call()
     ctx.release_port()
 
@@ -272,7 +272,7 @@ def test_reservations_are_awaited(old: Any) -> None:
 def test_reservations_that_do_not_come_time_out(old: Any) -> None:
     server = old.reservation.Server(1)
     server.start()
-    with pytest.raises(Exception, match="(?i)reservations"):
+    with pytest.raises(Exception, match=r"(?i)reservations"):
         server.await_reservations(None, {}, 1)
     server.stop()
 
@@ -302,15 +302,12 @@ def test_helpers(old: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(old.util.get_ip_address().split(".")) == 4
 
 
-GPUS = {"--list-gpus": "GPU 0: A (UUID: u0)\nGPU 1: A (UUID: u1)\nGPU 2: A (UUID: u2)", "apps": "u1"}
-
-
 def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a program on the path that answers as NVIDIA's does where GPU 1 of 3 is busy."""
     script = tmp_path / "nvidia-smi"
     script.write_text(
         "#!/bin/sh\ncase \"$*\" in\n*compute-apps*) echo u1 ;;\n*query-gpu*) printf '0, u0\\n1, u1\\n2, u2\\n' ;;\n"
-        "*) for i in 0 1 2; do echo \"GPU $i: Some Model (UUID: u$i)\"; done ;;\nesac\n"
+        '*) for i in 0 1 2; do echo "GPU $i: Some Model (UUID: u$i)"; done ;;\nesac\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -320,9 +317,6 @@ def test_free_gpus_are_found(old: Any, tmp_path: Path, monkeypatch: pytest.Monke
     fake_smi(tmp_path, monkeypatch)
     gpus = old.gpu_info
     assert gpus.is_gpu_available()
-    if old.is_original:
-        # Its parser wants model names of one word.
-        monkeypatch.setattr("builtins.len", len)
     assert gpus.get_gpus(1, 0) == "0" and gpus.get_gpus(1, 1) == "2"
     assert gpus.get_gpus(2, 0, format=gpus.AS_LIST) == ["0", "2"]
     assert sorted(gpus.get_gpus(2).split(",")) == ["0", "2"]
@@ -376,11 +370,13 @@ def test_dataframes_are_saved_and_loaded(old: Any, sc: Any, tmp_path: Path) -> N
     from pyspark.sql import SparkSession
 
     spark = SparkSession(sc)
-    rows = [(i % 2 == 0, i, i << 40, i / 2, i / 4, f"t{i}", bytes([255, i]), [i, i + 1], [i / 2] * 3) for i in range(20)]
+    rows = [
+        (i % 2 == 0, i, i << 40, i / 2, i / 4, f"t{i}", bytes([255, i]), [i, i + 1], [i / 2] * 3) for i in range(20)
+    ]
     df = spark.createDataFrame(rows, TYPES).repartition(3)
     directory = str(tmp_path / "records")
     old.dfutil.saveAsTFRecords(df, directory)
-    with pytest.raises(Exception, match="(?i)exists"):
+    with pytest.raises(Exception, match=r"(?i)exists"):
         old.dfutil.saveAsTFRecords(df, directory)
     loaded = old.dfutil.loadTFRecords(sc, directory, binary_features=["z"])
     assert old.dfutil.isLoadedDF(loaded) and not old.dfutil.isLoadedDF(df)
@@ -407,13 +403,6 @@ def test_nodes_must_fit_the_executors(old: Any, sc: Any) -> None:
     ):
         with pytest.raises(Exception):  # noqa: B017 - of any kind
             run(sc, lambda args, ctx: None, None, *nodes, **options)
-
-
-class Point:
-    """A row of the program's own class."""
-
-    def __init__(self, x: int) -> None:
-        self.x = x
 
 
 ROWS = [1, 2.5, "text", b"bytes", (1, [2, 3]), [1, 2], {"k": None}, None, np.arange(3, dtype=np.int16)]
@@ -465,7 +454,8 @@ def test_rows_are_fed_as_they_are(old: Any, sc: Any, tmp_path: Path) -> None:
         everything += rows
         for p in range(4):
             # A partition goes to one node at a time, whole and in its order.
-            assert [i for q, i, _ in rows if q == p] == list(range(len(ROWS))) * (len([r for r in rows if r[0] == p]) // 9)
+            of_partition = [i for q, i, _ in rows if q == p]
+            assert of_partition == list(range(len(ROWS))) * (len(of_partition) // len(ROWS))
     assert len(everything) == 2 * 4 * len(ROWS)
     for _, i, row in everything:
         assert type(row) is type(ROWS[i])

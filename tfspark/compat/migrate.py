@@ -1,4 +1,4 @@
-"""``tfspark migrate``: report the calls of TensorFlowOnSpark in programs, and what they become. Nothing is rewritten."""
+"""``tfspark migrate``: report the calls of TensorFlowOnSpark in programs, and what they become; nothing is changed."""
 
 from __future__ import annotations
 
@@ -145,9 +145,8 @@ def _uses(node: ast.AST, names: dict[str, str]) -> Iterator[Finding]:
             yield Finding(node.lineno, f"import of {PACKAGE}", "import tfspark")
     elif isinstance(node, ast.Call):
         yield from _calls(node, names)
-    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("ctx", "context"):
-        if node.attr in ATTRIBUTES:
-            yield Finding(node.lineno, f"{node.value.id}.{node.attr}", ATTRIBUTES[node.attr])
+    elif isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES and _dotted(node.value) in ("ctx", "context"):
+        yield Finding(node.lineno, _dotted(node), ATTRIBUTES[node.attr])
 
 
 def _calls(node: ast.Call, names: dict[str, str]) -> Iterator[Finding]:

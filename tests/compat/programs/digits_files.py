@@ -4,7 +4,6 @@ import argparse
 
 from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
-
 from tensorflowonspark import TFCluster, dfutil
 
 

@@ -6,7 +6,6 @@ import json
 from pyspark.ml import Pipeline
 from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
-
 from tensorflowonspark import pipeline
 
 

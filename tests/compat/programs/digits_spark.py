@@ -5,7 +5,6 @@ import argparse
 import numpy as np
 from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
-
 from tensorflowonspark import TFCluster
 
 

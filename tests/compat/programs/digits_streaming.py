@@ -5,7 +5,6 @@ import argparse
 from pyspark.sql import SparkSession
 from pyspark.streaming import StreamingContext
 from sklearn.datasets import load_digits
-
 from tensorflowonspark import TFCluster
 
 

@@ -3,7 +3,6 @@
 import argparse
 
 from pyspark.sql import SparkSession
-
 from tensorflowonspark import TFCluster
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ from typing import Any, TypeVar
 from tfspark.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_HERE = os.path.dirname(__file__)
 
 GUIDE = "docs/migration/tensorflowonspark.md"
 
@@ -28,9 +32,12 @@ def now(form: str) -> Callable[[F], F]:
     return decorate
 
 
-def note(name: str, form: str, stacklevel: int = 3) -> None:
-    """Issue the warning that `name` is written as `form` with tfspark."""
-    warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, stacklevel)
+def note(name: str, form: str) -> None:
+    """Issue the warning that `name` is written as `form` with tfspark, at the line of the program that calls it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _HERE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, level)
 
 
 def gone(name: str, form: str) -> ConfigurationError:
