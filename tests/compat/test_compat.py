@@ -193,17 +193,11 @@ def test_any_objects_are_fed_to_chosen_workers_and_these_are_awaited(spark: Any)
 
     rows = [1, "two", (3.0, [4]), None, {"five": b"6"}]
     rdd = spark.sparkContext.parallelize(rows, 2)
+    cluster = tfspark.Cluster(spark, main, workers=2, strategy="none").start()
     with pytest.raises(ConfigurationError, match=r"workers=\[2\]: there are \[0, 1\]"):
-        tfspark.Cluster(spark, main, workers=2).start().feed(rdd, workers=[2])
-    cluster = tfspark.Cluster(spark, main, workers=2, strategy="none").start()
-    try:
-        with pytest.raises(ConfigurationError, match="pickled=True is for RDDs"):
-            cluster.feed(spark.range(3), pickled=True)
-    finally:
-        cluster.stop()
-    with pytest.raises(ConfigurationError):
-        tfspark.Cluster(spark, main, workers=0)
-    cluster = tfspark.Cluster(spark, main, workers=2, strategy="none").start()
+        cluster.feed(rdd, workers=[2])
+    with pytest.raises(ConfigurationError, match="pickled=True is for RDDs"):
+        cluster.feed(spark.range(3), pickled=True)
     report = cluster.feed(rdd, 2, pickled=True, workers=[1])
     assert report.rows == 5
     cluster.feed(spark.sparkContext.parallelize([7], 1).map(Own), pickled=True, workers=[1])
