@@ -399,11 +399,11 @@ def write_report(run: Run, options: Any) -> None:
             versions.append(f"{name} {metadata.version(name)}")
     text = [
         "# Performance\n",
-        "Written by `python benchmarks/peers.py`: the same jobs through each library's own interface, one after",
-        f"the other in each of {options.rounds} rounds; medians. *Ratio* is how many times as long as tfspark a library",
+        "Written by `python benchmarks/peers.py`: the same jobs through each library's own interface, one after the",
+        f"other in each of {options.rounds} rounds; medians. *Ratio* is how many times as long as tfspark a library",
         "takes, the median of the rounds' ratios: above 1 tfspark is faster.\n",
-        f"- {run.rows:,} rows of {common.FEATURES} floats and an int label, cached in Spark; one worker; a model of 784,",
-        "  64 and 10 units",
+        f"- {run.rows:,} rows of {common.FEATURES} floats and an int label, cached in Spark; one worker",
+        "- a model of 784, 64 and 10 units",
         f"- {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}; load before the run "
         f"{options.load:.1f}; Spark master `{options.master}`",
         f"- {', '.join(versions)}\n",

@@ -33,7 +33,9 @@ def main_fun(args, ctx):
                 tf.keras.layers.Dense(10, activation="softmax"),
             ]
         )
-        model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+        model.compile(
+            loss="sparse_categorical_crossentropy", optimizer=tf.keras.optimizers.Adam(0.01), metrics=["accuracy"]
+        )
     model.fit(ds.with_options(options), epochs=args.epochs, steps_per_epoch=20, verbose=0)
     compat.export_saved_model(model, ctx.absolute_path(args.export_dir), ctx.job_name == "chief")
 

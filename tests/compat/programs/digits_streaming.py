@@ -39,7 +39,7 @@ if __name__ == "__main__":
     digits = load_digits()
     rows = list(zip(digits.data.tolist(), digits.target.tolist()))
     # An endless stream, as far as this program is concerned.
-    stream = ssc.queueStream([sc.parallelize(rows, 2) for _ in range(600)])
+    stream = ssc.queueStream([sc.parallelize(rows, 2)] * 600)
     cluster = TFCluster.run(sc, main_fun, args, 1, 0, input_mode=TFCluster.InputMode.SPARK)
     cluster.train(stream)
     ssc.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -199,10 +201,17 @@ class TFCluster:
                 self.cluster.stop(grace=0.0)
 
     def _await_stream(self, ssc: Any) -> None:
-        while not ssc.awaitTerminationOrTimeout(LOOK_SECONDS):
-            if self.server.done or any(s.state == "failed" for s in self.cluster.status()):
-                ssc.stop(stopSparkContext=False, stopGraceFully=True)
-                return
+        try:
+            while not ssc.awaitTerminationOrTimeout(LOOK_SECONDS):
+                if self.server.done:
+                    ssc.stop(stopSparkContext=False, stopGraceFully=True)
+                    return
+        except Exception:
+            ssc.stop(stopSparkContext=False, stopGraceFully=False)
+            with contextlib.suppress(TimeoutError):
+                # If a node's failure is behind it, that says more.
+                self.cluster.wait(timeout=0.0)
+            raise
 
     def _await_nodes(self, timeout: float | None) -> None:
         self.cluster.wait(timeout, workers=self._fed if self._has_background else None)
@@ -214,6 +223,8 @@ class TFCluster:
         pause = threading.Event()
         while self._has_tensorboard and time.monotonic() < deadline:
             for status in self.cluster.status():
+                if status.state == "failed":
+                    return None
                 if "tensorboard_port" in status.metrics:
                     return f"http://{status.host}:{int(status.metrics['tensorboard_port'])}"
             pause.wait(LOOK_SECONDS)
@@ -310,7 +321,7 @@ def run(
             spark, _node.run, plan, workers=num_executors, strategy="none", start_timeout=reservation_timeout
         ).start()
     meta = {
-        "id": cluster._tag,
+        "id": secrets.randbits(64),
         "cluster_template": _template(members),
         "num_executors": num_executors,
         "default_fs": plan.default_fs,

@@ -113,7 +113,7 @@ def _show_tensorboard(log_dir: str, ctx: NodeContext) -> None:
 
     board = program.TensorBoard()
     host = ctx.cluster_spec["worker"][ctx.index].rpartition(":")[0].strip("[]")
-    board.configure(argv=["tensorboard", "--logdir", log_dir, "--host", host, "--port", "0", "--reload_multifile", "1"])
+    board.configure(argv=["tensorboard", "--logdir", log_dir, "--host", host, "--port", "0", "--reload_multifile=True"])
     url = board.launch()
     ctx.report(0, flush=True, tensorboard_port=int(url.rstrip("/").rpartition(":")[2]))
 

@@ -22,9 +22,14 @@ def now(form: str) -> Callable[[F], F]:
     """Have a function say, each time that it is called, what to write instead."""
 
     def decorate(function: F) -> F:
+        module = function.__module__.rpartition(".")[2]
+        # Spark ML's fit() calls _fit().
+        method = function.__qualname__.replace("._", ".")
+        name = method if method.startswith(module) else f"{module}.{method}"
+
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            note(function.__qualname__, form)
+            note(name, form)
             return function(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]

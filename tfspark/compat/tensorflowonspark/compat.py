@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import Any
 
@@ -12,6 +11,9 @@ from tfspark.compat.tensorflowonspark import _notes
 @_notes.now("ctx.export(model, directory)")
 def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> None:
     """Export a model as a SavedModel; only the chief writes, and the directory is there whole or not at all.
+
+    Inputs and outputs of its signature ``serving_default`` have the names of the model's input and output layers, as
+    Keras 2 called them.
 
     Parameters
     ----------
@@ -30,14 +32,32 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
     staging = f"{export_dir}.staging-{secrets.token_hex(6)}"
     files = tf.io.gfile
     try:
-        model.export(staging, verbose=False)
-        files.makedirs(os.path.dirname(export_dir) or ".")
+        if getattr(model, "inputs", None):
+            tf.saved_model.save(model, staging, signatures={"serving_default": _serving(model)})
+        else:
+            # A model that is a class of its own names nothing.
+            model.export(staging, verbose=False)
         if files.exists(export_dir):
             files.rmtree(export_dir)
         files.rename(staging, export_dir)
     finally:
         if files.exists(staging):
             files.rmtree(staging)
+
+
+def _serving(model: Any) -> Any:
+    import keras
+    import tensorflow as tf
+
+    names = getattr(model, "output_names", None) or [model.layers[-1].name]
+    specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in keras.tree.flatten(model.inputs)]
+
+    @tf.function(input_signature=specs)
+    def serve(*inputs: Any) -> dict[str, Any]:
+        outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+
+    return serve
 
 
 def disable_auto_shard(options: Any) -> None:

@@ -132,7 +132,7 @@ def _kind_of(name: str, dtype: str) -> tuple[str, bool]:
 
 def _plain(value: Any, kind: str) -> Any:
     if kind != "bytes_list":
-        return value
+        return int(value) if kind == "int64_list" else value
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
