@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.doctor import packages, probe
 from tfspark.driver import launcher
+from tfspark.driver.profiles import Resources, task_slots
+from tfspark.driver.resources import Wishes
 from tfspark.errors import ResourceError, TFSparkError
 from tfspark.executor import host
+from tfspark.spec import plan_nodes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -122,10 +125,10 @@ def _look(spark: SparkSession, paths: Sequence[str], workers: int, timeout: floa
     found.missing_jars = [j for j in jars if not Path(j.removeprefix("file:")).is_file()]
     found.connector_error = _connector_error(spark)
     try:
-        launcher.check_slots(spark, workers, feeding=True)
+        Resources(spark, plan_nodes(workers), Wishes()).require_default_task()
     except ResourceError as e:
         found.shortage = e
-    found.slots = launcher.task_slots(spark)
+    found.slots = task_slots(spark)
     if found.slots:
         word = f"tfspark-doctor-{secrets.token_hex(8)}"
         with _marked(paths, word, found):

@@ -32,12 +32,15 @@ class FeedEntry:
         How it is announced.
     profile
         Spark's resource profile of the tasks that send it; ``None`` for the default one.
+    workers
+        Indices of the workers that get rows; ``None`` for all.
     """
 
     source: Source
     columns: Sequence[ColumnSpec]
     terms: m.FeedBegins
     profile: ResourceProfile | None = None
+    workers: Sequence[int] | None = None
 
     @property
     def epochs(self) -> int:

@@ -11,6 +11,7 @@ from tfspark.errors import ConfigurationError, FeedError
 from tfspark.spec import ClusterSpec, Role, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import tensorflow as tf
 
     from tfspark.node.checkpoint import TrainingCheckpoint
@@ -292,6 +293,29 @@ class NodeContext:
         self._refuse_servers("stream")
         names = None if columns is None else tuple(columns)
         return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
+
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows that are fed from now on as Arrow record batches, for programs without ``tf.data``.
+
+        Goes on from epoch to epoch and from feed to feed, as `stream` does, and waits for rows where it must.
+
+        Yields
+        ------
+        pyarrow.RecordBatch
+            In the order in which partitions have arrived; columns as they travel, see `tfspark.schema`.
+        """
+        self._refuse_servers("record_batches")
+        while (reader := self._link.spool.next_epoch()) is not None:
+            for partition in reader.partitions():
+                yield from partition.batches
+            reader.complete()
+
+    def rows(self) -> Iterator[Any]:
+        """Yield the objects that ``cluster.feed(rdd, pickled=True)`` sends, one by one, as `record_batches` does."""
+        from tfspark.objects import unpickled
+
+        for batch in self.record_batches():
+            yield from unpickled(batch)
 
     def serve(self, fn: Callable[[dict[str, Any]], Any], *, threads: int = 1) -> int:
         """Answer the rows that ``cluster.predict`` sends, until the driver leaves the ``with`` block or waits.
