@@ -76,12 +76,13 @@ class Standalone:
     def submit(
         self, program: Path | str, *arguments: object, conf: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end."""
+        """Run a program to its end; spark-submit puts all that it says on standard output."""
         return subprocess.run(
             self.command(program, *arguments, conf=conf),
             cwd=self.directory,
             env={**environment(), **(env or {})},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=240,
         )

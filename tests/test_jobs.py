@@ -27,8 +27,8 @@ ALL = ["batch_predict", "convert", "flights", "images", "search", "streaming", "
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:
     """Return what a job has logged."""
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 def result_of(directory: Path) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_text_classification_and_its_predictions(standalone: Standalone, tmp_pat
 
     # A bar that is not passed is an exit code of its own; the run is not done again for it.
     done = standalone.submit(JOBS / "text.py", *where, "--min-accuracy", 1.01)
-    assert done.returncode == 3 and "accuracy" in done.stderr
+    assert done.returncode == 3 and "accuracy" in done.stdout
 
 
 def test_images_on_inception(standalone: Standalone, pictures: Path, tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
     network = ("--network", "MobileNetV2", "--size", 32, "--batch-size", 16, "--learning-rate", 0.002)
     terms = ("--data", pictures, "--test", pictures, "--output", tmp_path, *network)
     command = standalone.command(JOBS / "images.py", *terms, "--epochs", 1000)
-    job = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert job.stderr is not None
+    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
     log = []
-    for line in job.stderr:
+    for line in job.stdout:
         log.append(line)
         if "epoch 2 is saved" in line:
             break
@@ -218,8 +218,9 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def test_wide_and_deep_with_parameter_servers(standalone: Standalone, tmp_path: Path) -> None:
-    terms = ("--rows", 20_000, "--epochs", 3, "--bins", 5000, "--workers", 2, "--ps", 1, "--min-auc", 0.75)
-    succeed(standalone.submit(JOBS / "wide_and_deep.py", *terms, "--output", tmp_path))
+    terms = ("--rows", 20_000, "--epochs", 3, "--bins", 5000, "--batch-size", 64, "--min-auc", 0.75)
+    rates = ("--wide-rate", 0.5, "--deep-rate", 0.005, "--workers", 2, "--ps", 1)
+    succeed(standalone.submit(JOBS / "wide_and_deep.py", *terms, *rates, "--output", tmp_path))
     result = result_of(tmp_path / "run")
     assert result["auc"] > 0.75, "which no model without crosses or embeddings of both reaches"
     assert len(set(result["rows_per_epoch"])) == 1 and 17_500 < result["rows_per_epoch"][0] < 18_500
@@ -295,5 +296,5 @@ def test_a_node_that_fails_is_named_last(standalone: Standalone, tmp_path: Path)
     where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path)
     done = standalone.submit(JOBS / "text.py", *where, "--length", 0)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("NodeFailed: worker"), done.stderr[-3000:]
-    assert "Traceback" in done.stderr and not (tmp_path / "run" / "result.json").exists()
+    assert done.stdout.strip().splitlines()[-1].startswith("NodeFailed: worker"), done.stdout[-3000:]
+    assert "Traceback" in done.stdout and not (tmp_path / "run" / "result.json").exists()
