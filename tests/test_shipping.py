@@ -40,7 +40,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = directory / "env"
     venv.create(environment, symlinks=True)
     packages = next((environment / "lib").glob("python3*")) / "site-packages"
-    (packages / "rest.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    # venv-pack refuses path files that name directories elsewhere, which are mostly editable installations.
+    (packages / "rest.pth").write_text(f"import sys; sys.path += {[p for p in sys.path if p.endswith('-packages')]}\n")
     pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet"]
     subprocess.run(
         [*pip, "--no-deps", "--no-build-isolation", "--disable-pip-version-check", sources, directory / "parcel"],
