@@ -10,7 +10,8 @@ from tfspark.compat.tensorflowonspark import _notes, util
 from tfspark.compat.tensorflowonspark.TFCluster import _session, default_fs
 from tfspark.compat.tensorflowonspark.TFSparkNode import TFNodeContext
 from tfspark.driver.cluster import Cluster
-from tfspark.driver.launcher import pickle_main, task_slots
+from tfspark.driver.launcher import pickle_main
+from tfspark.driver.profiles import task_slots
 
 
 @_notes.now("tfspark.run(spark, main, args, workers=n, strategy='none')")
