@@ -196,6 +196,7 @@ class Cluster:
         sparse: Sequence[str] = (),
         cache: str | None = "disk",
         seed: int | None = None,
+        name: str = "",
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
@@ -227,6 +228,9 @@ class Cluster:
         seed
             Makes the feed reproducible: which worker gets which rows, in which order, and what
             ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.
+        name
+            Keeps the rows beside the epochs, such as those to validate with: ``ctx.dataset(name=...)`` reads them, as
+            often as it is iterated. Feed them before those to train on, so that they are there when they are wanted.
 
         Raises
         ------
@@ -242,6 +246,11 @@ class Cluster:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
         if cache not in ("disk", "memory", None):
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
+        if name and (epochs != 1 or cache is None or isinstance(data, Iterator)):
+            raise ConfigurationError(
+                f"Rows that are fed under a name ({name!r}) are kept and can be read any number of times: no epochs, "
+                "cache=None or iterators go with it."
+            )
         if isinstance(data, Iterator):
             same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
             seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
@@ -258,6 +267,7 @@ class Cluster:
             in_memory=cache == "memory",
             epochs_to_come=epochs,
             reproducible=seed is not None,
+            name=name,
         )
         if cache is not None:
             return self._feed(source, specs, terms)

@@ -186,5 +186,13 @@ def _feed_of(event: m.FeedBegins) -> Feed:
     columns = tuple(ColumnSpec.from_json(c) for c in event.columns)
     schema = pa.ipc.read_schema(pa.py_buffer(event.arrow_schema))
     return Feed(
-        event.feed, event.epochs, columns, schema, event.seed, event.in_memory, event.epochs_to_come, event.reproducible
+        event.feed,
+        event.epochs,
+        columns,
+        schema,
+        event.seed,
+        event.in_memory,
+        event.epochs_to_come,
+        event.reproducible,
+        event.name,
     )

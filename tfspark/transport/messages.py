@@ -246,7 +246,8 @@ class FeedBegins(Message):
     """Rows of this schema are about to come.
 
     ``in_memory`` says where they wait; ``epochs_to_come`` counts the epochs of this feed and of those that repeat it.
-    A ``reproducible`` feed is read in an order that does not depend on that in which its partitions arrive.
+    A ``reproducible`` feed is read in an order that does not depend on that in which its partitions arrive. A feed with
+    a ``name`` stands beside the epochs and can be read any number of times.
     """
 
     feed: int
@@ -257,6 +258,7 @@ class FeedBegins(Message):
     in_memory: bool
     epochs_to_come: int
     reproducible: bool
+    name: str = ""
 
 
 @dataclass(frozen=True)
