@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,9 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
     def trained(self) -> TrainedModel:
         """The model in its two forms, a ``.keras`` file and a SavedModel."""
         if self._trained is None:
-            raise ConfigurationError("This KerasModel is empty.", hint="KerasEstimator.fit and KerasModel.load make them.")
+            raise ConfigurationError(
+                "This KerasModel is empty.", hint="KerasEstimator.fit and KerasModel.load make them."
+            )
         return self._trained
 
     @property
@@ -154,7 +155,9 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
         raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
         if raw and probability:
-            raise ConfigurationError("The model gives either rawPredictionCol or probabilityCol.", hint="Set one of them.")
+            raise ConfigurationError(
+                "The model gives either rawPredictionCol or probabilityCol.", hint="Set one of them."
+            )
         (tensor,) = self.trained.outputs
         value = F.col(output)
         if tensor.shape in ((), (1,)):

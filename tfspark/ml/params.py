@@ -187,7 +187,9 @@ class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
         KerasTypeConverters.toModel,
     )
     epochs: Param[int] = _param("epochs", "most epochs to train.", TypeConverters.toInt)
-    shuffle: Param[bool] = _param("shuffle", "whether rows come in a new order in each epoch.", TypeConverters.toBoolean)
+    shuffle: Param[bool] = _param(
+        "shuffle", "whether rows come in a new order in each epoch.", TypeConverters.toBoolean
+    )
     optimizer: Param[Any] = _param(
         "optimizer", "a Keras optimizer or its name; goes with loss.", KerasTypeConverters.toKerasArgument
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 
-from tfspark.ml.files import read_file, write_file
+from tfspark.ml.files import read_file, require_new, write_file
 from tfspark.ml.packing import pack, restored
 from tfspark.ml.params import PACKED, KerasFile
 from tfspark.ml.plan import Tensor, TrainedModel
@@ -50,13 +50,14 @@ class EstimatorWriter(MLWriter):
 
     def saveImpl(self, path: str) -> None:
         """Save it in a directory that does not exist yet."""
+        require_new(self.sparkSession, path)
         source = self.instance.source()
         in_file = isinstance(source, KerasFile)
         extra = {"model": {"file": KERAS_FILE} if in_file else {"value": pack(source, "model")}}
         params = _packed_params(self.instance)
-        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
         if isinstance(source, KerasFile):
             write_file(self.sparkSession, _inside(path, KERAS_FILE), source.data)
+        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
 
 
 class EstimatorReader(MLReader["KerasEstimator"]):
@@ -88,6 +89,7 @@ class ModelWriter(MLWriter):
 
     def saveImpl(self, path: str) -> None:
         """Save it in a directory that does not exist yet."""
+        require_new(self.sparkSession, path)
         trained = self.instance.trained
         extra = {
             "inputs": [t.to_json() for t in trained.inputs],
@@ -95,9 +97,9 @@ class ModelWriter(MLWriter):
             "summary": self.instance.summary.to_json() if self.instance.hasSummary else None,
         }
         params = _packed_params(self.instance)
-        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
         write_file(self.sparkSession, _inside(path, KERAS_FILE), trained.keras)
         write_file(self.sparkSession, _inside(path, SAVED_MODEL_FILE), trained.saved_model)
+        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
 
 
 class ModelReader(MLReader["KerasModel"]):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
-    from tfspark.ml.plan import Tensor, TrainedModel
+    from tfspark.ml.plan import TrainedModel
 
 SIGNATURE = "serving_default"
 

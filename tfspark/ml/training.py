@@ -45,13 +45,12 @@ def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], Trai
 def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
     """Compute loss and metrics over all fed rows."""
     from tfspark.ml.batches import batch_function
-    from tfspark.node.keras_fit import distributed
+    from tfspark.node import keras_fit
 
     with ctx.strategy().scope():
         model = compiled_model(plan.model)
     dataset = ctx.dataset(plan.batch_size, plan.batch.columns).map(batch_function(model, plan.batch))
-    values = model.evaluate(distributed(dataset, ctx.strategy()), verbose=0, return_dict=True)
-    return {k: float(v) for k, v in values.items()}
+    return keras_fit.evaluate(model, dataset, ctx.strategy())
 
 
 def compiled_model(plan: ModelPlan) -> Any:
@@ -151,7 +150,9 @@ def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, .
         outputs = keys["outputs"]
     names = {"inputs": inputs, "outputs": outputs}
     tensors = {
-        k: tuple(Tensor(n, key, found[k][key][0], tuple(found[k][key][1])) for n, key in zip(names[k], keys[k], strict=True))
+        k: tuple(
+            Tensor(n, key, found[k][key][0], tuple(found[k][key][1])) for n, key in zip(names[k], keys[k], strict=True)
+        )
         for k in names
     }
     return tensors["inputs"], tensors["outputs"]

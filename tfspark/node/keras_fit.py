@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -39,11 +40,24 @@ def fit(
         dataset = distributed(dataset, strategy)
         validation_data = distributed(validation_data, strategy)
         callbacks = [AverageStatistics(strategy, rows_read), *callbacks]
+    with _of_unknown_length():
+        return model.fit(dataset, callbacks=callbacks, validation_data=validation_data, **fit_args)
+
+
+def evaluate(model: Any, dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> dict[str, float]:
+    """Run ``model.evaluate`` on each worker's own rows and return the metrics over those of all."""
+    with _of_unknown_length():
+        values = model.evaluate(distributed(dataset, strategy), verbose=0, return_dict=True)
+    return {k: float(v) for k, v in values.items()}
+
+
+@contextmanager
+def _of_unknown_length() -> Iterator[None]:
+    """A fed dataset knows its length only when it has ended: not worth a warning each time."""
     with warnings.catch_warnings():
-        # A fed dataset knows its length only when it has ended: not worth a warning each time.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
-        return model.fit(dataset, callbacks=callbacks, validation_data=validation_data, **fit_args)
+        yield
 
 
 def distributed(dataset: Any, strategy: tf.distribute.Strategy) -> Any:

@@ -253,7 +253,7 @@ class Spool:
             return True
         # The oldest upload whose client still sends is held back by committed rows alone: else several half-written
         # partitions could fill the spool, none could be completed, and nothing would ever be read.
-        half_written = sum(u.nbytes for u in self._uploads)
+        half_written = sum(u.nbytes for u in self._uploads if not u.feed.name)
         committed = self._unread_bytes - half_written
         now = time.monotonic()
         active = next((u for u in self._uploads if now - u.touched < PEER_SILENCE_SECONDS), None)
