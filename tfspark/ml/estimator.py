@@ -13,7 +13,7 @@ from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLWritable
 
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.ml.data import WEIGHT, require_columns, shapes_of, split_frames, with_weights
+from tfspark.ml.data import WEIGHT, quoted, require_columns, shapes_of, split_frames, with_weights
 from tfspark.ml.model import KerasModel
 from tfspark.ml.packing import Pickled, pack, pickle
 from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, with_accessors
@@ -156,7 +156,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         label = self.target_columns
         training = BatchPlan(self.input_columns, label, WEIGHT if class_weight is not None else weight or None)
         validation = BatchPlan(self.input_columns, label, weight or None)
-        columns = BatchPlan(self.input_columns, label, weight or None).columns
+        columns = validation.columns
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
         shapes = shapes_of(dataset, columns, declared)
@@ -171,7 +171,8 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
                 seed = self._chosen_seed
                 validated = 0
                 if frames.validation is not None:
-                    validated = _feed_validation(cluster, frames.validation, shapes, seed)
+                    validated = _feed_validation(cluster, frames.validation.select(*_quoted(validation)), shapes, seed)
+                rows = rows.select(*_quoted(training))
                 fed = cluster.feed(rows, epochs=self.getEpochs(), shapes=shapes, seed=seed)
         history, trained = next(r for r in cluster.results.values() if r is not None)
         summary = KerasTrainingSummary(history, fed.rows, validated, time.monotonic() - began)
@@ -256,6 +257,10 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         from tfspark.ml.persistence import EstimatorReader
 
         return EstimatorReader(cls)
+
+
+def _quoted(plan: BatchPlan) -> list[str]:
+    return [quoted(c) for c in plan.columns]
 
 
 def _train(plan: FitPlan, ctx: Any) -> Any:

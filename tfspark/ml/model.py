@@ -103,6 +103,8 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             raise ConfigurationError(
                 f"Columns {clash} exist already.", hint="Set predictionCol, or drop what an earlier transform added."
             )
+        if not outputs:
+            return dataset
         shapes = self.value("shapes") or {}
         shapes = {c: s for c, s in shapes.items() if c in inputs.values()}
         scored = score(dataset, self.trained, inputs, outputs, self.getOrDefault("predictionBatchSize"), shapes)
