@@ -20,6 +20,7 @@ from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, w
 from tfspark.ml.plan import VALIDATION, BatchPlan, FitPlan, ModelPlan
 from tfspark.ml.slots import reserved
 from tfspark.ml.summary import KerasTrainingSummary
+from tfspark.ml.training import train
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -160,14 +161,14 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
         shapes = shapes_of(dataset, columns, declared)
-        began = time.monotonic()
         with reserved(spark, workers), split_frames(dataset, columns, indicator, share, self.getSeed()) as frames:
             plan = self._plan(spark, training, validation if frames.validation is not None else None)
             rows = frames.training
             if class_weight is not None:
                 rows = with_weights(rows, weight or None, str(label), class_weight)
             options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
-            with Cluster(spark, _train, plan, workers=workers, **options) as cluster:
+            began = time.monotonic()
+            with Cluster(spark, train, plan, workers=workers, **options) as cluster:
                 seed = self._chosen_seed
                 validated = 0
                 if frames.validation is not None:
@@ -261,12 +262,6 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
 def _quoted(plan: BatchPlan) -> list[str]:
     return [quoted(c) for c in plan.columns]
-
-
-def _train(plan: FitPlan, ctx: Any) -> Any:
-    from tfspark.ml.training import train
-
-    return train(plan, ctx)
 
 
 def _feed_validation(cluster: Any, rows: DataFrame, shapes: Any, seed: int | None) -> int:
