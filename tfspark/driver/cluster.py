@@ -271,6 +271,7 @@ class Cluster:
         seed: int | None = None,
         pickled: bool = False,
         workers: Sequence[int] | None = None,
+        name: str = "",
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
@@ -306,6 +307,9 @@ class Cluster:
             Send the rows of an RDD as they are, whatever objects they are; ``ctx.rows()`` gives them back.
         workers
             Indices of the workers that get rows; all by default.
+        name
+            Keeps the rows beside the epochs, such as those to validate with: ``ctx.dataset(name=...)`` reads them, as
+            often as it is iterated. Feed them before those to train on, so that they are there when they are wanted.
 
         Raises
         ------
@@ -321,6 +325,11 @@ class Cluster:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
         if cache not in ("disk", "memory", None):
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
+        if name and (epochs != 1 or cache is None or isinstance(data, Iterator)):
+            raise ConfigurationError(
+                f"Rows that are fed under a name ({name!r}) are kept and can be read any number of times: no epochs, "
+                "cache=None or iterators go with it."
+            )
         if isinstance(data, Iterator):
             same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
             same |= {"pickled": pickled, "workers": workers}
@@ -342,6 +351,7 @@ class Cluster:
             in_memory=cache == "memory",
             epochs_to_come=epochs,
             reproducible=seed is not None,
+            name=name,
         )
         if cache is not None:
             return self._feed(source, specs, terms, workers)

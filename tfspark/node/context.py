@@ -181,6 +181,7 @@ class NodeContext:
         shuffle: bool = False,
         seed: int | None = None,
         drop_remainder: bool = False,
+        name: str = "",
     ) -> tf.data.Dataset:
         """Return the rows fed to this worker; each iteration over it gives the next epoch.
 
@@ -202,6 +203,8 @@ class NodeContext:
             Makes the shuffling reproducible; by default it follows the seed of the feed.
         drop_remainder
             Drop this worker's last batch of an epoch if it is not full.
+        name
+            Read the rows that were fed under this name, all of them at each iteration.
 
         Returns
         -------
@@ -220,7 +223,9 @@ class NodeContext:
 
         self._refuse_evaluator()
         names = None if columns is None else tuple(columns)
-        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder)
+        if name:
+            self._refuse_servers("dataset(name=...)")
+        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder, name)
         return fed_dataset(self._link.spool, terms, remote=self._has_servers)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
@@ -445,6 +450,8 @@ class NodeContext:
         shuffle: bool = False,
         seed: int | None = None,
         drop_remainder: bool = False,
+        map_batch: Callable[..., Any] | None = None,
+        validation_data: Any = None,
         callbacks: Sequence[Any] = (),
         verbose: int = 0,
         **fit_args: Any,
@@ -463,6 +470,12 @@ class NodeContext:
             As for `dataset`.
         epochs
             Epochs to train, those in the restored checkpoint included; by default as many as are fed.
+        map_batch
+            Function of what `dataset` gives, in graph code, that returns what the model is to get: ``(x, y)`` or
+            ``(x, y, sample_weight)``.
+        validation_data
+            Dataset to validate with after each epoch, such as ``ctx.dataset(256, name="validation", label="y")`` of
+            rows that were fed under a name: each worker reads its own, and the metrics are those of all of them.
         callbacks
             Keras callbacks, called on every worker.
         fit_args
@@ -498,13 +511,14 @@ class NodeContext:
         )
         history = fit(
             model,
-            dataset,
+            dataset if map_batch is None else dataset.map(map_batch),
             strategy=strategy,
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
             initial_epoch=first,
             epochs=last,
             callbacks=[*saving, *callbacks, ReportMetrics(self)],
             verbose=verbose,
+            validation_data=validation_data,
             **fit_args,
         )
         return {k: [float(x) for x in v] for k, v in history.history.items()}
