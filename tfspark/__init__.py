@@ -19,6 +19,7 @@ _HOMES = {
     "configure": "tfspark.spark_session",
     "errors": "tfspark.errors",
     "predict": "tfspark.inference",
+    "predict_udf": "tfspark.inference",
     "run": "tfspark.driver.cluster",
     "session": "tfspark.spark_session",
 }
@@ -31,6 +32,7 @@ __all__ = [
     "configure",
     "errors",
     "predict",
+    "predict_udf",
     "run",
     "session",
 ]
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from tfspark import errors
     from tfspark.driver.cluster import Cluster, run
     from tfspark.driver.feed_report import FeedReport
-    from tfspark.inference import predict
+    from tfspark.inference import predict, predict_udf
     from tfspark.node.context import NodeContext
     from tfspark.spark_session import add_connector, configure, session
 
