@@ -121,9 +121,7 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
     added = df.withColumn(together, call)
     own = [added[_quoted(c)] for c in df.columns]
-    outputs = [
-        F.col(f"{together}.{_quoted(f.name)}").alias(f.name, metadata=f.metadata) for f in plan.output_type.fields
-    ]
+    outputs = [F.col(f"{together}.{_quoted(c)}").alias(c) for c in plan.outputs.values()]
     return added.select(*own, *outputs)
 
 

@@ -72,8 +72,7 @@ class PredictionPlan:
 
         out = StructType()
         for name, column in self.outputs.items():
-            spark_type = _spark_type(name, self.signature.outputs[name])
-            out = out.add(column, spark_type, True, {"tfspark.output": name})
+            out = out.add(column, _spark_type(name, self.signature.outputs[name]))
         return out
 
 
