@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import secrets
 import threading
 import time
@@ -27,6 +28,7 @@ from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.resources import Wishes
 from tfspark.driver.sources import Columns, Source, is_rdd, pickled_source, planned, source_of
 from tfspark.driver.termination import grace_after, leave_in_order
+from tfspark.driver.tracking import Tracking, trackers_for
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, resuming_nodes, training_nodes
@@ -104,6 +106,9 @@ class Cluster:
         (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
         ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
+    log_dir
+        Directory, of the driver, in which reported metrics are written as TensorBoard's event files. They go to MLflow
+        as well if a run is active when the cluster is started.
 
     Raises
     ------
@@ -136,6 +141,7 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         tls: bool | None = None,
         progress: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._node_ids = plan_nodes(workers, chief, ps, evaluator)
         own = strategy if callable(strategy) else None
@@ -150,6 +156,8 @@ class Cluster:
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
+        self._log_dir = None if log_dir is None else os.fspath(log_dir)
+        self._tracking = Tracking([])
         self._resources = Resources(spark, self._node_ids, Wishes.of(gpus_per_node, cpus_per_node, spread))
         self._plan = GangPlan(
             nodes=self._node_ids,
@@ -192,6 +200,7 @@ class Cluster:
         if self._gang is not None:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
         began = self._display.begin()
+        self._tracking = Tracking(trackers_for(self._log_dir))
         _live.add(self)
         leave_in_order(lambda: bool(_live))
         with self._guard():
@@ -210,6 +219,7 @@ class Cluster:
             n = len(self.restarts)
             tag = f"{self._tag}-{n}" if n else self._tag
             self._gang = Gang(self._spark, self._plan, tag, n, self._display)
+            self._gang.coordinator.on_report = self._tracking.report
             return self._gang
 
     def _recovering(self, action: Callable[[Gang], T]) -> T:
@@ -544,6 +554,7 @@ class Cluster:
     def _close(self) -> None:
         if self._gang is not None:
             self._gang.close()
+        self._tracking.close()
         self._display.close()
         _live.discard(self)
 
