@@ -19,10 +19,13 @@ import cloudpickle
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
-from tfspark.driver.display import Display, NodeStatus, status_of
+from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
+from tfspark.driver.results import Results
 from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.status import Status, status_of
+from tfspark.driver.watching import Watching, WatchOptions
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
@@ -77,7 +80,19 @@ class Cluster:
         default if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
         (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
-        ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
+        ``True`` for a live table, ``False`` for log lines; by default live in a notebook or a terminal.
+    log_dir
+        Directory for TensorBoard, ``ctx.log_dir`` in the nodes, which share it with the driver: Spark's metrics go
+        there, and those of ``ctx.fit``.
+    tensorboard
+        Run TensorBoard on `log_dir`, beside the driver, as long as the cluster lives.
+    profile
+        First and last step for TensorFlow's profiler on the chief.
+    debug_dumps
+        Have TensorFlow's debugger dump what the nodes compute: ``True``, or how much it says of each tensor, such as
+        ``"FULL_TENSOR"``. Slow.
+    ui
+        Serve a live page and Prometheus metrics; by default if Spark serves its UI (``spark.ui.enabled``).
 
     Raises
     ------
@@ -103,6 +118,11 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         tls: bool | None = None,
         progress: bool | None = None,
+        log_dir: str | None = None,
+        tensorboard: bool = False,
+        profile: int | tuple[int, int] | None = None,
+        debug_dumps: bool | str = False,
+        ui: bool | None = None,
     ) -> None:
         self._node_ids = plan_nodes(workers, chief, ps)
         own = strategy if callable(strategy) else None
@@ -119,9 +139,12 @@ class Cluster:
         self._limits = lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout)
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
-        self._display = Display(progress)
+        with_ui = launcher.has_ui(spark) if ui is None else ui
+        watched = WatchOptions.of(log_dir, tensorboard, profile, debug_dumps, with_ui)
         self._secret = new_secret(launcher.wants_tls(spark) if tls is None else tls)
         self._tag = f"tfspark-{secrets.token_hex(6)}"
+        self._watching = Watching(watched, self._tag)
+        self._display = Display(progress, lambda: self._watching.links)
         self._feeding = Feeding(
             spark, self._tag, self._node_ids, self._secret.for_clients(), self._limits, self._display
         )
@@ -153,14 +176,16 @@ class Cluster:
         bind, host = launcher.driver_addresses(self._spark)
         self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
         _live.add(self)
-        self._job = self._launch(host, self._coordinator)
         with self._guard():
+            self._watching.start(self._spark, self._coordinator, bind, host)
+            self._job = self._launch(host, self._coordinator)
             life = self._coordinator.lifecycle
             coordinator = self._coordinator
             self._display.until(coordinator, "starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
             self._display.final(coordinator, "starting")
             if life.error is not None:
                 raise life.error
+            self._watching.finish_start()
         self.start_seconds = time.monotonic() - began
         return self
 
@@ -174,15 +199,21 @@ class Cluster:
             secret=self._secret,
             main=self._main,
             spool_bytes=self._spool_bytes,
-            options={"strategy": self._strategy.value},
+            options={"strategy": self._strategy.value, **self._watching.options.for_nodes()},
             env=self._env,
         )
 
         def ended(_: Any, error: BaseException | None) -> None:
             coordinator.post(launcher.job_ended(error))
 
-        spark = self._spark
-        return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)
+        spark, description = self._spark, self._watching.description
+
+        def hold() -> Any:
+            if description is not None:
+                spark.sparkContext.setJobDescription(description)
+            return launcher.node_job(spark, launch).collect()
+
+        return launcher.TaggedJob(spark, self._tag, hold, ended)
 
     def feed(
         self,
@@ -429,9 +460,12 @@ class Cluster:
                     coordinator.wait(lambda: coordinator.lifecycle.over, CLOSE_SECONDS)
             finally:
                 self._closed = True
-                coordinator.close()
                 self._display.close()
-                _live.discard(self)
+                try:
+                    self._watching.close()
+                finally:
+                    coordinator.close()
+                    _live.discard(self)
             if job is not None:
                 job.join(CLOSE_SECONDS)
 
@@ -450,16 +484,29 @@ class Cluster:
     def results(self) -> dict[tuple[str, int], Any]:
         """What ``main`` returned, by ``(role, index)``; only nodes that have finished."""
         coordinator = self._require_started()
-        return {n.key: cloudpickle.loads(coordinator.results[n]) for n in self._node_ids if n in coordinator.results}
+        known = [n for n in self._node_ids if n in coordinator.results]
+        return Results({n.key: cloudpickle.loads(coordinator.results[n]) for n in known})
 
     @property
     def nodes(self) -> ClusterSpec:
         """Addresses of the nodes."""
         return self._require_started().spec
 
-    def status(self) -> list[NodeStatus]:
-        """Return what is known of each node now."""
-        return status_of(self._require_started())
+    def status(self) -> Status:
+        """Return what is known of each node now, a `NodeStatus` for each, and the addresses to watch them at."""
+        coordinator = self._require_started()
+        nodes = coordinator.look(lambda: status_of(coordinator))
+        return Status(nodes, self.tensorboard_url, self.ui_url)
+
+    @property
+    def tensorboard_url(self) -> str | None:
+        """Address of this cluster's TensorBoard while it lives; ``None`` without ``tensorboard=True``."""
+        return self._watching.tensorboard_url
+
+    @property
+    def ui_url(self) -> str | None:
+        """Address of the live page while the cluster lives; its metrics for Prometheus are at ``metrics`` below it."""
+        return self._watching.ui_url
 
     @property
     def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
@@ -468,7 +515,13 @@ class Cluster:
 
     def __repr__(self) -> str:
         phase = self._coordinator.lifecycle.phase.value if self._coordinator else "not started"
-        return f"Cluster({len(self._node_ids)} nodes, {phase})"
+        links = "".join(f", {name}: {url}" for name, url in self._watching.links.items())
+        return f"Cluster({len(self._node_ids)} nodes, {phase}{links})"
+
+    def _repr_html_(self) -> str:
+        from tfspark.driver.html import snapshot_html
+
+        return snapshot_html(self._watching.snapshot(self._coordinator)) if self._coordinator else f"<p>{self!r}</p>"
 
     # --- inside
 

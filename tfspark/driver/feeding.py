@@ -92,7 +92,7 @@ class Feeding:
             rows = ledger.rows
             coordinator.end_feed(m.FeedEnds(number, {str(n): r for n, r in rows.items()}))
             seconds = time.monotonic() - began
-            self._display.final(coordinator, "feeding", ledger)
+            self._display.final(coordinator, "feeding")
             by_worker = {n.key: r for n, r in rows.items()}
             return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, terms.epochs)
 

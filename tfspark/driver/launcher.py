@@ -121,6 +121,11 @@ def wants_tls(spark: SparkSession) -> bool:
     return any((conf.get(k) or "false").lower() == "true" for k in keys)
 
 
+def has_ui(spark: SparkSession) -> bool:
+    """Tell whether Spark serves its web UI."""
+    return (spark.sparkContext.getConf().get("spark.ui.enabled") or "true").lower() == "true"
+
+
 def task_slots(spark: SparkSession) -> int:
     """Return how many tasks Spark can run at once now, as its own check of barrier stages counts them."""
     jsc = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]

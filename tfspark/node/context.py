@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
+from tfspark.node.debugging import Debugging
 from tfspark.spec import ClusterSpec, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class NodeContext:
         Host and port of every node, as ``tf.train.ClusterSpec`` takes it.
     gpus
         Addresses of the GPUs that Spark gave this node.
+    log_dir
+        Directory that ``Cluster(log_dir=...)`` names for TensorBoard, ``None`` without one.
     """
 
     def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
@@ -47,6 +50,8 @@ class NodeContext:
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
         self.gpus: tuple[str, ...] = tuple(options.get("gpus", ()))
+        self._debugging = Debugging(options, f"{self.role}-{self.index}", self.is_chief)
+        self.log_dir = self._debugging.log_dir
 
     def __repr__(self) -> str:
         return f"NodeContext({self.role} {self.index} of {self.num_workers})"
@@ -330,7 +335,8 @@ class NodeContext:
     ) -> dict[str, list[float]]:
         """Train a compiled Keras model on the fed rows, and report its metrics to the driver.
 
-        Every row weighs the same however rows are spread over workers and batches.
+        Every row weighs the same however rows are spread over workers and batches. With a `log_dir`, the chief writes
+        the metrics for TensorBoard as well, by Keras' own callback.
 
         Parameters
         ----------
@@ -376,7 +382,7 @@ class NodeContext:
             strategy=strategy,
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
             epochs=epochs or fed,
-            callbacks=[*callbacks, ReportMetrics(self)],
+            callbacks=[*callbacks, ReportMetrics(self), *self._debugging.callbacks(callbacks)],
             verbose=verbose,
             **fit_args,
         )
@@ -394,6 +400,8 @@ class NodeContext:
         metrics
             Numbers by name.
         """
+        self._link.step = int(step)
+        self._debugging.step_ended(self._link.step)
         now = time.monotonic()
         if flush or now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
@@ -412,3 +420,7 @@ class NodeContext:
         from tfspark.node.export import export_saved_model
 
         return export_saved_model(model, directory, **options)
+
+    def close(self) -> None:
+        """Write what profiler and debugger still hold; called when ``main`` has ended."""
+        self._debugging.close()
