@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
 from tfspark.driver.bottleneck import Bottleneck, InputTimes, bottleneck, describe
 from tfspark.driver.chart import line_chart
 from tfspark.driver.monitor import Curve, NodeMonitor, Sample
+from tfspark.schema import ColumnSpec
 from tfspark.transport.input_clock import InputClock, InputState
+from tfspark.transport.spool import Feed, Spool
 
 
 @pytest.mark.parametrize(
@@ -44,6 +51,45 @@ def test_the_clock_of_an_input_adds_up_and_looking_at_it_changes_nothing() -> No
     assert clock.waiting_seconds == 0.0
     assert clock.seconds == {
         InputState.IDLE: 1.0, InputState.WAITING: 3.0, InputState.PREPARING: 0.0, InputState.AHEAD: 5.0
+    }  # fmt: skip
+
+
+def test_a_dataset_tells_waiting_for_rows_from_being_ahead_of_training(tmp_path: Path) -> None:
+    from tfspark.node.dataset import DatasetTerms, read_chunks
+
+    now = 0.0
+    waits = threading.Event()
+
+    class Clock(InputClock):
+        def enter(self, state: InputState) -> None:
+            super().enter(state)
+            if state is InputState.WAITING:
+                waits.set()
+
+    spool, schema = Spool(str(tmp_path)), pa.schema([pa.field("x", pa.int64(), nullable=False)])
+    spool.clock = Clock(lambda: now)
+    columns = (ColumnSpec("x", "int64"),)
+    spool.begin_feed(Feed(0, 1, columns, schema, seed=0))
+    reader = spool.next_epoch()
+    assert reader is not None
+    terms = DatasetTerms(batch_size=10)
+    chunks = read_chunks(reader, terms.layout(columns), terms)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, chunks)
+        assert waits.wait(60)
+        now = 7.0
+        upload = spool.begin_upload(0)
+        upload.write(pa.record_batch([pa.array(range(100))], schema=schema))
+        spool.commit(upload, upload.seal())
+        spool.end_feed(0, {"worker 0": 100})
+        assert len(first.result(60)[0]) == 100
+    now = 10.0
+    assert list(chunks) == []
+    now = 12.0
+    reader.complete()
+    now = 20.0
+    assert spool.clock.seconds == {
+        InputState.IDLE: 8.0, InputState.WAITING: 7.0, InputState.PREPARING: 0.0, InputState.AHEAD: 5.0
     }  # fmt: skip
 
 

@@ -269,6 +269,7 @@ class Coordinator:
     def _on_pulse(self, msg: m.Pulse) -> bytes:
         node, spent = NodeId(msg.role, msg.index), msg.input_seconds
         times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
+        self.monitor.nodes[node].gpus = tuple(msg.gpus)
         self.monitor.nodes[node].pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
         self.post(lc.Pulse(node, msg.waiting_seconds))
         return b"{}"

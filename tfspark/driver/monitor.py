@@ -91,6 +91,7 @@ class NodeMonitor:
         self.curve = Curve()
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.memory_bytes = 0
+        self.gpus: tuple[str, ...] = ()
         self.latest = Sample(0.0)
         self._recent: deque[Sample] = deque()
 

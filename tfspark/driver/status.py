@@ -194,6 +194,7 @@ def _status(coordinator: Coordinator, node: NodeId, rows: int) -> NodeStatus:
         rows,
         reported.step if reported else 0,
         dict(reported.metrics) if reported else {},
+        monitor.gpus,
         rows_read=latest.rows_read,
         rows_per_second=rates.rows_per_second,
         step_seconds=rates.step_seconds,

@@ -59,6 +59,7 @@ class CoordinatorLink:
         self._spec: ClusterSpec | None = None
         self._released = False
         self.step = 0
+        self._gpus = list(plan["options"].get("gpus", ()))
         self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -138,7 +139,13 @@ class CoordinatorLink:
         while not self._leaving.is_set():
             spool, seconds = self.spool, {s.value: t for s, t in self.spool.clock.seconds.items()}
             message = m.Pulse(
-                self.node.role, self.node.index, spool.waiting_seconds, spool.rows_read, seconds, self.step
+                self.node.role,
+                self.node.index,
+                spool.waiting_seconds,
+                spool.rows_read,
+                seconds,
+                self.step,
+                self._gpus,
             )
             # Who follows events notices a coordinator that is gone.
             with contextlib.suppress(flight.FlightError):
