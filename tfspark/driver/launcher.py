@@ -132,6 +132,11 @@ def wants_tls(spark: SparkSession) -> bool:
     return any((conf.get(k) or "false").lower() == "true" for k in keys)
 
 
+def has_ui(spark: SparkSession) -> bool:
+    """Tell whether Spark serves its web UI."""
+    return (spark.sparkContext.getConf().get("spark.ui.enabled") or "true").lower() == "true"
+
+
 class TaggedJob:
     """A Spark job in a thread of its own that can be cancelled.
 
@@ -203,6 +208,8 @@ class NodeJobs:
         Knows the profiles of the groups.
     on_end
         Called, in a thread, when the first of the jobs has failed, which cancels the others, or when all have ended.
+    description
+        Describes them in Spark's UI.
     """
 
     def __init__(
@@ -213,8 +220,9 @@ class NodeJobs:
         groups: Sequence[Group],
         resources: Resources,
         on_end: Callable[[JobEnded], None],
+        description: str | None = None,
     ) -> None:
-        self._on_end = on_end
+        self._on_end, self._description = on_end, description
         self._running = len(groups)
         self._failed = False
         self._lock = threading.Lock()
@@ -231,7 +239,12 @@ class NodeJobs:
         def ended(_: Any, error: BaseException | None) -> None:
             self._ended(launch, error)
 
-        return TaggedJob(spark, tag, lambda: node_job(spark, launch, profile, barrier).collect(), ended)
+        def hold() -> Any:
+            if self._description is not None:
+                spark.sparkContext.setJobDescription(self._description)
+            return node_job(spark, launch, profile, barrier).collect()
+
+        return TaggedJob(spark, tag, hold, ended)
 
     def _ended(self, launch: Launch, error: BaseException | None) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""What nodes report goes on to experiment trackers: MLflow's active run, and TensorBoard's event files.
+"""What nodes report goes on to experiment trackers: MLflow's active run.
 
 The coordinator hands reports over; a thread of their own writes them, so that a slow tracking server holds up nobody.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
-import os
 import queue
-import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from tfspark.spec import NodeId
 
@@ -57,7 +54,7 @@ class Tracking:
     Parameters
     ----------
     trackers
-        See `trackers_for`.
+        See `active_trackers`.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -123,21 +120,10 @@ class Tracking:
                 logger.warning("%s took no more metrics: %s: %s", tracker.name, type(e).__name__, e)
 
 
-def trackers_for(log_dir: str | None) -> list[Tracker]:
-    """Return the trackers of a cluster that is started now, by this thread.
-
-    Parameters
-    ----------
-    log_dir
-        Where TensorBoard's event files go, one subdirectory for each node; ``None`` for none.
-    """
-    trackers: list[Tracker] = []
+def active_trackers() -> list[Tracker]:
+    """Return the trackers of a cluster that is started now, by this thread."""
     run = _active_run()
-    if run is not None:
-        trackers.append(run)
-    if log_dir is not None:
-        trackers.append(EventFiles(log_dir))
-    return trackers
+    return [] if run is None else [run]
 
 
 # --- MLflow
@@ -190,46 +176,3 @@ def _active_run() -> MLflowRun | None:
 
     active = mlflow.active_run()
     return None if active is None else MLflowRun(mlflow.MlflowClient(), active.info.run_id)
-
-
-# --- TensorBoard
-
-
-class EventFiles:
-    """TensorBoard's event files, written without TensorFlow: ``<log_dir>/<role>_<index>/events.out.tfevents...``."""
-
-    name = "TensorBoard"
-
-    def __init__(self, log_dir: str) -> None:
-        self._log_dir = log_dir
-        self._files: dict[NodeId, tuple[IO[bytes], Any]] = {}
-
-    def log(self, entries: Sequence[Entry]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        for e in entries:
-            values = [Summary.Value(tag=n, simple_value=v) for n, v in e.metrics.items() if not math.isnan(v)]
-            event = Event(wall_time=e.time, step=e.step, summary=Summary(value=values))
-            self._writer(e.node).write(event.SerializeToString())
-        for file, _ in self._files.values():
-            file.flush()
-
-    def _writer(self, node: NodeId) -> Any:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        if node not in self._files:
-            directory = os.path.join(self._log_dir, f"{node.role}_{node.index}")
-            os.makedirs(directory, exist_ok=True)
-            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.tfspark"
-            file = open(os.path.join(directory, name), "ab")  # noqa: SIM115 - see close
-            writer = RecordWriter(file)
-            writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-            self._files[node] = (file, writer)
-        return self._files[node][1]
-
-    def close(self) -> None:
-        for file, _ in self._files.values():
-            file.close()
-        self._files.clear()
