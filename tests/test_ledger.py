@@ -49,3 +49,19 @@ def test_rows_per_worker_stay_within_five_percent_for_small_partitions() -> None
         ledger.commit(*done, rows=100, nbytes=1)
     rows = ledger.rows.values()
     assert max(rows) <= 1.05 * min(rows)
+
+
+def test_what_a_lost_worker_held_has_to_come_again() -> None:
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h2")])
+    for p in range(4):
+        node = ledger.assign(p, f"u{p}", "elsewhere")
+        assert node is not None and ledger.commit(p, f"u{p}", node, 10, 100)
+    first, second = A, B
+    lost = sorted(p for p, c in ledger.committed.items() if c.node == first)
+    ledger.forget(first)
+    assert sorted(ledger.missing) == lost and ledger.rows[first] == 0
+    assert ledger.assign(lost[0], "again", "elsewhere", away={first}) == second
+    assert ledger.commit(lost[0], "again", second, 10, 100) and lost[0] not in ledger.missing
+    ledger.end()
+    assert ledger.assign(lost[1], "later", "elsewhere", away={first}) == first
+    assert ledger.commit(lost[1], "later", first, 10, 100) and not ledger.missing

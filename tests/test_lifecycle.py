@@ -178,7 +178,7 @@ def test_a_job_that_fails_before_any_node_came() -> None:
 
 def test_a_lost_task_names_its_node() -> None:
     m = Machine().start()
-    m(lc.JobEnded("ExecutorLostFailure", task=1))
+    m(lc.JobEnded("ExecutorLostFailure", blamed=NODES[1]))
     assert isinstance(m.error, NodeFailed) and m.error.index == 1
 
 
@@ -202,7 +202,7 @@ EVENTS = st.one_of(
     st.builds(lc.NodeFinished, st.sampled_from(NODES)),
     st.builds(lc.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
     st.builds(lc.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
-    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.integers(0, 1)),
+    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.sampled_from(NODES)),
     st.builds(lc.StopAsked, st.just("reason")),
     st.just(lc.Tick()),
 )
@@ -225,3 +225,84 @@ def test_whatever_happens_it_ends_and_concludes_once(history: list[tuple[Any, fl
     assert kinds(m.told).count("Conclude") == 1
     assert kinds(m.told).count("CancelJob") <= 1 and kinds(m.told).count("PublishSpec") <= 1
     assert m.life.over
+
+
+CHIEF, WORKER, SERVER, EVALUATOR = (NodeId(r, 0) for r in ("chief", "worker", "ps", "evaluator"))
+
+
+def machine_of(*nodes: NodeId, servers: tuple[NodeId, ...] = (), rejoining: tuple[NodeId, ...] = ()) -> Machine:
+    m = Machine()
+    m.life = lc.Lifecycle(nodes, LIMITS, 0.0, servers, rejoining)
+    for n in nodes:
+        m(lc.TaskAttached(n, "host", 0, "host:1"), lc.NodeRegistered(address(n)), lc.NodeEntered(n))
+    return m
+
+
+def test_the_evaluator_ends_after_the_others() -> None:
+    m = machine_of(WORKER, EVALUATOR)
+    assert kinds(m(lc.NodeFinished(WORKER))) == ["PublishTrainingEnded"]
+    assert kinds(m(lc.NodeFinished(EVALUATOR))) == ["PublishRelease", "Conclude"]
+    m = machine_of(WORKER, EVALUATOR)
+    assert m(lc.NodeFinished(EVALUATOR)) == []
+    assert kinds(m(lc.NodeFinished(WORKER))) == ["PublishRelease", "Conclude"]
+
+
+def test_a_worker_of_parameter_servers_may_be_lost_and_come_back() -> None:
+    m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
+    for _ in range(lc.REJOINS_PER_NODE):
+        assert m(lc.NodeExited(WORKER, -9)) == [lc.PublishLoss(WORKER, "its process was killed by SIGKILL")]
+        assert m.life.records[WORKER].exited is None and m.life.phase is lc.Phase.RUNNING
+        assert m(lc.NodeRegistered(replace(address(WORKER), pid=9))) == [lc.PublishRejoined(WORKER)]
+        m(lc.NodeEntered(WORKER))
+    assert kinds(m(lc.NodeExited(WORKER, -9))) == ["PublishStop", "Conclude"]
+    assert m.error.role == "worker" and "SIGKILL" in m.error.reason
+
+
+def test_a_worker_of_parameter_servers_that_hangs_is_killed_and_others_end_the_cluster() -> None:
+    m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
+    for n in (CHIEF, WORKER, SERVER):
+        m(lc.Pulse(n, 0.0))
+    m.now += LIMITS.hang + 1
+    m(*(lc.Seen(n, n == WORKER) for n in (CHIEF, WORKER, SERVER)), lc.Pulse(CHIEF, 0.0), lc.Pulse(SERVER, 0.0))
+    assert m(lc.Tick()) == [] and m.life.records[WORKER].kill
+    assert kinds(m(lc.NodeExited(WORKER, -9))) == ["PublishLoss"]
+    assert not m.life.records[WORKER].kill
+    assert kinds(m(lc.NodeExited(SERVER, -9))) == ["PublishStop", "Conclude"]
+
+
+def test_nobody_hangs_while_a_lost_worker_is_awaited_which_has_its_time() -> None:
+    for comes_back in (True, False):
+        m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
+        m(lc.Pulse(CHIEF, 0.0), lc.NodeExited(WORKER, -9))
+        m.now += LIMITS.hang + 1
+        seen = [lc.Seen(n) for n in (CHIEF, WORKER, SERVER)]
+        assert m(*seen, lc.Tick()) == []
+        if comes_back:
+            m(lc.NodeRegistered(address(WORKER)), lc.Tick())
+            m.now += LIMITS.hang + 1
+            assert kinds(m(*seen, lc.Tick())) == ["PublishStop"] and m.life.records[CHIEF].raised is not None
+        else:
+            m.now += LIMITS.start
+            m(*seen, lc.Tick())
+            m(lc.Tick(), after=0.5)
+            assert m.error.role == "worker" and "did not come back" in m.error.reason
+
+
+def test_a_cancelled_job_is_a_stop_and_a_lost_one_a_failure() -> None:
+    for text in (
+        "[SPARK_JOB_CANCELLED] Job 3 cancelled as part of cancellation of all jobs SQLSTATE: XXKDA",
+        "Job 3 cancelled because SparkContext was shut down",
+    ):
+        m = Machine().start()
+        m(lc.JobEnded(text))
+        assert isinstance(m.error, ClusterStopped) and "Job 3" in str(m.error)
+    m = Machine().start()
+    m(lc.JobEnded("ExecutorLostFailure"))
+    assert type(m.error) is ClusterError
+
+
+def test_mistakes_are_told_from_failures() -> None:
+    for final in (False, True):
+        m = Machine().start()
+        m(lc.NodeRaised(NODES[0], "E", "", final=final), lc.NodeExited(NODES[0], 1))
+        assert m.error.final is final

@@ -32,6 +32,24 @@ def test_every_row_is_trained_on_once_per_epoch_by_the_worker_that_was_fed_it() 
     assert abs(kernel[0][0] - 1) < 0.4 and abs(kernel[1][0] + 1) < 0.4
 
 
+@pytest.mark.parametrize("sig", ["SIGKILL", "SIGSTOP"])
+def test_training_goes_on_when_a_worker_is_lost_and_takes_it_back(sig: str, tmp_path: Path) -> None:
+    program = PROGRAM.with_name("lost_worker.py")
+    command = [sys.executable, str(program), sig, "12", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    outcome = json.loads(done.stdout.strip().splitlines()[-1])
+    assert outcome["restarts"] == 0 and outcome["losses"] == 1
+    assert outcome["pids"][0] != outcome["pids"][1]
+    assert set(outcome["fed"][0]) == set(outcome["fed"][1]) == {"worker 0", "worker 1"}
+    epochs = 14
+    assert len(outcome["rows"]) == epochs
+    # The epoch in which the worker was lost may have trained on some of its rows twice; every row was there.
+    again = sum(outcome["rows"]) - epochs * 4000
+    assert 0 <= again <= outcome["fed"][0]["worker 1"]
+    assert set(outcome["counts"]) <= {epochs, epochs + 1}
+
+
 def test_who_does_what() -> None:
     nodes = plan_nodes(2, ps=1)
     assert [str(n) for n in nodes] == ["chief 0", "worker 0", "worker 1", "ps 0"]

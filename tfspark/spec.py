@@ -124,6 +124,11 @@ def server_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     return ()
 
 
+def rejoining_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """Return the nodes that may be lost and come back while the others go on: the workers of parameter servers."""
+    return tuple(n for n in server_nodes(nodes) if n.role == Role.WORKER.value)
+
+
 def resuming_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     """Return the nodes that agree on the checkpoint that training goes on from: all that call ``main`` and train."""
     servers = server_nodes(nodes)

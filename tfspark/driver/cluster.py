@@ -21,15 +21,18 @@ from tfspark.driver import lifecycle as lc
 from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.gang import Gang, GangPlan
-from tfspark.driver.journal import Journal
+from tfspark.driver.journal import FeedEntry, Journal
+from tfspark.driver.profiles import Resources
 from tfspark.driver.recovery import replace_executors, worth_a_restart
-from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.resources import Wishes
+from tfspark.driver.sources import Columns, Source, is_rdd, planned, source_of
 from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, resuming_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
+from tfspark.transport.ports import Ports, check_ports
 from tfspark.transport.spool import DEFAULT_CAPACITY_BYTES
 
 if TYPE_CHECKING:
@@ -66,6 +69,15 @@ class Cluster:
     strategy
         What ``ctx.strategy()`` gives: ``"multi_worker_mirrored"``, ``"parameter_server"``, ``"none"`` for nodes that
         train independently, or a function that makes it of a `NodeContext`; ``"auto"`` chooses by the nodes.
+    gpus_per_node
+        GPUs of each chief and worker, as Spark assigns them; at most 1 of one GPU that nodes share. Parameter servers
+        and evaluator never get any. By default what ``spark.task.resource.gpu.amount`` says.
+    cpus_per_node
+        CPUs that Spark sets aside for each node; by default ``spark.task.cpus``.
+    spread
+        Have at most one node on each executor.
+    ports
+        ``(first, last)`` of the ports that nodes and driver listen on; any by default.
     max_restarts
         How often nodes may be started again, all of them, when one has failed. `main` is then called anew, goes on
         from a checkpoint if it takes any (`checkpoint_dir`), and is fed again what came after it.
@@ -110,6 +122,10 @@ class Cluster:
         chief: bool = False,
         evaluator: bool = False,
         strategy: str | Callable[[Any], Any] = "auto",
+        gpus_per_node: float | None = None,
+        cpus_per_node: float | None = None,
+        spread: bool = False,
+        ports: Ports | None = None,
         max_restarts: int = 0,
         checkpoint_dir: str | None = None,
         start_timeout: float = 300.0,
@@ -134,12 +150,15 @@ class Cluster:
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
+        self._resources = Resources(spark, self._node_ids, Wishes.of(gpus_per_node, cpus_per_node, spread))
         self._plan = GangPlan(
             nodes=self._node_ids,
+            resources=self._resources,
             main=launcher.pickle_main(main, args, own),
             secret=new_secret(launcher.wants_tls(spark) if tls is None else tls),
             limits=lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout),
             spool_bytes=spool_bytes,
+            ports=check_ports(ports),
             options={"strategy": self._strategy.value, "checkpoint_dir": checkpoint_dir},
             env=dict(env or {}),
         )
@@ -164,7 +183,7 @@ class Cluster:
         Raises
         ------
         ResourceError
-            If Spark has too few task slots.
+            If Spark has too few task slots or GPUs.
         StartTimeout
             If nodes did not come up in time.
         NodeFailed
@@ -301,6 +320,9 @@ class Cluster:
             seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
             reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
+        if is_rdd(data):
+            # A task of its own looks at its first rows.
+            self._resources.require_default_task()
         source = source_of(self._spark, data, columns, mask, sparse)
         specs = planned(source.schema, source.shapes, shapes, fill, mask, sparse)
         terms = m.FeedBegins(
@@ -416,7 +438,7 @@ class Cluster:
         from tfspark.driver.predictions import predictions
 
         coordinator = self._running().coordinator
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
+        self._resources.require_default_task()
         _, host = launcher.driver_addresses(self._spark)
         answering = resuming_nodes(self._node_ids)
         return predictions(
@@ -543,8 +565,8 @@ class Cluster:
 
     def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
         self._running()
-        launcher.check_slots(self._spark, len(self._node_ids), feeding=True)
-        entry = self._journal.open(source, specs, terms)
+        profile = self._resources.feeding_profile(source.in_one_stage)
+        entry = self._journal.open(FeedEntry(source, specs, terms, profile))
         with self._guard():
             report = self._recovering(lambda gang: gang.feed(entry))
         self._journal.keep(entry)

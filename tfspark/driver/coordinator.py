@@ -17,9 +17,18 @@ from dataclasses import dataclass
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.errors import FeedError, SchemaError, TFSparkError
-from tfspark.spec import ClusterSpec, NodeAddress, NodeId, resuming_nodes, server_nodes, spec_to_json
+from tfspark.spec import (
+    ClusterSpec,
+    NodeAddress,
+    NodeId,
+    rejoining_nodes,
+    resuming_nodes,
+    server_nodes,
+    spec_to_json,
+)
 from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
+from tfspark.transport.ports import Ports
 from tfspark.transport.server import MessageServer
 
 logger = logging.getLogger(__name__)
@@ -53,6 +62,8 @@ class Coordinator:
         Deadlines.
     cancel_job
         Cancels the Spark job; called from the coordinator's own thread.
+    ports
+        Range of the port to listen on; any by default.
     """
 
     def __init__(
@@ -62,14 +73,19 @@ class Coordinator:
         nodes: Sequence[NodeId],
         limits: lc.Limits,
         cancel_job: Callable[[], None],
+        ports: Ports | None = None,
     ) -> None:
-        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes))
+        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes))
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
         self.startup: dict[NodeId, dict[str, float]] = {}
         self.log: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self.feed_error: TFSparkError | None = None
         self.ledger: FeedLedger | None = None
+        self.ledgers: dict[int, FeedLedger] = {}
+        self.losses = 0
+        self._position = m.EpochBegins(-1, -1)
+        self._on_rejoin: Callable[[NodeId], None] | None = None
         self.resume_at: int | None = None
         self._proposals: dict[NodeId, int] = {}
         self._feed = -1
@@ -91,12 +107,15 @@ class Coordinator:
                 m.Finished: self._on_finished,
                 m.Raised: self._on_raised,
                 m.Resume: self._on_resume,
+                m.EpochBegins: self._on_epoch_begins,
+                m.WhichEpoch: self._on_which_epoch,
                 m.Report: self._on_report,
                 m.Pulse: self._on_pulse,
                 m.Commit: self._on_commit,
                 m.Assign: self._on_assign,
                 m.FeedFailed: self._on_feed_failed,
             },
+            ports,
         )
         self.port = self._server.port
         self._ticker = threading.Thread(target=self._tick, name="tfspark-coordinator", daemon=True)
@@ -106,7 +125,7 @@ class Coordinator:
 
     def post(self, event: lc.Event) -> None:
         """Feed an event to the lifecycle and carry out what follows."""
-        cancel = False
+        cancel, rejoined = False, None
         with self._changed:
             for instruction in self.lifecycle.handle(event, time.monotonic()):
                 match instruction:
@@ -122,6 +141,15 @@ class Coordinator:
                         self._publish(m.Stop(grace, reason))
                     case lc.WarnOfStall(node, seconds):
                         logger.warning("%s", self._describe_stall(node, seconds))
+                    case lc.PublishLoss(node, reason):
+                        logger.warning("%s was lost: %s. The others go on; it is started again.", node, reason)
+                        self.losses += 1
+                        for ledger in self.ledgers.values():
+                            ledger.forget(node)
+                    case lc.PublishRejoined(node):
+                        logger.info("%s is back", node)
+                        self._publish(m.NodeRejoined(spec_to_json(ClusterSpec((self.spec.address(node),)))[0]))
+                        rejoined = node
                     case lc.CancelJob():
                         cancel = True
                     case lc.Conclude(error) if error is not None:
@@ -129,6 +157,8 @@ class Coordinator:
             self._changed.notify_all()
         if cancel:
             self._cancel_job()
+        if rejoined is not None and self._on_rejoin is not None:
+            self._on_rejoin(rejoined)
 
     def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `condition` holds; it is evaluated under the coordinator's lock."""
@@ -145,16 +175,40 @@ class Coordinator:
         """Open the books of a feed and announce it."""
         with self._changed:
             self.ledger = FeedLedger(targets, message.seed if message.reproducible else None)
+            self.ledgers[message.feed] = self.ledger
             self.feed_error = None
             self._feed = message.feed
             self._publish(message)
             return self.ledger
 
-    def end_feed(self, message: m.FeedEnds | m.FeedCancelled) -> None:
-        """Announce that a feed is complete, or was given up."""
+    def end_feed(self, feed: int) -> bool:
+        """Announce that a feed is complete; false if rows are missing because a worker was lost."""
+        with self._changed:
+            ledger = self.ledgers[feed]
+            if ledger.missing:
+                return False
+            self._feed = -1
+            ledger.end()
+            if not self.lifecycle.rejoining:
+                del self.ledgers[feed]
+            self._publish(m.FeedEnds(feed, {str(n): r for n, r in ledger.rows.items()}))
+            return True
+
+    def cancel_feed(self, feed: int, reason: str) -> None:
+        """Announce that a feed was given up."""
         with self._changed:
             self._feed = -1
-            self._publish(message)
+            del self.ledgers[feed]
+            self._publish(m.FeedCancelled(feed, reason))
+
+    def on_rejoin(self, call: Callable[[NodeId], None]) -> None:
+        """Have `call` called with each node that has come back."""
+        self._on_rejoin = call
+
+    @property
+    def feed_begun(self) -> int:
+        """Number of the feed that a chief with parameter servers has begun to read; -1 before the first."""
+        return self._position.feed
 
     def publish(self, event: m.Message) -> None:
         """Append an event for every node."""
@@ -206,12 +260,15 @@ class Coordinator:
             self.log.append(f"[{node}] {line}")
             node_logger.info("[%s] %s", node, line)
         self.post(lc.Seen(node, msg.stopped))
-        return json.dumps({"stop_grace": self._release_grace}).encode()
+        return json.dumps({"stop_grace": self._release_grace, "kill": self.lifecycle.records[node].kill}).encode()
 
     def _on_exited(self, msg: m.Exited) -> bytes:
         node = NodeId(msg.role, msg.index)
         self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
-        return b"{}"
+        record = self.lifecycle.records[node]
+        # TensorFlow knows it by its address.
+        again = record.address.port if record.exited is None and record.address is not None else None
+        return json.dumps({"respawn_port": again}).encode()
 
     def _on_register(self, msg: m.Register) -> bytes:
         node = NodeId(msg.role, msg.index)
@@ -262,23 +319,35 @@ class Coordinator:
 
     def _on_commit(self, msg: m.Commit) -> bytes:
         with self._changed:
-            counts = (
-                msg.feed == self._feed
-                and self.ledger is not None
-                and self.ledger.commit(msg.partition, msg.upload, NodeId(msg.role, msg.index), msg.rows, msg.bytes_)
-            )
+            ledger = self.ledgers.get(msg.feed)
+            node = NodeId(msg.role, msg.index)
+            counts = ledger is not None and ledger.commit(msg.partition, msg.upload, node, msg.rows, msg.bytes_)
             self._changed.notify_all()
         return json.dumps({"committed": counts}).encode()
 
     def _on_assign(self, msg: m.Assign) -> bytes:
         with self._changed:
-            if msg.feed != self._feed or self.ledger is None:
+            ledger = self.ledgers.get(msg.feed)
+            if ledger is None:
                 return b'{"done": true}'
-            node = self.ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt)
+            node = ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt, self._away())
             if node is None:
                 return b'{"done": true}'
             address = self.spec.address(node)
         return json.dumps({"host": address.host, "port": address.data_port, "node": str(node)}).encode()
+
+    def _away(self) -> set[NodeId]:
+        return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
+
+    def _on_epoch_begins(self, msg: m.EpochBegins) -> bytes:
+        with self._changed:
+            self._position = msg
+            for feed in [f for f in self.ledgers if f < msg.feed]:
+                del self.ledgers[feed]
+        return b"{}"
+
+    def _on_which_epoch(self, _: m.WhichEpoch) -> bytes:
+        return self._position.encode()
 
     def _on_feed_failed(self, msg: m.FeedFailed) -> bytes:
         cls = SchemaError if msg.kind == SchemaError.__name__ else FeedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfspark.driver import launcher
@@ -14,11 +15,9 @@ from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.journal import FeedEntry
 from tfspark.driver.ledger import Target
-from tfspark.driver.sources import FeedJob, Source
+from tfspark.driver.sources import FeedJob
 from tfspark.errors import FeedError
-from tfspark.schema import ColumnSpec
 from tfspark.spec import NodeId, training_nodes
-from tfspark.transport import messages as m
 from tfspark.transport.auth import Secret
 
 if TYPE_CHECKING:
@@ -79,44 +78,68 @@ class Feeding:
             ledger = coordinator.begin_feed(entry.announcement(first_epoch), targets)
             began = self._display.begin()
             try:
-                self._run_job(coordinator, entry.source, entry.columns, number)
-                if not ledger.committed:
-                    raise FeedError("The data has no rows.", hint="Check its filters and its source.")
+                while True:
+                    self._deliver(coordinator, entry)
+                    if not ledger.committed:
+                        raise FeedError("The data has no rows.", hint="Check its filters and its source.")
+                    if coordinator.end_feed(number):
+                        break
             except BaseException as e:
-                coordinator.end_feed(m.FeedCancelled(number, str(e)))
+                coordinator.cancel_feed(number, str(e))
                 raise
             rows = ledger.rows
-            coordinator.end_feed(m.FeedEnds(number, {str(n): r for n, r in rows.items()}))
             seconds = time.monotonic() - began
             self._display.final(coordinator, "feeding", ledger)
             by_worker = {n.key: r for n, r in rows.items()}
             return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, entry.epochs)
 
-    def _run_job(self, coordinator: Coordinator, source: Source, specs: Sequence[ColumnSpec], number: int) -> None:
+    def again(self, coordinator: Coordinator, entry: FeedEntry) -> None:
+        """Send a worker that was lost and is back its rows of a feed that had ended.
+
+        Raises
+        ------
+        FeedError
+            If they could not be delivered.
+        """
+        ledger = coordinator.ledgers.get(entry.terms.feed)
+        while ledger is not None and ledger.ended and ledger.missing:
+            self._deliver(coordinator, entry, shown=False)
+
+    def _deliver(self, coordinator: Coordinator, entry: FeedEntry, shown: bool = True) -> None:
+        """Run the Spark job that sends what has not arrived, again if a worker that comes back was lost meanwhile."""
+        while True:
+            losses = coordinator.losses
+            try:
+                return self._run_job(coordinator, entry, shown)
+            except FeedError:
+                if coordinator.losses == losses or coordinator.lifecycle.concluded:
+                    raise
+
+    def _run_job(self, coordinator: Coordinator, entry: FeedEntry, shown: bool) -> None:
         from tfspark.executor.feed_task import FeedPlan
 
         _, host = launcher.driver_addresses(self._spark)
-        plan = FeedPlan(number, tuple(specs), host, coordinator.port, self._secret)
+        number = entry.terms.feed
+        plan = FeedPlan(number, tuple(entry.columns), host, coordinator.port, self._secret)
         ended: list[BaseException | None] = []
 
         def on_end(_: Any, error: BaseException | None) -> None:
             ended.append(error)
             coordinator.wake()
 
-        sending = source.job(plan)
+        sending = entry.source.job(plan, entry.profile)
         job = launcher.TaggedJob(self._spark, f"{self._tag}-feed-{number}", sending.run, on_end)
         life = coordinator.lifecycle
         try:
-            self._display.until(
-                coordinator, "feeding", lambda: bool(ended) or life.concluded or coordinator.feed_error is not None
-            )
+            wait = partial(self._display.until, coordinator, "feeding") if shown else coordinator.wait
+            wait(lambda: bool(ended) or life.concluded or (shown and coordinator.feed_error is not None))
             if not ended and not life.concluded and life.phase is not lc.Phase.RUNNING:
                 coordinator.wait(lambda: life.concluded, self._limits.last_words + 1.0)
         finally:
             if not ended:
                 job.cancel()
                 coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
-        self._raise_failure(coordinator, ended[0] if ended else None, sending)
+        self._raise_failure(coordinator, ended[0] if ended else None, sending, number)
 
     @staticmethod
     def too_late() -> FeedError:
@@ -126,7 +149,9 @@ class Feeding:
             hint="main must read the dataset to its end: for example ctx.fit(...) without steps_per_epoch.",
         )
 
-    def _raise_failure(self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob) -> None:
+    def _raise_failure(
+        self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob, number: int
+    ) -> None:
         life = coordinator.lifecycle
         if coordinator.feed_error is not None:
             raise coordinator.feed_error
@@ -137,7 +162,8 @@ class Feeding:
             raise life.error or self.too_late()
         if error is not None:
             raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error
-        if coordinator.ledger is not None and coordinator.ledger.recomputed and sending.indeterminate():
+        ledger = coordinator.ledgers.get(number)
+        if ledger is not None and ledger.recomputed and sending.indeterminate():
             raise FeedError(
                 "Spark lost and recomputed what it was feeding, and its rows can fall into other partitions each time: "
                 "some may be missing, and others have come twice.",

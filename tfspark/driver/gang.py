@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,12 @@ from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
 from tfspark.driver.journal import FeedEntry
+from tfspark.driver.profiles import Resources
+from tfspark.driver.resources import Group
+from tfspark.errors import TFSparkError
 from tfspark.spec import NodeId
 from tfspark.transport.auth import Secret
+from tfspark.transport.ports import Ports
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,10 +36,12 @@ class GangPlan:
     """What each incarnation of a cluster's nodes is made of."""
 
     nodes: tuple[NodeId, ...]
+    resources: Resources
     main: bytes
     secret: Secret
     limits: lc.Limits
     spool_bytes: int
+    ports: Ports | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,12 +71,15 @@ class Gang:
     def __init__(self, spark: SparkSession, plan: GangPlan, tag: str, restarts: int, display: Display) -> None:
         self._spark, self._plan, self._tag, self._restarts = spark, plan, tag, restarts
         self._display = display
-        self._job: launcher.TaggedJob | None = None
+        self._job: launcher.NodeJobs | None = None
         self._closing = threading.Lock()
         self._closed = False
+        self._fed: list[FeedEntry] = []
         bind, self._host = launcher.driver_addresses(spark)
-        self.coordinator = Coordinator(bind, plan.secret, plan.nodes, plan.limits, self._cancel_job)
+        self.coordinator = Coordinator(bind, plan.secret, plan.nodes, plan.limits, self._cancel_job, plan.ports)
         self._feeding = Feeding(spark, tag, plan.nodes, plan.secret.for_clients(), plan.limits, display)
+        if self.life.rejoining:
+            self.coordinator.on_rejoin(self._feed_back)
 
     @property
     def life(self) -> lc.Lifecycle:
@@ -83,7 +92,7 @@ class Gang:
         Raises
         ------
         ResourceError
-            If Spark has too few task slots.
+            If Spark has too few task slots or GPUs.
         StartTimeout
             If nodes did not come up in time.
         NodeFailed
@@ -91,21 +100,22 @@ class Gang:
         ClusterStopped
             If the cluster is stopped meanwhile.
         """
-        patience = self._plan.limits.start if self._restarts else launcher.SLOTS_PATIENCE_SECONDS
-        launcher.check_slots(self._spark, len(self._plan.nodes), feeding=False, patience=patience)
-        self._job = self._launch()
+        # After a failure Spark may have to start executors first.
+        groups = self._plan.resources.groups(patience=self._plan.limits.start if self._restarts else None)
+        self._job = self._launch(groups)
         life = self.life
         self._display.until(self.coordinator, "starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
         self._display.final(self.coordinator, "starting")
         if life.error is not None:
             raise life.error
 
-    def _launch(self) -> launcher.TaggedJob:
+    def _launch(self, groups: Sequence[Group]) -> launcher.NodeJobs:
         from tfspark.executor.task import Launch
 
         plan, spark, coordinator = self._plan, self._spark, self.coordinator
         launch = Launch(
             nodes=plan.nodes,
+            held=(),
             coordinator_host=self._host,
             coordinator_port=coordinator.port,
             secret=plan.secret,
@@ -113,12 +123,9 @@ class Gang:
             spool_bytes=plan.spool_bytes,
             options={**plan.options, "restarts": self._restarts},
             env=dict(plan.env),
+            ports=plan.ports,
         )
-
-        def ended(_: Any, error: BaseException | None) -> None:
-            coordinator.post(launcher.job_ended(error))
-
-        return launcher.TaggedJob(spark, self._tag, lambda: launcher.node_job(spark, launch).collect(), ended)
+        return launcher.NodeJobs(spark, self._tag, launch, groups, plan.resources, coordinator.post)
 
     def feed(self, entry: FeedEntry) -> FeedReport:
         """Send what nodes have not yet seen of a feed; waits, if there are checkpoints, until they say where they are.
@@ -137,6 +144,8 @@ class Gang:
             first = entry.epochs_in(self._resumed_epochs())
         if first >= entry.epochs:
             return FeedReport(0, 0, 0.0, {}, entry.epochs)
+        if self.life.rejoining:
+            self._fed.append(entry)
         return self._feeding.run(self.coordinator, entry, first)
 
     def _resumed_epochs(self) -> int:
@@ -149,6 +158,18 @@ class Gang:
         if coordinator.resume_at is None:
             raise life.error or self._feeding.too_late()
         return coordinator.resume_at
+
+    def _feed_back(self, node: NodeId) -> None:
+        """Feed a node that was lost, and is back, what it had held; in a thread, as Flight's are waiting."""
+
+        def run() -> None:
+            try:
+                for entry in [e for e in self._fed if e.terms.feed >= self.coordinator.feed_begun]:
+                    self._feeding.again(self.coordinator, entry)
+            except TFSparkError as e:
+                self.coordinator.post(lc.NodeRaised(node, f"its rows could not be fed again: {e}", ""))
+
+        threading.Thread(target=run, name=f"{self._tag}-again", daemon=True).start()
 
     def silent_executors(self) -> list[str]:
         """Return the executors, as Spark knows them, that have not been heard of for a while."""

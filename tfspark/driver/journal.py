@@ -13,6 +13,8 @@ from tfspark.schema import ColumnSpec
 from tfspark.transport import messages as m
 
 if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
+
     from tfspark.driver.sources import Source
 
 
@@ -28,11 +30,14 @@ class FeedEntry:
         Their tensors.
     terms
         How it is announced.
+    profile
+        Spark's resource profile of the tasks that send it; ``None`` for the default one.
     """
 
     source: Source
     columns: Sequence[ColumnSpec]
     terms: m.FeedBegins
+    profile: ResourceProfile | None = None
 
     @property
     def epochs(self) -> int:
@@ -64,12 +69,12 @@ class Journal:
         self._epochs = 0
         self.entries: list[FeedEntry] = []
 
-    def open(self, source: Source, columns: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedEntry:
+    def open(self, entry: FeedEntry) -> FeedEntry:
         """Give a feed its number and its place in the count of epochs; `keep` it when it has been delivered."""
-        entry = FeedEntry(source, columns, replace(terms, feed=self._feeds, base=self._epochs))
+        numbered = replace(entry, terms=replace(entry.terms, feed=self._feeds, base=self._epochs))
         self._feeds += 1
-        self._epochs += terms.epochs
-        return entry
+        self._epochs += entry.epochs
+        return numbered
 
     def keep(self, entry: FeedEntry) -> None:
         """Remember a feed that has been delivered."""

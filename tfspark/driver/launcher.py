@@ -1,4 +1,4 @@
-"""Everything about a cluster that is Spark's business: slots, hosts, the barrier job, cancelling by tag."""
+"""Everything about a cluster that is Spark's business: hosts, the jobs that hold nodes, cancelling by tag."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import re
 import sys
 import sysconfig
 import threading
+import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
 from tfspark.driver.lifecycle import JobEnded
-from tfspark.errors import ConfigurationError, DependencyError, ResourceError
+from tfspark.driver.profiles import Resources
+from tfspark.driver.resources import WITHOUT_GPUS, Group
+from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.spec import NodeId
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import DataFrame, SparkSession
 
     from tfspark.executor.task import Launch
 
 logger = logging.getLogger(__name__)
-
-SLOTS_PATIENCE_SECONDS = 20.0
-"""How long executors that have not yet registered are waited for; a session is handed out before they have."""
 
 
 def require_classic(spark: Any) -> None:
@@ -121,59 +124,6 @@ def wants_tls(spark: SparkSession) -> bool:
     return any((conf.get(k) or "false").lower() == "true" for k in keys)
 
 
-def task_slots(spark: SparkSession) -> int:
-    """Return how many tasks Spark can run at once now, as its own check of barrier stages counts them."""
-    jsc = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]
-    profile = jsc.resourceProfileManager().defaultResourceProfile()
-    return int(jsc.maxNumConcurrentTasks(profile))
-
-
-def check_slots(spark: SparkSession, nodes: int, feeding: bool, patience: float = SLOTS_PATIENCE_SECONDS) -> None:
-    """Make sure that all nodes, and a feeding task beside them, can run at once; waits `patience` seconds for it.
-
-    Raises
-    ------
-    ResourceError
-        If there are too few task slots.
-    """
-    needed = nodes + (1 if feeding else 0)
-    conf = spark.sparkContext.getConf()
-    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        return
-    local = spark.sparkContext.master.startswith("local[") or spark.sparkContext.master == "local"
-    slots = _await_slots(spark, needed, 0.0 if local else patience)
-    if slots >= needed:
-        return
-    extra = " and 1 to feed them" if feeding else ""
-    cpus = int(conf.get("spark.task.cpus", "1") or 1)
-    raise ResourceError(
-        f"Spark has {slots} task slot(s), but {needed} are needed: {nodes} for the nodes, which hold theirs until "
-        f"they end{extra}.",
-        hint=_slots_hint(spark.sparkContext.master, needed, cpus),
-    )
-
-
-def _await_slots(spark: SparkSession, needed: int, patience: float) -> int:
-    import time
-
-    deadline = time.monotonic() + patience
-    registering = threading.Event()
-    while (slots := task_slots(spark)) < needed and time.monotonic() < deadline:
-        registering.wait(0.2)
-    return slots
-
-
-def _slots_hint(master: str, needed: int, cpus: int) -> str:
-    if master.startswith("local-cluster"):
-        return f"Use a master of at least {needed} cores in all, such as local-cluster[2,{-(-needed // 2)},1024]."
-    if master.startswith("local"):
-        return f"Use master local[{needed * cpus}] or fewer workers."
-    return (
-        f"Raise spark.executor.instances or spark.executor.cores to {needed * cpus} cores in all (spark.task.cpus is "
-        f"{cpus}), raise spark.cores.max if it is set, or ask for fewer workers."
-    )
-
-
 class TaggedJob:
     """A Spark job in a thread of its own that can be cancelled.
 
@@ -206,7 +156,7 @@ class TaggedJob:
     def _run(self) -> None:
         result, error = None, None
         try:
-            self._spark.addTag(self.tag)
+            self._spark.sparkContext.addJobTag(self.tag)
             result = self._action()
         except BaseException as e:
             error = e
@@ -215,7 +165,8 @@ class TaggedJob:
     def cancel(self) -> None:
         """Cancel the job; nothing happens if it has ended or Spark is gone."""
         try:
-            self._spark.interruptTag(self.tag)
+            # Not interruptTag: it knows only the tags of the thread that calls it, and of those that thread came from.
+            self._spark.sparkContext.cancelJobsWithTag(self.tag)
         except Exception as e:
             logger.debug("could not cancel %s: %s", self.tag, e)
 
@@ -225,8 +176,85 @@ class TaggedJob:
         return not self._thread.is_alive()
 
 
-def node_job(spark: SparkSession, launch: Launch) -> DataFrame:
-    """Return the barrier job that holds the nodes, one task each."""
+class NodeJobs:
+    """The Spark jobs that hold the nodes, one for each group, all under one tag.
+
+    A barrier stage starts all nodes of a group together or none. With dynamic allocation, for which Spark has no
+    barrier stages, the nodes are ordinary tasks: they wait for each other in any case.
+
+    Parameters
+    ----------
+    spark
+        The session.
+    tag
+        Spark job tag; unique.
+    launch
+        What all nodes need to know.
+    groups
+        Who goes together.
+    resources
+        Knows the profiles of the groups.
+    on_end
+        Called, in a thread, when the first of the jobs has failed, which cancels the others, or when all have ended.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        tag: str,
+        launch: Launch,
+        groups: Sequence[Group],
+        resources: Resources,
+        on_end: Callable[[JobEnded], None],
+    ) -> None:
+        self._on_end = on_end
+        self._running = len(groups)
+        self._failed = False
+        self._lock = threading.Lock()
+        barrier = not resources.settings.dynamic
+        # Spark's own check of a barrier stage counts only profiles that it has heard of.
+        jobs = [(group, resources.profile(group.need)) for group in groups]
+        self._jobs = [
+            self._start(spark, tag, launch_of(launch, group, resources), profile, barrier) for group, profile in jobs
+        ]
+
+    def _start(
+        self, spark: SparkSession, tag: str, launch: Launch, profile: ResourceProfile | None, barrier: bool
+    ) -> TaggedJob:
+        def ended(_: Any, error: BaseException | None) -> None:
+            self._ended(launch, error)
+
+        return TaggedJob(spark, tag, lambda: node_job(spark, launch, profile, barrier).collect(), ended)
+
+    def _ended(self, launch: Launch, error: BaseException | None) -> None:
+        with self._lock:
+            self._running -= 1
+            tell = not self._failed and (error is not None or self._running == 0)
+            self._failed = self._failed or error is not None
+            cancel = tell and self._running > 0
+        if cancel:
+            self.cancel()
+        if tell:
+            self._on_end(job_ended(error, launch.held))
+
+    def cancel(self) -> None:
+        """Cancel all jobs; nothing happens to those that have ended."""
+        self._jobs[0].cancel()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for all threads; tell whether they have ended."""
+        deadline = time.monotonic() + timeout
+        return all([job.join(max(0.0, deadline - time.monotonic())) for job in self._jobs])
+
+
+def launch_of(launch: Launch, group: Group, resources: Resources) -> Launch:
+    """Return what the nodes of a group need to know."""
+    asked = resources.asks_for_gpus or group.nodes[0].role in WITHOUT_GPUS
+    return replace(launch, held=group.nodes, gpus=float(group.need.gpus) if asked else None)
+
+
+def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | None, barrier: bool) -> DataFrame:
+    """Return the job that holds nodes, one task each."""
     from tfspark.executor.task import RESULT_DDL
 
     def hold_node(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -234,18 +262,18 @@ def node_job(spark: SparkSession, launch: Launch) -> DataFrame:
 
         return supervise(launch, batches)
 
-    n = len(launch.nodes)
-    return spark.range(0, n, 1, n).mapInArrow(hold_node, RESULT_DDL, barrier=True)
+    n = len(launch.held)
+    return spark.range(0, n, 1, n).mapInArrow(hold_node, RESULT_DDL, barrier=barrier, profile=profile)
 
 
-def job_ended(error: BaseException | None) -> JobEnded:
-    """Say how the job that held the nodes ended."""
+def job_ended(error: BaseException | None, nodes: Sequence[NodeId]) -> JobEnded:
+    """Say how a job that held `nodes` ended."""
     if error is None:
         return JobEnded()
     # Spark's words when one task of a barrier stage is lost; the number is its partition, which is the node's.
     blamed = re.search(r"barrier task ResultTask\(\d+, (\d+)\)", str(error))
     lost = "PythonException" not in str(error)
-    return JobEnded(describe_job_error(error), int(blamed[1]) if blamed and lost else None)
+    return JobEnded(describe_job_error(error), nodes[int(blamed[1])] if blamed and lost else None)
 
 
 def describe_job_error(error: BaseException) -> str:

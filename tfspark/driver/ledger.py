@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tfspark.spec import NodeId
@@ -47,6 +47,10 @@ class FeedLedger:
     recomputed
         Whether Spark ran the feeding stage again, because what it reads was lost, after partitions of it had been
         committed. If its rows then fall into other partitions than before, some are lost and others come twice.
+    missing
+        Partitions that have to come again, as the worker was lost that they were committed to.
+    ended
+        Whether all had arrived; a missing partition can then come only to the worker that had it.
     """
 
     def __init__(self, targets: Sequence[Target], seed: int | None = None) -> None:
@@ -58,6 +62,20 @@ class FeedLedger:
         self._attempts: set[tuple[int, int]] = set()
         self.committed: dict[int, Committed] = {}
         self._uploading: dict[str, tuple[int, NodeId]] = {}
+        self.missing: dict[int, NodeId] = {}
+        self.ended = False
+
+    def end(self) -> None:
+        """Every partition has arrived: from now on each belongs to its worker, even if that is lost."""
+        self.ended = True
+
+    def forget(self, node: NodeId) -> None:
+        """Note that a worker was lost with all it held."""
+        for partition in [p for p, c in self.committed.items() if c.node == node]:
+            del self.committed[partition]
+            self.missing[partition] = node
+        for upload in [u for u, (_, n) in self._uploading.items() if n == node]:
+            del self._uploading[upload]
 
     @property
     def rows(self) -> dict[NodeId, int]:
@@ -80,18 +98,26 @@ class FeedLedger:
         what = f"partition(s) {listed} are on their way to it" if coming else "none is on its way to it"
         return f"{arrived} of the {len(self.committed)} partitions that have arrived went to it, {what}."
 
-    def assign(self, partition: int, upload: str, host: str, attempt: int = 0) -> NodeId | None:
+    def assign(
+        self, partition: int, upload: str, host: str, attempt: int = 0, away: Collection[NodeId] = ()
+    ) -> NodeId | None:
         """Choose the worker for an upload, or ``None`` if the partition is already committed.
 
         The worker with the fewest rows, counting uploads under way as average partitions; among workers within
         one average partition of the fewest, one on the same host. With a seed, a matter of the number alone.
+        Workers that are `away` are passed over if it is not.
         """
         # Attempts of a task are counted anew only when its whole stage runs again.
         self.recomputed |= (partition, attempt) in self._attempts and bool(self.committed)
         self._attempts.add((partition, attempt))
         if partition in self.committed:
             return None
-        chosen = self._fixed(partition) if self._seed is not None else self._balanced(host)
+        if self.ended:
+            chosen = self.missing[partition]
+        elif self._seed is not None:
+            chosen = self._fixed(partition)
+        else:
+            chosen = self._balanced(host, away)
         self._uploading[upload] = (partition, chosen)
         return chosen
 
@@ -99,20 +125,22 @@ class FeedLedger:
         block, place = divmod(partition, len(self.targets))
         return random.Random(f"{self._seed} {block}").sample(self.targets, len(self.targets))[place].node
 
-    def _balanced(self, host: str) -> NodeId:
+    def _balanced(self, host: str, away: Collection[NodeId]) -> NodeId:
+        targets = [t for t in self.targets if t.node not in away] or self.targets
         rows = self.rows
         average = sum(rows.values()) / len(self.committed) if self.committed else 1.0
         average = max(average, 1.0)
         load = {node: float(n) for node, n in rows.items()}
         for _, node in self._uploading.values():
             load[node] += average
-        fewest = min(load.values())
-        near = [t for t in self.targets if load[t.node] < fewest + average]
+        fewest = min(load[t.node] for t in targets)
+        near = [t for t in targets if load[t.node] < fewest + average]
         here = [t for t in near if t.host == host]
         return min(here or near, key=lambda t: (load[t.node], t.node)).node
 
     def commit(self, partition: int, upload: str, node: NodeId, rows: int, nbytes: int) -> bool:
         """Record that an upload is whole; tell whether it is the one that counts. Asking twice changes nothing."""
         self._uploading.pop(upload, None)
+        self.missing.pop(partition, None)
         first = self.committed.setdefault(partition, Committed(node, upload, rows, nbytes))
         return first.upload == upload and first.node == node

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
-from tfspark.spec import NodeAddress, NodeId, Role, resuming_nodes
+from tfspark.spec import NodeAddress, NodeId, resuming_nodes
+
+REJOINS_PER_NODE = 3
+"""How often a worker of parameter servers that is lost may come back before its loss counts as a failure."""
 
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node that has been silent for so long is to blame when another one fails."""
@@ -141,11 +144,11 @@ class NodeExited:
 class JobEnded:
     """The Spark job that holds the nodes has ended.
 
-    If it did not succeed, ``error`` says why, and ``task`` which task was to blame, if Spark names one.
+    If it did not succeed, ``error`` says why, and ``blamed`` whose task was to blame, if Spark names one.
     """
 
     error: str | None = None
-    task: int | None = None
+    blamed: NodeId | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,21 @@ class WarnOfStall:
 
 
 @dataclass(frozen=True)
+class PublishLoss:
+    """A node was lost that the others can do without for a while: forget what it held; it is started again."""
+
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True)
+class PublishRejoined:
+    """Tell every node that one is back."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True)
 class CancelJob:
     """Cancel the Spark job."""
 
@@ -214,7 +232,8 @@ class Conclude:
 
 
 Instruction = (
-    PublishSpec | PublishTrainingEnded | PublishRelease | PublishStop | WarnOfStall | CancelJob | Conclude
+    PublishSpec | PublishTrainingEnded | PublishRelease | PublishStop | WarnOfStall | PublishLoss | PublishRejoined
+    | CancelJob | Conclude
 )  # fmt: skip
 
 
@@ -233,6 +252,9 @@ class NodeRecord:
     waiting: float = 0.0
     warned: bool = False
     stopped: bool = False
+    rejoins: int = 0
+    away_since: float | None = None
+    kill: bool = False
     raised: NodeRaised | None = None
     exited: NodeExited | None = None
 
@@ -245,6 +267,7 @@ class Lifecycle:
     limits: Limits
     now: float
     servers: Sequence[NodeId] = ()
+    rejoining: Sequence[NodeId] = ()
     phase: Phase = Phase.STARTING
     over: bool = False
     concluded: bool = False
@@ -273,6 +296,8 @@ class Lifecycle:
                 out += self._attached(event)
             case NodeRegistered(address):
                 record = self.records[address.node]
+                if self.phase is Phase.RUNNING and record.address is not None:
+                    out += self._rejoined(record)
                 record.address, record.state = address, NodeState.REGISTERED
                 if self.phase is Phase.STARTING and all(r.address for r in self.records.values()):
                     self.phase = Phase.RUNNING
@@ -285,12 +310,7 @@ class Lifecycle:
                 out += self._pulse(event)
             case NodeFinished():
                 self.records[event.node].state = NodeState.FINISHED
-                if event.node.role != Role.EVALUATOR.value and self._training_ended():
-                    out.append(PublishTrainingEnded())
-                if self.phase is Phase.RUNNING and self._every_main_returned():
-                    self.phase = Phase.FINISHED
-                    out.append(PublishRelease())
-                    out += self._conclude(None)
+                out += self._finished()
             case NodeRaised():
                 out += self._raised(event)
             case NodeExited():
@@ -313,8 +333,15 @@ class Lifecycle:
     def _every_main_returned(self) -> bool:
         return all(r.state is NodeState.FINISHED for n, r in self.records.items() if n not in self.servers)
 
-    def _training_ended(self) -> bool:
-        return all(self.records[n].state is NodeState.FINISHED for n in resuming_nodes(self.nodes))
+    def _finished(self) -> list[Instruction]:
+        if self.phase is not Phase.RUNNING:
+            return []
+        if self._every_main_returned():
+            self.phase = Phase.FINISHED
+            return [PublishRelease(), *self._conclude(None)]
+        if all(self.records[n].state is NodeState.FINISHED for n in resuming_nodes(self.nodes)):
+            return [PublishTrainingEnded()]
+        return []
 
     def _attached(self, event: TaskAttached) -> list[Instruction]:
         record = self.records[event.node]
@@ -327,6 +354,12 @@ class Lifecycle:
 
     def _exited(self, event: NodeExited) -> list[Instruction]:
         record = self.records[event.node]
+        if self._may_rejoin(record):
+            reason, _ = describe_exit(event.code)
+            record.state, record.last_pulse, record.kill = NodeState.LAUNCHED, None, False
+            record.rejoins += 1
+            record.away_since = self.now
+            return [PublishLoss(event.node, reason)]
         record.exited = event
         if record.state is NodeState.FINISHED or self.phase in (Phase.FINISHED, Phase.STOPPING):
             if record.state is not NodeState.FAILED:
@@ -336,6 +369,20 @@ class Lifecycle:
             return []
         record.state = NodeState.FAILED
         return self._fail(event.node)
+
+    def _may_rejoin(self, record: NodeRecord) -> bool:
+        return (
+            record.node in self.rejoining
+            and self.phase is Phase.RUNNING
+            and record.raised is None
+            and record.rejoins < REJOINS_PER_NODE
+        )
+
+    def _rejoined(self, record: NodeRecord) -> list[Instruction]:
+        record.away_since = None
+        for other in self.records.values():
+            other.last_pulse = None if other.last_pulse is None else self.now
+        return [PublishRejoined(record.node)]
 
     def _pulse(self, event: Pulse) -> list[Instruction]:
         record = self.records[event.node]
@@ -394,6 +441,10 @@ class Lifecycle:
         silents = [r for r in self.records.values() if self._is_silent(r, SUSPICIOUS_SILENCE_SECONDS)]
         return next((r for r in silents if r.stopped), silent)
 
+    def _someone_is_away(self) -> bool:
+        # TensorFlow holds Python's lock in the chief until a lost worker can be reached again.
+        return any(r.away_since is not None for r in self.records.values())
+
     def _is_silent(self, r: NodeRecord, seconds: float) -> bool:
         alive = r.exited is None and r.state not in (NodeState.FINISHED, NodeState.FAILED)
         return alive and r.last_pulse is not None and self.now - r.last_pulse > seconds
@@ -405,6 +456,10 @@ class Lifecycle:
     def _hung(self, record: NodeRecord) -> list[Instruction]:
         if self._is_unheard(record, SUSPICIOUS_SILENCE_SECONDS):
             return self._unheard(record)
+        if self._may_rejoin(record):
+            # Its exit will tell the rest.
+            record.kill = True
+            return []
         record.state = NodeState.FAILED
         seconds = self.now - (record.last_pulse or 0.0)
         reason = f"its process exists, but has not answered for {seconds:.0f} s"
@@ -451,10 +506,9 @@ class Lifecycle:
             return []
         if self._failed is not None:
             return self._conclude(self._node_failed(self._failed))
-        if event.error is not None and event.task is not None and self.phase is not Phase.STOPPING:
-            node = self.nodes[event.task]
-            self._lost(node, "its Spark task was lost")
-            return self._conclude(self._node_failed(node))
+        if event.error is not None and event.blamed is not None and self.phase is not Phase.STOPPING:
+            self._lost(event.blamed, "its Spark task was lost")
+            return self._conclude(self._node_failed(event.blamed))
         if event.error is not None and CANCELLED.search(event.error):
             # By cancelAllJobs, cancelJobGroup, spark.stop() or the web page: someone wants it gone.
             reason = event.error.splitlines()[0]
@@ -489,7 +543,10 @@ class Lifecycle:
                 if r.state is not NodeState.FINISHED and self._is_unheard(r, limits.silence):
                     out += self._unheard(r)
                     break
-                if self._is_silent(r, limits.hang):
+                if r.away_since is not None and self.now - r.away_since > limits.start:
+                    out += self._lost(r.node, f"it was lost and did not come back within {limits.start:.0f} s")
+                    break
+                if self._is_silent(r, limits.hang) and not self._someone_is_away():
                     out += self._hung(self._to_blame(r))
                     break
         late = self._stop_at is not None and self.now - self._stop_at > self.patience

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from pyspark import RDD
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructField, StructType
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 20
 """Rows of an RDD that are looked at for its columns."""
+
+_EXCHANGE = re.compile(r"^[ :+\-*()\d]*\w*Exchange\b", re.MULTILINE)
+"""How Spark writes a step of a plan before which other stages, or broadcasts, have to be done."""
 
 Columns = Sequence[str] | Mapping[str, str]
 
@@ -52,12 +57,15 @@ class Source:
     shapes
         Shapes of array columns that the data itself tells.
     job
-        Makes the feed job of a plan.
+        Makes the feed job of a plan, with a resource profile for its tasks.
+    in_one_stage
+        Whether these are all tasks that Spark runs for it.
     """
 
     schema: pa.Schema
     shapes: Mapping[str, tuple[int, ...]]
-    job: Callable[[FeedPlan], FeedJob]
+    job: Callable[[FeedPlan, ResourceProfile | None], FeedJob]
+    in_one_stage: Callable[[], bool] = lambda: False
 
 
 def source_of(
@@ -103,6 +111,13 @@ def source_of(
     )
 
 
+def is_rdd(data: Any) -> bool:
+    """Tell whether this is an RDD."""
+    from pyspark import RDD
+
+    return isinstance(data, RDD)
+
+
 def dataframe_source(
     df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
 ) -> Source:
@@ -111,12 +126,12 @@ def dataframe_source(
     df = df.select(*[leaf.column.alias(leaf.name) for leaf in leaves])
     schema, shapes = _described(df, leaves)
 
-    def job(plan: FeedPlan) -> FeedJob:
-        sending = feed_job(df, plan)
+    def job(plan: FeedPlan, profile: ResourceProfile | None) -> FeedJob:
+        sending = feed_job(df, plan, profile)
         # Spark's own word for it; with adaptive execution it is known only when the job has run.
         return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jdf.queryExecution().toRdd()))
 
-    return Source(schema, shapes, job)
+    return Source(schema, shapes, job, lambda: not _EXCHANGE.search(df._jdf.queryExecution().executedPlan().toString()))
 
 
 def _is_indeterminate(jrdd: Any) -> bool:
@@ -306,7 +321,7 @@ def arrow_schema_of(schema: StructType) -> pa.Schema:
     return pa.schema(fields)
 
 
-def feed_job(df: DataFrame, plan: FeedPlan) -> DataFrame:
+def feed_job(df: DataFrame, plan: FeedPlan, profile: ResourceProfile | None = None) -> DataFrame:
     """Return the job that sends every partition of `df` to a worker."""
     from tfspark.executor.feed_task import RESULT_DDL
 
@@ -315,7 +330,7 @@ def feed_job(df: DataFrame, plan: FeedPlan) -> DataFrame:
 
         return push(plan, batches)
 
-    return df.mapInArrow(send_partition, RESULT_DDL)
+    return df.mapInArrow(send_partition, RESULT_DDL, profile=profile)
 
 
 def _from_pandas(spark: SparkSession, frame: pd.DataFrame) -> DataFrame:
@@ -343,7 +358,7 @@ def _rdd_source(rdd: RDD[Any], columns: Columns | None) -> Source:
         found = tuple(replace(by_name[c], name=name) for name, c in chosen.items())
     shapes = {c.name: c.shape for c in found if c.shape is not None}
 
-    def job(plan: FeedPlan) -> FeedJob:
+    def job(plan: FeedPlan, _: ResourceProfile | None) -> FeedJob:
         def send_partition(index: int, rows: Iterator[Any]) -> Iterator[Any]:
             from pyspark import TaskContext
 

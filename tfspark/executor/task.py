@@ -1,6 +1,6 @@
 """The Spark task that supervises one node: spawns its process, forwards its output, reports its end, kills it.
 
-It runs in a Spark Python worker, in a barrier stage with one task per node, and never imports TensorFlow. A node
+It runs in a Spark Python worker, in a stage with one task per node, and never imports TensorFlow. A node
 that fails does not fail the task: Spark would run the whole stage again. The coordinator decides.
 """
 
@@ -17,19 +17,22 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.errors import TFSparkError
 from tfspark.executor import process as proc
+from tfspark.executor.gpu import VISIBLE, gpu_environment, visible_devices
 from tfspark.executor.host import address_towards, local_directory
 from tfspark.spec import NodeId
 from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
-from tfspark.transport.messages import Attach, Exited, Heartbeat
+from tfspark.transport.messages import Attach, Exited, Heartbeat, Raised
+from tfspark.transport.ports import Ports
 
 HEARTBEAT_SECONDS = 0.5
 """How often the coordinator hears from the task, and how late it may hear of a line the node printed."""
@@ -55,9 +58,23 @@ RESULT_DDL = "role string, index int"
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a supervising task needs; travels in the task's closure."""
+    """All that a supervising task needs; travels in the task's closure.
+
+    Attributes
+    ----------
+    nodes
+        All nodes of the cluster.
+    held
+        The nodes of this Spark job, by partition.
+    gpus
+        What each of them was given, maybe a share of one; ``None`` if Spark was not asked and knows of none, so that
+        what the executor itself sees goes.
+    ports
+        Range that all must be of on which nodes listen.
+    """
 
     nodes: tuple[NodeId, ...]
+    held: tuple[NodeId, ...]
     coordinator_host: str
     coordinator_port: int
     secret: Secret
@@ -65,17 +82,26 @@ class Launch:
     spool_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    gpus: float | None = None
+    ports: Ports | None = None
 
 
 def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of the barrier task, for ``DataFrame.mapInArrow``."""
-    from pyspark import BarrierTaskContext
+    """Body of the task, for ``DataFrame.mapInArrow``."""
+    from pyspark import BarrierTaskContext, TaskContext
 
     for _ in batches:
         pass
-    context = BarrierTaskContext.get()
-    node = launch.nodes[context.partitionId()]
-    supervisor = Supervisor(launch, node, context.taskAttemptId())
+    context = TaskContext.get()
+    assert context is not None
+    partition = context.partitionId()
+    node = launch.held[partition]
+    assigned = context.resources().get("gpu")
+    # Only barrier stages know where their tasks run.
+    executor = context.getTaskInfos()[partition].address if isinstance(context, BarrierTaskContext) else ""
+    supervisor = Supervisor(
+        launch, node, context.taskAttemptId(), tuple(assigned.addresses) if assigned else (), executor
+    )
     try:
         supervisor.run()
     finally:
@@ -84,17 +110,34 @@ def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.
 
 
 class Supervisor:
-    """Watches over one process from its start to its end."""
+    """Watches over one process from its start to its end.
 
-    def __init__(self, launch: Launch, node: NodeId, attempt: int) -> None:
+    Parameters
+    ----------
+    launch
+        The cluster's.
+    node
+        Which one.
+    attempt
+        Of the Spark task; unique.
+    gpus
+        Addresses that Spark assigned to the task.
+    executor
+        Host and port of the executor as Spark knows it, if it tells.
+    """
+
+    def __init__(
+        self, launch: Launch, node: NodeId, attempt: int, gpus: Sequence[str] = (), executor: str = ""
+    ) -> None:
         self.launch, self.node, self.attempt = launch, node, attempt
+        self._addresses, self._executor = gpus, executor
         self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.secret.for_clients())
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._pending: list[str] = []
         self._partial = b""
         self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
+        self._directory = ""
         self._reached_at = time.monotonic()
         self._stop_at: float | None = None
         self._signals_sent = 0
@@ -103,55 +146,83 @@ class Supervisor:
         """Attach, spawn, watch, report."""
         host = address_towards(self.launch.coordinator_host, self.launch.coordinator_port)
         role, index = self.node.role, self.node.index
-        answer = self.client.ask(Attach(role, index, self.attempt, host))
+        answer = self.client.ask(Attach(role, index, self.attempt, host, self._executor))
         if not answer["go"]:
             return
-        kills_before = proc.out_of_memory_kills()
-        self._process, self._lifeline = proc.spawn(
-            "tfspark.node.main", self._directory, self._payload(host), self._environment()
-        )
-        code = self._watch(self._process)
-        killed_by_us = self._signals_sent > 0
-        out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
-        self._beat()
-        self.client.send(Exited(role, index, code, list(self.tail), killed_by_us, out_of_memory))
+        try:
+            gpus, env = self._gpus()
+        except TFSparkError as e:
+            self.client.send(Raised(role, index, f"{type(e).__name__}: {e.message}", "", e.hint or "", final=True))
+            self.client.send(Exited(role, index, 1, [], False))
+            return
+        port: int | None = 0
+        while port is not None:
+            kills_before = proc.out_of_memory_kills()
+            self._spawn(host, port, gpus, env)
+            assert self._process is not None
+            code = self._watch(self._process)
+            killed_by_us = self._signals_sent > 0
+            out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
+            self._beat()
+            answer = self.client.ask(Exited(role, index, code, list(self.tail), killed_by_us, out_of_memory))
+            port = answer["respawn_port"]
+            self._end()
 
     def close(self) -> None:
         """Kill whatever is left of the process and what it started."""
+        self._end()
+        self.client.close()
+
+    def _spawn(self, host: str, port: int, gpus: Sequence[str], env: Mapping[str, str]) -> None:
+        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
+        self._process, self._lifeline = proc.spawn(
+            "tfspark.node.main", self._directory, self._payload(host, port, gpus), self._environment(env)
+        )
+
+    def _end(self) -> None:
         if self._process is not None:
             proc.kill_group(self._process)
             self._process.wait()
             os.close(self._lifeline)
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self.client.close()
+            self._process = None
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _payload(self, host: str) -> bytes:
+    def _gpus(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return the node's GPUs and the variables that make it see them."""
+        amount, sees = self.launch.gpus, os.environ.get(VISIBLE)
+        if amount is None:
+            return (), {VISIBLE: sees} if sees is not None else gpu_environment((), False, {})
+        devices = visible_devices(self._addresses if amount else (), sees)
+        return devices, gpu_environment(devices, 0 < amount < 1, {**os.environ, **self.launch.env})
+
+    def _payload(self, host: str, port: int, gpus: Sequence[str]) -> bytes:
         launch = self.launch
         header = json.dumps(
             {
                 "role": self.node.role,
                 "index": self.node.index,
                 "host": host,
+                "port": port,
                 "nodes": [[n.role, n.index] for n in launch.nodes],
                 "coordinator": [launch.coordinator_host, launch.coordinator_port],
                 "secret": launch.secret.to_json(),
                 "spool_bytes": launch.spool_bytes,
                 "spool_directory": self._directory,
-                "options": launch.options,
+                "options": {**launch.options, "gpus": list(gpus)},
+                "ports": launch.ports,
                 "sys_path": sys.path,
                 "spawned_at": time.time(),
             }
         ).encode()
         return len(header).to_bytes(proc.LENGTH_BYTES, "big") + header + launch.main
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, gpus: Mapping[str, str]) -> dict[str, str]:
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         env["TMPDIR"] = self._directory
         env.pop("TF_CONFIG", None)
-        if not self.launch.options.get("gpus"):
-            env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "-1")
-        return {**env, **self.launch.env}
+        return {**env, **gpus, **self.launch.env}
 
     def _watch(self, process: subprocess.Popen[bytes]) -> int:
         assert process.stdout is not None
@@ -220,6 +291,8 @@ class Supervisor:
         self._reached_at = time.monotonic()
         if answer["stop_grace"] is not None:
             self._ask_to_stop(answer["stop_grace"])
+        if answer["kill"] and self._process is not None:
+            proc.kill_group(self._process)
 
     def _ask_to_stop(self, grace: float) -> None:
         if self._stop_at is None and self._process is not None:

@@ -149,7 +149,7 @@ class TrainingCheckpoint:
         staging = f"{self.directory}/{STAGING}{secrets.token_hex(8)}"
         gfile.makedirs(staging)
         try:
-            self._checkpoint().write(f"{staging}/{STATE}", self._write_options())
+            self._checkpoint().write(f"{staging}/{STATE}", self._io_options())
             text = json.dumps({"epochs": epochs, "version": VERSION})
             with gfile.GFile(f"{staging}/{EPOCH_FILE}", "w") as f:
                 f.write(text)
@@ -189,7 +189,7 @@ class TrainingCheckpoint:
         except (tf.errors.OpError, ValueError, KeyError, TypeError) as e:
             raise ConfigurationError(f"{path} is no checkpoint that tfspark has written: {e}") from None
         try:
-            self._checkpoint().read(f"{path}/{STATE}").assert_existing_objects_matched()
+            self._checkpoint().read(f"{path}/{STATE}", self._io_options()).assert_existing_objects_matched()
         except (AssertionError, ValueError) as e:
             raise ConfigurationError(
                 f"The checkpoint {path} does not fit what it is restored into: {e}",
@@ -197,9 +197,11 @@ class TrainingCheckpoint:
             ) from None
         return epochs
 
-    def _write_options(self) -> tf.train.CheckpointOptions | None:
+    def _io_options(self) -> tf.train.CheckpointOptions | None:
+        if not self._remote:
+            return None
         # Else each parameter server would write its part to a disk of its own.
-        return tf.train.CheckpointOptions(experimental_io_device="/job:localhost") if self._remote else None
+        return tf.train.CheckpointOptions(experimental_io_device="/job:chief/replica:0/task:0/device:CPU:0")
 
     def _checkpoint(self) -> tf.train.Checkpoint:
         objects = dict(self._objects)

@@ -123,8 +123,8 @@ class NodeContext:
         """Run an epoch of the fed rows with parameter servers: `step` on the workers, once for each batch.
 
         Every row is trained on once, however rows are spread over workers; a worker that has read all of its own
-        waits for the others without holding them up. A step that is under way when its worker is lost may be done
-        twice.
+        waits for the others without holding them up. When a worker is lost, the others go on; it is started again, and
+        trains in this epoch on all of its rows again, those included that it had done before.
 
         Parameters
         ----------
@@ -150,8 +150,8 @@ class NodeContext:
         if not self._has_servers:
             raise ConfigurationError("train_epoch() is for clusters with parameter servers: Cluster(..., ps=1).")
         if (step, dataset_fn) not in self._loops:
-            self._loops[step, dataset_fn] = EpochLoop(self.coordinator(), step, dataset_fn)
-        return self._loops[step, dataset_fn].run(self._link.spool)
+            self._loops[step, dataset_fn] = EpochLoop(self._link, self.coordinator(), step, dataset_fn)
+        return self._loops[step, dataset_fn].run()
 
     def _refuse_evaluator(self) -> None:
         if self.role == Role.EVALUATOR.value:

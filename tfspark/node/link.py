@@ -54,7 +54,9 @@ class CoordinatorLink:
         secret = Secret.from_json(plan["secret"])
         self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], secret.for_clients())
         self.serving = Serving()
-        self._receiver = Receiver(self.host, secret, self.spool, self._may_commit, self._refused, self.serving)
+        self._receiver = Receiver(
+            self.host, secret, self.spool, self._may_commit, self._refused, self.serving, plan["ports"]
+        )
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self.released = False
@@ -98,6 +100,25 @@ class CoordinatorLink:
             message = m.Resume(self.node.role, self.node.index, epochs, POLL_SECONDS)
             self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
         return self._resumed
+
+    def begin_epoch(self, feed: int, epoch: int) -> None:
+        """Say which epoch the chief begins, for its workers to read."""
+        self._client.send(m.EpochBegins(feed, epoch))
+
+    def epoch_begun(self) -> tuple[int, int]:
+        """Ask which epoch the chief has begun: feed, and number within it."""
+        answer = m.EpochBegins.decode(self._client.send(m.WhichEpoch()))
+        return answer.feed, answer.epoch
+
+    def pids(self) -> dict[NodeId, int]:
+        """Return the processes of all nodes as they are now."""
+        with self._changed:
+            return {a.node: a.pid for a in self._spec.nodes} if self._spec else {}
+
+    def wait_for_news(self, seconds: float) -> None:
+        """Wait for the next event, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def entered(self, seconds: dict[str, float]) -> None:
         """``main`` is about to be called."""
@@ -185,12 +206,17 @@ class CoordinatorLink:
             case m.FeedBegins():
                 self.spool.begin_feed(_feed_of(event))
             case m.FeedEnds(feed, rows):
-                self.spool.end_feed(feed, rows)
+                self.spool.end_feed(feed, rows, rows.get(str(self.node), 0))
             case m.FeedCancelled(_, reason):
                 self.spool.fail(FeedError(f"The feed was given up: {reason}"))
             case m.NoMoreFeeds():
                 self.spool.no_more_feeds()
                 self.serving.no_more()
+            case m.NodeRejoined(node):
+                (back,) = spec_from_json([node]).nodes
+                assert self._spec is not None
+                others = (a for a in self._spec.nodes if a.node != back.node)
+                self._spec = ClusterSpec((*others, back))
             case m.TrainingEnded():
                 self.training_ended.set()
             case m.AllFinished():
@@ -199,6 +225,15 @@ class CoordinatorLink:
                 self.on_stop(reason)
         with self._changed:
             self._changed.notify_all()
+
+
+def tell_refusal(plan: dict[str, Any], error: TFSparkError) -> None:
+    """Tell the coordinator why there will be no link."""
+    host, port = plan["coordinator"]
+    client = MessageClient(host, port, Secret.from_json(plan["secret"]).for_clients())
+    reason = f"{type(error).__name__}: {error.message}"
+    client.send(m.Raised(plan["role"], plan["index"], reason, "", error.hint or ""))
+    client.close()
 
 
 def _feed_of(event: m.FeedBegins) -> Feed:

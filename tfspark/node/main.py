@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -59,17 +58,19 @@ def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
             link.on_stop("the cluster is stopping")
 
 
-def _hold_port(host: str) -> socket.socket:
-    """Bind a port for TensorFlow and keep it.
+def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
+    """Listen for rows, and claim the port of TensorFlow's server; returns the link and the claim."""
+    from tfspark.errors import TFSparkError
+    from tfspark.node.link import CoordinatorLink, tell_refusal
+    from tfspark.transport.ports import Claim
 
-    While this socket is bound the kernel gives the port to nobody who asks for any; TensorFlow's server, which asks
-    for this one, gets it because both set ``SO_REUSEADDR`` and this one never listens.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    s = socket.socket(family, socket.SOCK_STREAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((host, 0))
-    return s
+    # A node that was lost and is back has the port by which TensorFlow knows it.
+    ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
+    try:
+        return CoordinatorLink(plan), Claim(plan["host"], ports)
+    except TFSparkError as e:
+        tell_refusal(plan, e)
+        os._exit(1)
 
 
 def main() -> None:
@@ -88,12 +89,10 @@ def main() -> None:
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    from tfspark.node.link import CoordinatorLink
-
-    link = CoordinatorLink(plan)
+    link, claim = _connect(plan)
     threading.Thread(target=_watch_supervisor, args=(stdin, link), name="supervisor", daemon=True).start()
-    with _hold_port(plan["host"]) as held:
-        link.register(held.getsockname()[1])
+    with claim:
+        link.register(claim.port)
         _end(_run(plan, user_main, link, began), link)
 
 

@@ -11,24 +11,29 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import FeedError
-from tfspark.node.dataset import DatasetTerms, Epoch, read_chunks
+from tfspark.node.dataset import DatasetTerms, read_chunks
 from tfspark.node.layout import Layout, graph, rows_of
-from tfspark.spec import ClusterSpec, Role
-from tfspark.transport.spool import Spool
+from tfspark.spec import ClusterSpec, NodeId, Role
+from tfspark.transport.spool import Feed, Spool
 
 logger = logging.getLogger(__name__)
 
 FEED_TOKEN = "tfspark_feed"
+NODE_TOKEN = "tfspark_node"
 
 STEPS_AHEAD = 8
 """Steps per worker that are scheduled before their results are looked at."""
+
+IDLE_SECONDS = 0.2
+"""How long to wait for a worker that is lost, or for rows, before the others are asked again."""
 
 
 def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
@@ -37,15 +42,21 @@ def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
 
     workers = sum(n.role == Role.WORKER.value for n in link.nodes)
     # TensorFlow's registry does not keep what it holds alive.
-    source = SpoolSource(link.spool)
+    source = SpoolSource(link.spool, link.epoch_begun)
+    who = np.array([link.node.index, os.getpid()], np.int64)
+
+    def node() -> np.ndarray:
+        return who
+
     script_ops._py_funcs._funcs[FEED_TOKEN] = source
+    script_ops._py_funcs._funcs[NODE_TOKEN] = node
     # With fewer threads than workers, plus one, servers on few cores wait for each other without end.
     threads = max(os.cpu_count() or 1, workers + 2)
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
     server = tf.distribute.Server(
         tf.train.ClusterSpec(spec.jobs), job_name=link.node.role, task_index=link.node.index, config=config
     )
-    return server, source
+    return server, source, node
 
 
 class SpoolSource:
@@ -55,15 +66,17 @@ class SpoolSource:
     ----------
     spool
         The worker's.
+    epoch_begun
+        Asks which epoch the chief has begun: a worker that was lost and is back has not seen the earlier ones.
     """
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, spool: Spool, epoch_begun: Callable[[], tuple[int, int]]) -> None:
+        self._spool, self._epoch_begun = spool, epoch_begun
         self._lock = threading.Lock()
         self._streams: dict[bytes, tuple[Layout, Iterator[Any]]] = {}
 
     def __call__(self, terms: bytes, i: np.int64) -> list[np.ndarray]:
-        """Return whether there is a chunk, and its arrays; chunk 0 begins the next epoch."""
+        """Return whether there is a chunk, and its arrays; chunk 0 begins the epoch."""
         with self._lock:
             if i == 0:
                 self._streams[terms] = self._open(DatasetTerms.from_json(terms))
@@ -74,15 +87,16 @@ class SpoolSource:
         return [np.array(True), *chunk]
 
     def _open(self, terms: DatasetTerms) -> tuple[Layout, Iterator[Any]]:
-        feed = self._spool.wait_for_feed()
-        if feed is None:
+        feed, epoch = self._epoch_begun()
+        # A chief with a loop of its own does not tell; then each worker counts for itself.
+        reader = self._spool.next_epoch() if feed < 0 else self._spool.epoch_of(feed, epoch)
+        if reader is None:
             raise FeedError("The dataset was iterated once more than epochs were fed.")
-        layout = terms.layout(feed.columns)
-        epoch = Epoch(self._spool, [c.name for c in feed.columns])
+        layout = terms.layout(reader.feed.columns)
 
         def chunks() -> Iterator[Any]:
-            yield from read_chunks(epoch.begin(), layout, terms)
-            epoch.end()
+            yield from read_chunks(reader, layout, terms)
+            reader.complete()
 
         return layout, chunks()
 
@@ -106,8 +120,13 @@ def remote_chunks(layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
 class EpochLoop:
     """The chief's loop over the steps of an epoch.
 
+    Each step says which worker's process took it and how many rows it had, so that the epoch ends when the process
+    that each worker has now has read all of that worker's rows: one that was lost and is back reads them again.
+
     Parameters
     ----------
+    link
+        The chief's.
     coordinator
         The cluster's.
     step, dataset_fn
@@ -116,11 +135,12 @@ class EpochLoop:
 
     def __init__(
         self,
+        link: Any,
         coordinator: tf.distribute.coordinator.ClusterCoordinator,
         step: Callable[..., Any],
         dataset_fn: Callable[[], tf.data.Dataset],
     ) -> None:
-        self._coordinator = coordinator
+        self._link, self._coordinator = link, coordinator
         self._workers = coordinator.strategy._num_workers
         self._dataset = coordinator.create_per_worker_dataset(dataset_fn)
         strategy = coordinator.strategy
@@ -134,21 +154,35 @@ class EpochLoop:
                 strategy.run(step, args=parts)
                 return tf.cast(rows_of(tf.nest.flatten(parts)[0]), tf.int64)
 
-            return tf.cond(optional.has_value(), some, lambda: tf.constant(0, tf.int64))
+            rows = tf.cond(optional.has_value(), some, lambda: tf.constant(0, tf.int64))
+            (who,) = tf.raw_ops.PyFunc(input=[], token=NODE_TOKEN, Tout=[tf.int64])
+            return tf.concat([tf.reshape(who, [2]), [rows]], 0)
 
         self._one = tf.function(one)
 
-    def run(self, spool: Spool) -> int:
-        """Run the next epoch; returns how many rows were read."""
-        reader = spool.next_epoch()
+    def run(self) -> int:
+        """Run the next epoch; returns how many rows were trained on, those that a lost worker had read included."""
+        reader = self._link.spool.next_epoch()
         if reader is None:
             raise FeedError("train_epoch() was called once more than epochs were fed.", hint="Loop over ctx.epochs().")
+        self._link.begin_epoch(reader.feed.number, reader.epoch)
         iterator = iter(self._dataset)
-        feed, rows = reader.feed, 0
-        while not (feed.ended and rows >= sum(feed.rows_by_node.values())):
+        rows: Counter[tuple[int, int]] = Counter()
+        while not self._is_read(reader.feed, rows):
             ahead = range(STEPS_AHEAD * self._workers)
             steps = [self._coordinator.schedule(self._one, args=(iterator,)) for _ in ahead]
             self._coordinator.join()
-            rows += sum(int(s.fetch()) for s in steps)
+            before = rows.total()
+            for index, pid, n in (s.fetch().tolist() for s in steps):
+                rows[index, pid] += n
+            if rows.total() == before:
+                self._link.wait_for_news(IDLE_SECONDS)
         reader.complete()
-        return rows
+        return rows.total()
+
+    def _is_read(self, feed: Feed, rows: Mapping[tuple[int, int], int]) -> bool:
+        if not feed.ended:
+            return False
+        pids = self._link.pids()
+        workers = [NodeId(Role.WORKER.value, i) for i in range(self._workers)]
+        return all(rows[w.index, pids[w]] >= feed.rows_by_node.get(str(w), 0) for w in workers)

@@ -61,8 +61,8 @@ class Attach(Message):
     index: int
     attempt: int
     host: str
-    version: int = PROTOCOL_VERSION
     executor: str = ""
+    version: int = PROTOCOL_VERSION
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Exited(Message):
     """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
 
     ``out_of_memory`` tells that the kernel killed a process of its control group for want of memory meanwhile.
+    The answer says whether to start it again, and TensorFlow's port.
     """
 
     role: str
@@ -195,6 +196,19 @@ class Commit(Message):
     bytes_: int
 
 
+@dataclass(frozen=True)
+class EpochBegins(Message):
+    """The chief begins an epoch, which its workers are to read: of which feed, and its number within it."""
+
+    feed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class WhichEpoch(Message):
+    """Ask which epoch the chief has begun; the answer is an `EpochBegins`."""
+
+
 # --- from a feed task to the coordinator
 
 
@@ -258,6 +272,13 @@ class SpecComplete(Message):
     """All nodes have registered."""
 
     nodes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NodeRejoined(Message):
+    """A node was lost and is back, at the same address, in a new process; ``node`` as in `SpecComplete`."""
+
+    node: dict[str, Any]
 
 
 @dataclass(frozen=True)

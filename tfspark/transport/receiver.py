@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 from tfspark.errors import TFSparkError
 from tfspark.transport.auth import Secret
 from tfspark.transport.messages import PutEnd, PutHeader, ServeHeader
+from tfspark.transport.ports import Ports
 from tfspark.transport.server import MessageServer
 from tfspark.transport.serving import Serving
 from tfspark.transport.spool import Spool
@@ -43,16 +44,25 @@ class Receiver(MessageServer):
         Tells the coordinator why rows were refused: an answer to the client can get lost while it is still sending.
     serving
         What answers questions.
+    ports
+        As for `MessageServer`.
     """
 
     def __init__(
-        self, host: str, secret: Secret, spool: Spool, may_commit: CommitVote, on_refusal: Refusal, serving: Serving
+        self,
+        host: str,
+        secret: Secret,
+        spool: Spool,
+        may_commit: CommitVote,
+        on_refusal: Refusal,
+        serving: Serving,
+        ports: Ports | None = None,
     ) -> None:
         self._spool = spool
         self._may_commit = may_commit
         self._on_refusal = on_refusal
         self._serving = serving
-        super().__init__(host, secret, {})
+        super().__init__(host, secret, {}, ports)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Receive one partition; answers ``{"committed": bool}``."""

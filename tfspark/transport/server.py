@@ -11,6 +11,7 @@ import pyarrow.flight as flight
 
 from tfspark.transport.auth import Secret, TokenMiddlewareFactory
 from tfspark.transport.messages import Message, message_type
+from tfspark.transport.ports import Claim, Ports
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +33,28 @@ class MessageServer(flight.FlightServerBase):
     Parameters
     ----------
     host
-        Address to bind; the port is chosen by the kernel and found in ``.port``.
+        Address to bind.
     secret
         The cluster's; with a certificate, the server speaks TLS only.
     handlers
         One function per message type; its bytes are the answer.
+    ports
+        Range of the port, which is found in ``.port``; any by default.
+
+    Raises
+    ------
+    ResourceError
+        If all ports of the range are in use.
     """
 
-    def __init__(self, host: str, secret: Secret, handlers: dict[type[Message], Handler]) -> None:
+    def __init__(
+        self, host: str, secret: Secret, handlers: dict[type[Message], Handler], ports: Ports | None = None
+    ) -> None:
         self._handlers = handlers
         certificates = [(secret.certificate, secret.key)] if secret.certificate else None
+        self._claim = Claim(host, ports) if ports is not None else None
         super().__init__(
-            location_of(host, 0, tls=bool(certificates)),
+            location_of(host, self._claim.port if self._claim else 0, tls=bool(certificates)),
             middleware={"token": TokenMiddlewareFactory(secret.token)},
             tls_certificates=certificates,
         )
@@ -73,3 +84,5 @@ class MessageServer(flight.FlightServerBase):
     def _shut_down(self) -> None:
         self.shutdown()
         self.wait()
+        if self._claim:
+            self._claim.close()

@@ -67,6 +67,8 @@ class Feed:
     partitions: list[Partition | None] = field(default_factory=list)
     ended: bool = False
     rows_by_node: dict[str, int] = field(default_factory=dict)
+    rows_here: int | None = None
+    rows_received: int = 0
 
 
 class Upload:
@@ -172,15 +174,23 @@ class Spool:
             self._feeds[feed.number] = feed
             self._changed.notify_all()
 
-    def end_feed(self, number: int, rows_by_node: dict[str, int]) -> None:
-        """All partitions of the feed are committed, here and elsewhere."""
+    def end_feed(self, number: int, rows_by_node: dict[str, int], rows_here: int = 0) -> None:
+        """All partitions of the feed are committed, here and elsewhere.
+
+        A node that was lost and is back waits until it has all its rows again.
+        """
         with self._changed:
             feed = self._feeds[number]
-            feed.rows_by_node = rows_by_node
-            feed.ended = True
-            if feed.reproducible:
-                feed.partitions.sort(key=lambda p: p.number if p else -1)
+            feed.rows_by_node, feed.rows_here = rows_by_node, rows_here
+            self._end_if_complete(feed)
             self._changed.notify_all()
+
+    def _end_if_complete(self, feed: Feed) -> None:
+        if feed.rows_here is None or feed.rows_received < feed.rows_here:
+            return
+        feed.ended = True
+        if feed.reproducible:
+            feed.partitions.sort(key=lambda p: p.number if p else -1)
 
     def no_more_feeds(self) -> None:
         """The driver will not feed again."""
@@ -211,6 +221,8 @@ class Spool:
         with self._changed:
             self._uploads.remove(upload)
             upload.feed.partitions.append(partition)
+            upload.feed.rows_received += partition.rows
+            self._end_if_complete(upload.feed)
             self._changed.notify_all()
 
     def _reserve(self, upload: Upload, nbytes: int) -> bool:
@@ -299,6 +311,13 @@ class Spool:
             return min((f.base + f.first_epoch for f in self._feeds.values()), default=0)
         number, epoch = self._cursor
         return self._feeds[number].base + epoch + 1
+
+    def epoch_of(self, number: int, epoch: int) -> EpochReader:
+        """Return a reader of an epoch that someone else has begun; waits until its feed is known here."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or number in self._feeds)
+            self._check()
+            return EpochReader(self, self._feeds[number], epoch)
 
     def _next(self) -> tuple[int, int] | None:
         if self._cursor is not None:
