@@ -6,7 +6,8 @@ usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test spark-test lint format install clean help
+AIRFLOW := build/airflow-venv
+.PHONY: demo airflow test spark-test lint format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,7 +15,7 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install  ## run all tests
+test: install airflow  ## run all tests
 	$(BIN)/python -m pytest
 
 spark-test: install  ## run the tests on another Spark: make spark-test SPARK=4.0.5 TESTS=tests/test_connector.py
@@ -30,6 +31,8 @@ format: install  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+airflow: $(AIRFLOW)/.installed  ## make $(AIRFLOW), in which the tests of jobs/airflow run
+
 install: $(STAMP)  ## make $(VENV) and compile the Spark connector
 
 clean:  ## remove all that was made here, $(VENV) included
@@ -40,4 +43,10 @@ $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,java]'
 	$(BIN)/tfspark jar
+	touch $@
+
+# An environment of its own, as Airflow pins much; all versions are given, so that nothing has to be resolved.
+$(AIRFLOW)/.installed: jobs/airflow/requirements.txt
+	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@

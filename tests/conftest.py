@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from standalone import Standalone
 
 QUIET = {
     "spark.ui.enabled": "false",
@@ -23,3 +24,11 @@ def spark() -> Iterator[Any]:
     session = tfspark.session("tfspark-tests", "local[4]", **QUIET)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
+    """A standalone master and two workers of three slots each."""
+    cluster = Standalone(tmp_path_factory.mktemp("standalone"))
+    yield cluster
+    cluster.stop()

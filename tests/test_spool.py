@@ -225,3 +225,27 @@ def test_a_feed_that_asks_for_memory_gets_as_much_as_may_wait(tmp_path: Path) ->
     s.end_feed(0, {})
     assert values(s) == values(s) == [*range(1000)] * 2
     assert s._in_memory == 0
+
+
+def test_a_feed_with_a_name_stands_beside_the_epochs(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path), 16_000)
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, name="validation"))
+    # More than may wait unread: nobody reads these before an epoch of others has ended.
+    put(s, batches=5)
+    s.end_feed(0, {})
+    assert s.unread_bytes == 0
+    s.begin_feed(Feed(1, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0))
+    upload = s.begin_upload(1)
+    upload.write(BATCH)
+    s.commit(upload, upload.seal())
+    s.end_feed(1, {})
+    s.no_more_feeds()
+    named = s.wait_for_named("validation")
+    assert named is not None and s.wait_for_named("other") is None
+    for _ in range(2):
+        reader = s.named_epoch(named)
+        assert sum(p.rows for p in reader.partitions()) == 5000
+        reader.complete()
+    assert values(s) == [*range(1000)]
+    assert s.next_epoch() is None and s.rows_read == 1000
+    assert sum(p.rows for p in s.named_epoch(named).partitions()) == 5000

@@ -18,6 +18,7 @@ _HOMES = {
     "add_connector": "tfspark.spark_session",
     "configure": "tfspark.spark_session",
     "errors": "tfspark.errors",
+    "ml": "tfspark.ml",
     "predict": "tfspark.inference",
     "run": "tfspark.driver.cluster",
     "session": "tfspark.spark_session",
@@ -30,13 +31,14 @@ __all__ = [
     "add_connector",
     "configure",
     "errors",
+    "ml",
     "predict",
     "run",
     "session",
 ]
 
 if TYPE_CHECKING:
-    from tfspark import errors
+    from tfspark import errors, ml
     from tfspark.driver.cluster import Cluster, run
     from tfspark.driver.feed_report import FeedReport
     from tfspark.inference import predict

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from tfspark import __version__
+from tfspark.compat import migrate
+from tfspark.doctor.command import add_parser as add_doctor
 from tfspark.errors import TFSparkError
 from tfspark.records.command import add_parser
 
@@ -23,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print the path of the TFRecord connector's jar, after building it if needed",
         description='For spark-submit --jars "$(tfspark jar)".',
     ).set_defaults(run=_jar)
+    add_doctor(verbs)
     add_parser(verbs)
+    migrate.add_parser(verbs)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

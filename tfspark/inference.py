@@ -102,7 +102,8 @@ def predict(
     fields = [_spark_type(name, *found["outputs"][name]) for name in wanted]
     schema = StructType(list(df.schema.fields))
     for (name, column), spark_type in zip(wanted.items(), fields, strict=True):
-        schema = schema.add(column, spark_type, True, {"tfspark.output": name})
+        rank = len(found["outputs"][name][1])
+        schema = schema.add(column, spark_type, True, {"tfspark.output": name, "tfspark.rank": rank})
 
     def apply(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.inference import predict_batches

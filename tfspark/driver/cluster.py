@@ -25,11 +25,11 @@ from tfspark.driver.journal import FeedEntry, Journal
 from tfspark.driver.profiles import Resources
 from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.resources import Wishes
-from tfspark.driver.sources import Columns, Source, is_rdd, planned, source_of
+from tfspark.driver.sources import Columns, Source, is_rdd, pickled_source, planned, source_of
 from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
-from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, resuming_nodes
+from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, resuming_nodes, training_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.ports import Ports, check_ports
@@ -269,6 +269,9 @@ class Cluster:
         sparse: Sequence[str] = (),
         cache: str | None = "disk",
         seed: int | None = None,
+        pickled: bool = False,
+        workers: Sequence[int] | None = None,
+        name: str = "",
     ) -> FeedReport:
         """Send data, partition by partition, to the workers; returns when every row has been delivered.
 
@@ -300,6 +303,13 @@ class Cluster:
         seed
             Makes the feed reproducible: which worker gets which rows, in which order, and what
             ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.
+        pickled
+            Send the rows of an RDD as they are, whatever objects they are; ``ctx.rows()`` gives them back.
+        workers
+            Indices of the workers that get rows; all by default.
+        name
+            Keeps the rows beside the epochs, such as those to validate with: ``ctx.dataset(name=...)`` reads them, as
+            often as it is iterated. Feed them before those to train on, so that they are there when they are wanted.
 
         Raises
         ------
@@ -315,15 +325,22 @@ class Cluster:
             raise ConfigurationError(f"epochs must be a whole number of at least 1, not {epochs!r}.")
         if cache not in ("disk", "memory", None):
             raise ConfigurationError(f"cache must be 'disk', 'memory' or None, not {cache!r}.")
+        if name and (epochs != 1 or cache is None or isinstance(data, Iterator)):
+            raise ConfigurationError(
+                f"Rows that are fed under a name ({name!r}) are kept and can be read any number of times: no epochs, "
+                "cache=None or iterators go with it."
+            )
         if isinstance(data, Iterator):
             same: dict[str, Any] = {"columns": columns, "shapes": shapes, "fill": fill, "mask": mask, "sparse": sparse}
+            same |= {"pickled": pickled, "workers": workers}
             seeds = itertools.count(seed) if seed is not None else itertools.repeat(None)
             reports = [self.feed(d, epochs, cache=cache, seed=s, **same) for d, s in zip(data, seeds, strict=False)]
             return FeedReport.total(reports)
+        self._require_workers(workers)
         if is_rdd(data):
             # A task of its own looks at its first rows.
             self._resources.require_default_task()
-        source = source_of(self._spark, data, columns, mask, sparse)
+        source = pickled_source(data) if pickled else source_of(self._spark, data, columns, mask, sparse)
         specs = planned(source.schema, source.shapes, shapes, fill, mask, sparse)
         terms = m.FeedBegins(
             feed=-1,
@@ -334,11 +351,12 @@ class Cluster:
             in_memory=cache == "memory",
             epochs_to_come=epochs,
             reproducible=seed is not None,
+            name=name,
         )
         if cache is not None:
-            return self._feed(source, specs, terms)
+            return self._feed(source, specs, terms, workers)
         each = (replace(terms, epochs=1, seed=terms.seed + e, epochs_to_come=epochs - e) for e in range(epochs))
-        return FeedReport.total([self._feed(source, specs, t) for t in each])
+        return FeedReport.total([self._feed(source, specs, t, workers) for t in each])
 
     def feed_stream(
         self,
@@ -409,6 +427,7 @@ class Cluster:
         mask: Sequence[str] = (),
         sparse: Sequence[str] = (),
         batch_size: int = 1024,
+        workers: Sequence[int] | None = None,
     ) -> DataFrame:
         """Have the workers answer each row of a DataFrame: they are where ``main`` calls ``ctx.serve(fn)``.
 
@@ -422,6 +441,8 @@ class Cluster:
             What `fn` gets, as for `feed`.
         batch_size
             Most rows per call of `fn`.
+        workers
+            Indices of the workers that are asked; all by default.
 
         Returns
         -------
@@ -440,7 +461,8 @@ class Cluster:
         coordinator = self._running().coordinator
         self._resources.require_default_task()
         _, host = launcher.driver_addresses(self._spark)
-        answering = resuming_nodes(self._node_ids)
+        self._require_workers(workers)
+        answering = [n for n in resuming_nodes(self._node_ids) if workers is None or n.index in workers]
         return predictions(
             df,
             outputs,
@@ -455,8 +477,15 @@ class Cluster:
             sparse=sparse,
         )
 
-    def wait(self, timeout: float | None = None) -> dict[tuple[str, int], Any]:
+    def wait(self, timeout: float | None = None, *, workers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; without end by default.
+        workers
+            Indices of the workers to wait for. The others go on, and the cluster with them, until `stop`.
 
         Raises
         ------
@@ -466,22 +495,32 @@ class Cluster:
             If `timeout` seconds have passed; the cluster goes on.
         """
         gang = self._require_started()
+        self._require_workers(workers)
         if not gang.closed:
             deadline = None if timeout is None else time.monotonic() + timeout
             with self._guard(keep=TimeoutError):
-                self._recovering(lambda gang: self._await_results(gang, timeout, deadline))
-            self._close()
+                self._recovering(lambda gang: self._await_results(gang, timeout, deadline, workers))
+            if self._require_started().life.concluded:
+                self._close()
         error = self._require_started().life.error
         if error is not None:
             raise error
         return self.results
 
-    def _await_results(self, gang: Gang, timeout: float | None, deadline: float | None) -> None:
+    def _await_results(
+        self, gang: Gang, timeout: float | None, deadline: float | None, workers: Sequence[int] | None
+    ) -> None:
         coordinator, life = gang.coordinator, gang.life
         coordinator.publish(m.NoMoreFeeds())
         self._display.begin()
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._display.until(coordinator, "training", lambda: life.concluded, left):
+        awaited = [life.records[NodeId(Role.WORKER.value, i)] for i in workers or ()]
+
+        def over() -> bool:
+            some = bool(awaited) and all(r.state is lc.NodeState.FINISHED for r in awaited)
+            return life.concluded or some
+
+        if not self._display.until(coordinator, "training", over, left):
             raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
         if life.error is not None:
             raise life.error
@@ -563,10 +602,17 @@ class Cluster:
             raise ClusterStopped(f"The cluster is {gang.life.phase.value}.", hint="Feed before wait() or stop().")
         return gang
 
-    def _feed(self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins) -> FeedReport:
+    def _require_workers(self, workers: Sequence[int] | None) -> None:
+        there = [n.index for n in training_nodes(self._node_ids) if n.role == Role.WORKER.value]
+        if workers is not None and (not workers or not set(workers) <= set(there)):
+            raise ConfigurationError(f"workers={list(workers)}: there are {there}.")
+
+    def _feed(
+        self, source: Source, specs: Sequence[ColumnSpec], terms: m.FeedBegins, workers: Sequence[int] | None
+    ) -> FeedReport:
         self._running()
         profile = self._resources.feeding_profile(source.in_one_stage)
-        entry = self._journal.open(FeedEntry(source, specs, terms, profile))
+        entry = self._journal.open(FeedEntry(source, specs, terms, profile, workers))
         with self._guard():
             report = self._recovering(lambda gang: gang.feed(entry))
         self._journal.keep(entry)

@@ -73,7 +73,7 @@ class Feeding:
         """
         with self._one_at_a_time:
             number = entry.terms.feed
-            readers = training_nodes(self._nodes)
+            readers = [n for n in training_nodes(self._nodes) if entry.workers is None or n.index in entry.workers]
             targets = [Target(a.node, a.host) for a in coordinator.spec.nodes if a.node in readers]
             ledger = coordinator.begin_feed(entry.announcement(first_epoch), targets)
             began = self._display.begin()

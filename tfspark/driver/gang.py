@@ -140,7 +140,7 @@ class Gang:
             If a node failed meanwhile.
         """
         first = 0
-        if self._plan.resumes:
+        if self._plan.resumes and not entry.terms.name:
             first = entry.epochs_in(self._resumed_epochs())
         if first >= entry.epochs:
             return FeedReport(0, 0, 0.0, {}, entry.epochs)

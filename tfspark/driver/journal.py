@@ -32,12 +32,15 @@ class FeedEntry:
         How it is announced.
     profile
         Spark's resource profile of the tasks that send it; ``None`` for the default one.
+    workers
+        Indices of the workers that get rows; ``None`` for all.
     """
 
     source: Source
     columns: Sequence[ColumnSpec]
     terms: m.FeedBegins
     profile: ResourceProfile | None = None
+    workers: Sequence[int] | None = None
 
     @property
     def epochs(self) -> int:
@@ -46,7 +49,7 @@ class FeedEntry:
 
     def epochs_in(self, completed: int) -> int:
         """Return how many of its epochs are among the first `completed` of all."""
-        return min(max(completed - self.terms.base, 0), self.epochs)
+        return 0 if self.terms.name else min(max(completed - self.terms.base, 0), self.epochs)
 
     def announcement(self, first_epoch: int) -> m.FeedBegins:
         """Return its terms if it begins with an epoch after its first."""
@@ -73,7 +76,7 @@ class Journal:
         """Give a feed its number and its place in the count of epochs; `keep` it when it has been delivered."""
         numbered = replace(entry, terms=replace(entry.terms, feed=self._feeds, base=self._epochs))
         self._feeds += 1
-        self._epochs += entry.epochs
+        self._epochs += 0 if entry.terms.name else entry.epochs
         return numbered
 
     def keep(self, entry: FeedEntry) -> None:

@@ -132,6 +132,13 @@ class Resources:
             registering.wait(0.1)
 
 
+def task_slots(spark: SparkSession) -> int:
+    """Return how many tasks Spark can run at once now, as its own check of barrier stages counts them."""
+    jsc = spark.sparkContext._jsc.sc()  # type: ignore[attr-defined]
+    profile = jsc.resourceProfileManager().defaultResourceProfile()
+    return int(jsc.maxNumConcurrentTasks(profile))
+
+
 def read_settings(sc: SparkContext) -> Settings:
     """Read what Spark is set to."""
     conf = sc.getConf()

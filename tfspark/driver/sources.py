@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError, SchemaError
@@ -343,10 +344,30 @@ def _from_pandas(spark: SparkSession, frame: pd.DataFrame) -> DataFrame:
     return spark.createDataFrame(table)
 
 
+def pickled_source(data: Any) -> Source:
+    """Return the source of an RDD whose rows travel as they are, pickled; see `tfspark/objects.py`.
+
+    Raises
+    ------
+    ConfigurationError
+        If `data` is no RDD.
+    """
+    import pyarrow as pa
+    from pyspark import RDD
+
+    from tfspark import objects
+
+    if not isinstance(data, RDD):
+        raise ConfigurationError(
+            f"pickled=True is for RDDs, not {type(data).__name__}.", hint="Columns travel faster, and as they are."
+        )
+    return Source(pa.schema([objects.FIELD]), {}, _rdd_job(data, objects.pickled))
+
+
 def _rdd_source(rdd: RDD[Any], columns: Columns | None) -> Source:
     import pyarrow as pa
 
-    from tfspark.executor.rows import infer_columns
+    from tfspark.executor.rows import infer_columns, record_batches
 
     sample = rdd.take(SAMPLED_ROWS)
     if not sample:
@@ -357,20 +378,24 @@ def _rdd_source(rdd: RDD[Any], columns: Columns | None) -> Source:
         chosen = _choose(columns, list(by_name))
         found = tuple(replace(by_name[c], name=name) for name, c in chosen.items())
     shapes = {c.name: c.shape for c in found if c.shape is not None}
+    return Source(pa.schema([c.field for c in found]), shapes, _rdd_job(rdd, partial(record_batches, columns=found)))
 
+
+def _rdd_job(
+    rdd: RDD[Any], to_batches: Callable[[Iterator[Any]], Iterator[pa.RecordBatch]]
+) -> Callable[[FeedPlan, ResourceProfile | None], FeedJob]:
     def job(plan: FeedPlan, _: ResourceProfile | None) -> FeedJob:
         def send_partition(index: int, rows: Iterator[Any]) -> Iterator[Any]:
             from pyspark import TaskContext
 
             from tfspark.executor.feed_task import push_partition
-            from tfspark.executor.rows import record_batches
 
             context = TaskContext.get()
             assert context is not None
-            for _ in push_partition(plan, index, context.attemptNumber(), record_batches(rows, found)):
+            for _ in push_partition(plan, index, context.attemptNumber(), to_batches(rows)):
                 yield from ()
 
         sending = rdd.mapPartitionsWithIndex(send_partition)
         return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jrdd.rdd()))
 
-    return Source(pa.schema([c.field for c in found]), shapes, job)
+    return job

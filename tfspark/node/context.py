@@ -11,6 +11,7 @@ from tfspark.errors import ConfigurationError, FeedError
 from tfspark.spec import ClusterSpec, Role, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import tensorflow as tf
 
     from tfspark.node.checkpoint import TrainingCheckpoint
@@ -180,6 +181,7 @@ class NodeContext:
         shuffle: bool = False,
         seed: int | None = None,
         drop_remainder: bool = False,
+        name: str = "",
     ) -> tf.data.Dataset:
         """Return the rows fed to this worker; each iteration over it gives the next epoch.
 
@@ -201,6 +203,8 @@ class NodeContext:
             Makes the shuffling reproducible; by default it follows the seed of the feed.
         drop_remainder
             Drop this worker's last batch of an epoch if it is not full.
+        name
+            Read the rows that were fed under this name, all of them at each iteration.
 
         Returns
         -------
@@ -219,7 +223,9 @@ class NodeContext:
 
         self._refuse_evaluator()
         names = None if columns is None else tuple(columns)
-        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder)
+        if name:
+            self._refuse_servers("dataset(name=...)")
+        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder, name)
         return fed_dataset(self._link.spool, terms, remote=self._has_servers)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
@@ -292,6 +298,29 @@ class NodeContext:
         self._refuse_servers("stream")
         names = None if columns is None else tuple(columns)
         return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
+
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows that are fed from now on as Arrow record batches, for programs without ``tf.data``.
+
+        Goes on from epoch to epoch and from feed to feed, as `stream` does, and waits for rows where it must.
+
+        Yields
+        ------
+        pyarrow.RecordBatch
+            In the order in which partitions have arrived; columns as they travel, see `tfspark.schema`.
+        """
+        self._refuse_servers("record_batches")
+        while (reader := self._link.spool.next_epoch()) is not None:
+            for partition in reader.partitions():
+                yield from partition.batches
+            reader.complete()
+
+    def rows(self) -> Iterator[Any]:
+        """Yield the objects that ``cluster.feed(rdd, pickled=True)`` sends, one by one, as `record_batches` does."""
+        from tfspark.objects import unpickled
+
+        for batch in self.record_batches():
+            yield from unpickled(batch)
 
     def serve(self, fn: Callable[[dict[str, Any]], Any], *, threads: int = 1) -> int:
         """Answer the rows that ``cluster.predict`` sends, until the driver leaves the ``with`` block or waits.
@@ -421,6 +450,8 @@ class NodeContext:
         shuffle: bool = False,
         seed: int | None = None,
         drop_remainder: bool = False,
+        map_batch: Callable[..., Any] | None = None,
+        validation_data: Any = None,
         callbacks: Sequence[Any] = (),
         verbose: int = 0,
         **fit_args: Any,
@@ -439,6 +470,12 @@ class NodeContext:
             As for `dataset`.
         epochs
             Epochs to train, those in the restored checkpoint included; by default as many as are fed.
+        map_batch
+            Function of what `dataset` gives, in graph code, that returns what the model is to get: ``(x, y)`` or
+            ``(x, y, sample_weight)``.
+        validation_data
+            Dataset to validate with after each epoch, such as ``ctx.dataset(256, name="validation", label="y")`` of
+            rows that were fed under a name: each worker reads its own, and the metrics are those of all of them.
         callbacks
             Keras callbacks, called on every worker.
         fit_args
@@ -474,13 +511,14 @@ class NodeContext:
         )
         history = fit(
             model,
-            dataset,
+            dataset if map_batch is None else dataset.map(map_batch),
             strategy=strategy,
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
             initial_epoch=first,
             epochs=last,
             callbacks=[*saving, *callbacks, ReportMetrics(self)],
             verbose=verbose,
+            validation_data=validation_data,
             **fit_args,
         )
         return {k: [float(x) for x in v] for k, v in history.history.items()}

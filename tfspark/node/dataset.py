@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.layout import Layout, graph, rows_of
 from tfspark.schema import ColumnSpec
-from tfspark.transport.spool import EpochReader, Spool
+from tfspark.transport.spool import EpochReader, Feed, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class DatasetTerms:
     shuffle: bool = False
     seed: int | None = None
     drop_remainder: bool = False
+    name: str = ""
 
     def layout(self, fed: Sequence[ColumnSpec]) -> Layout:
         """Return the layout of the columns asked for."""
@@ -78,15 +79,16 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     batch_size = terms.batch_size
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    feed = spool.wait_for_feed()
+    feed = spool.wait_for_named(terms.name) if terms.name else spool.wait_for_feed()
     if feed is None:
-        raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
+        what = f" under the name {terms.name!r}" if terms.name else ""
+        raise FeedError(f"Nothing was fed{what}.", hint="Call cluster.feed(df) in the driver.")
     layout = terms.layout(feed.columns)
     if remote:
         from tfspark.node.parameter_server import remote_chunks
 
         return _batches(remote_chunks(layout, terms), layout, terms)
-    epoch = Epoch(spool, [c.name for c in feed.columns])
+    epoch = Epoch(spool, [c.name for c in feed.columns], feed if terms.name else None)
 
     def chunks() -> Iterator[tuple[np.ndarray, ...]]:
         yield from read_chunks(epoch.begin(), layout, terms)
@@ -123,15 +125,15 @@ def _batches(chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms) -> tf
 
 
 class Epoch:
-    """The epoch that the dataset's current iteration reads."""
+    """The epoch that the dataset's current iteration reads: the next one, or all rows of a feed with a name."""
 
-    def __init__(self, spool: Spool, names: list[str]) -> None:
-        self._spool, self._names = spool, names
+    def __init__(self, spool: Spool, names: list[str], named: Feed | None = None) -> None:
+        self._spool, self._names, self._named = spool, names, named
         self._reader: EpochReader | None = None
 
     def begin(self) -> EpochReader:
         """Start the next epoch, or the same again if the last iteration was given up."""
-        reader = self._spool.next_epoch()
+        reader = self._spool.named_epoch(self._named) if self._named else self._spool.next_epoch()
         if reader is None:
             raise FeedError(
                 "The dataset was iterated once more than epochs were fed.",

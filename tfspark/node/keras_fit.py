@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,13 +20,14 @@ def fit(
     strategy: tf.distribute.Strategy,
     rows_read: Callable[[], int],
     callbacks: list[Any],
+    validation_data: Any = None,
     **fit_args: Any,
 ) -> Any:
     """Run ``model.fit`` on this worker's own dataset and return the Keras ``History``.
 
     Under a multi-worker strategy the dataset is taken as it is: its batches are this worker's share of the global
     batch. Moving statistics of ``BatchNormalization``, which every worker keeps of its own rows, are averaged over
-    the workers after each epoch.
+    the workers after each epoch, before it is validated.
 
     Parameters
     ----------
@@ -35,13 +37,36 @@ def fit(
     import tensorflow as tf
 
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        dataset = strategy.distribute_datasets_from_function(lambda _: dataset)
+        dataset = distributed(dataset, strategy)
+        validation_data = distributed(validation_data, strategy)
         callbacks = [AverageStatistics(strategy, rows_read), *callbacks]
+    with _of_unknown_length():
+        return model.fit(dataset, callbacks=callbacks, validation_data=validation_data, **fit_args)
+
+
+def evaluate(model: Any, dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> dict[str, float]:
+    """Run ``model.evaluate`` on each worker's own rows and return the metrics over those of all."""
+    with _of_unknown_length():
+        values = model.evaluate(distributed(dataset, strategy), verbose=0, return_dict=True)
+    return {k: float(v) for k, v in values.items()}
+
+
+@contextmanager
+def _of_unknown_length() -> Iterator[None]:
+    """A fed dataset knows its length only when it has ended: not worth a warning each time."""
     with warnings.catch_warnings():
-        # A fed dataset knows its length only when it has ended: not worth a warning each time.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
-        return model.fit(dataset, callbacks=callbacks, **fit_args)
+        yield
+
+
+def distributed(dataset: Any, strategy: tf.distribute.Strategy) -> Any:
+    """Hand a dataset of this worker's own rows to a multi-worker strategy as it is; anything else is returned."""
+    import tensorflow as tf
+
+    if not isinstance(dataset, tf.data.Dataset) or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return dataset
+    return strategy.distribute_datasets_from_function(lambda _: dataset)
 
 
 class AverageStatistics(keras.callbacks.Callback):
@@ -50,6 +75,10 @@ class AverageStatistics(keras.callbacks.Callback):
     def __init__(self, strategy: tf.distribute.Strategy, rows_read: Callable[[], int]) -> None:
         super().__init__()
         self._strategy, self._rows_read = strategy, rows_read
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Average them before they are used."""
+        self.on_epoch_end(0)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Average them."""

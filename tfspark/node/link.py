@@ -250,4 +250,5 @@ def _feed_of(event: m.FeedBegins) -> Feed:
         event.reproducible,
         event.base,
         event.first_epoch,
+        event.name,
     )

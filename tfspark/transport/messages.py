@@ -83,8 +83,8 @@ class Heartbeat(Message):
 class Exited(Message):
     """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
 
-    ``out_of_memory`` tells that the kernel killed a process of its control group for want of memory meanwhile.
-    The answer says whether to start it again, and TensorFlow's port.
+    ``out_of_memory`` tells that the kernel killed a process of its control group for want of memory meanwhile. The
+    answer says whether to start it again, and TensorFlow's port.
     """
 
     role: str
@@ -288,7 +288,7 @@ class FeedBegins(Message):
     ``in_memory`` says where they wait; ``epochs_to_come`` counts the epochs of this feed and of those that repeat it.
     A ``reproducible`` feed is read in an order that does not depend on that in which its partitions arrive.
     ``base`` counts the epochs of all feeds before this one; its own begin with ``first_epoch`` if those before are in
-    a checkpoint.
+    a checkpoint. A feed with a ``name`` stands beside the epochs and can be read any number of times.
     """
 
     feed: int
@@ -301,6 +301,7 @@ class FeedBegins(Message):
     reproducible: bool
     base: int = 0
     first_epoch: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,9 @@ class MessageServer(flight.FlightServerBase):
             closing = threading.Thread(target=self._shut_down, name="tfspark-closing", daemon=True)
             closing.start()
             closing.join(CLOSE_SECONDS)
+            if self._claim:
+                self._claim.close()
 
     def _shut_down(self) -> None:
         self.shutdown()
         self.wait()
-        if self._claim:
-            self._claim.close()

@@ -6,6 +6,7 @@ left behind however the process ends. A bound on the bytes that wait unread hold
 
 Readers take epochs one after another: ``spool.next_epoch()`` gives an `EpochReader`; an epoch counts as read when
 its reader says so, and is given again until then (Keras starts an iteration to look at one batch and starts over).
+Feeds that have a name stand beside the epochs: ``spool.named_epoch(feed)`` reads them as often as it is asked.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Feed:
     reproducible: bool = False
     base: int = 0
     first_epoch: int = 0
+    name: str = ""
     partitions: list[Partition | None] = field(default_factory=list)
     ended: bool = False
     rows_by_node: dict[str, int] = field(default_factory=dict)
@@ -220,6 +222,7 @@ class Spool:
         """Show a sealed partition to training."""
         with self._changed:
             self._uploads.remove(upload)
+            partition.read = bool(upload.feed.name)
             upload.feed.partitions.append(partition)
             upload.feed.rows_received += partition.rows
             self._end_if_complete(upload.feed)
@@ -228,8 +231,9 @@ class Spool:
     def _reserve(self, upload: Upload, nbytes: int) -> bool:
         """Wait until the bytes have room; true if they may stay in memory."""
         with self._changed:
-            # Of a reproducible feed nothing is read before all is there: it has the disk as its bound.
-            bounded = not upload.feed.reproducible
+            # Of a reproducible feed nothing is read before all is there, and a named one is read when epochs end: they
+            # have the disk as their bound.
+            bounded = not (upload.feed.reproducible or upload.feed.name)
             if bounded and upload.nbytes + nbytes > self.capacity_bytes:
                 raise FeedError(
                     f"A partition of more than {upload.nbytes + nbytes:,} bytes does not fit the spool of "
@@ -242,7 +246,8 @@ class Spool:
                 upload.touched = time.monotonic()
             self._check()
             upload.nbytes += nbytes
-            self._unread_bytes += nbytes
+            if not upload.feed.name:
+                self._unread_bytes += nbytes
             if not upload.in_memory:
                 return False
             most = self.capacity_bytes if upload.feed.in_memory else self.memory_bytes
@@ -263,7 +268,7 @@ class Spool:
             return True
         # The oldest upload whose client still sends is held back by committed rows alone: else several half-written
         # partitions could fill the spool, none could be completed, and nothing would ever be read.
-        half_written = sum(u.nbytes for u in self._uploads)
+        half_written = sum(u.nbytes for u in self._uploads if not u.feed.name)
         committed = self._unread_bytes - half_written
         now = time.monotonic()
         active = next((u for u in self._uploads if now - u.touched < PEER_SILENCE_SECONDS), None)
@@ -273,7 +278,8 @@ class Spool:
         with self._changed:
             if upload in self._uploads:
                 self._uploads.remove(upload)
-                self._unread_bytes -= upload.nbytes
+                if not upload.feed.name:
+                    self._unread_bytes -= upload.nbytes
                 self._leave_memory(upload)
                 self._changed.notify_all()
 
@@ -308,7 +314,7 @@ class Spool:
     def epochs_read(self) -> int:
         """How many epochs of all that was fed have been read to their end, those before a restart included."""
         if self._cursor is None:
-            return min((f.base + f.first_epoch for f in self._feeds.values()), default=0)
+            return min((f.base + f.first_epoch for f in self._feeds.values() if not f.name), default=0)
         number, epoch = self._cursor
         return self._feeds[number].base + epoch + 1
 
@@ -320,14 +326,27 @@ class Spool:
             return EpochReader(self, self._feeds[number], epoch)
 
     def _next(self) -> tuple[int, int] | None:
+        later = sorted(n for n, feed in self._feeds.items() if not feed.name)
         if self._cursor is not None:
             number, epoch = self._cursor
             if epoch + 1 < self._feeds[number].epochs:
                 return number, epoch + 1
-            later = [n for n in sorted(self._feeds) if n > number]
-        else:
-            later = sorted(self._feeds)
+            later = [n for n in later if n > number]
         return (later[0], self._feeds[later[0]].first_epoch) if later else None
+
+    def wait_for_named(self, name: str) -> Feed | None:
+        """Wait for the feed with a name, the last of several; ``None`` if there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._named(name) or self._no_more)
+            self._check()
+            return self._named(name)
+
+    def named_epoch(self, feed: Feed) -> EpochReader:
+        """Return a reader of all rows of a feed with a name."""
+        return EpochReader(self, feed, 0)
+
+    def _named(self, name: str) -> Feed | None:
+        return next((f for _, f in sorted(self._feeds.items(), reverse=True) if f.name == name), None)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -354,7 +373,7 @@ class EpochReader:
 
     @property
     def _is_last(self) -> bool:
-        return self.epoch + 1 >= self.feed.epochs
+        return not self.feed.name and self.epoch + 1 >= self.feed.epochs
 
     def partitions(self, shuffle: bool = False) -> Iterator[Partition]:
         """Yield partitions as they are committed, or, once all are there, in a new order if `shuffle`."""
@@ -387,7 +406,8 @@ class EpochReader:
                     spool._unread_bytes -= partition.nbytes
                     spool._changed.notify_all()
                 self._rows += partition.rows
-                spool.rows_read += partition.rows
+                if not feed.name:
+                    spool.rows_read += partition.rows
             yield partition
             if self._is_last:
                 self._release(order[: i + 1] if order else list(range(i + 1)))
@@ -410,6 +430,8 @@ class EpochReader:
 
     def complete(self) -> None:
         """The consumer has reached the end of this epoch."""
+        if self.feed.name:
+            return
         spool = self._spool
         with spool._changed:
             spool._cursor = (self.feed.number, self.epoch)

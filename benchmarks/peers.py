@@ -1,0 +1,464 @@
+"""tfspark beside what else there is: the same jobs, through each library's own interface, in one table.
+
+- TensorFlowOnSpark 2.2.5 through its own API (never `tfspark.compat`), elephas 7.3, Spark's `predict_batch_udf`,
+  `tf.data` alone in one process;
+- starting, stopping, feeding, fitting fed from Spark, inference, TFRecord files written and read, lines of user code.
+
+Standard output carries figures as JSON lines; the table goes to docs/performance.md, with versions and the machine.
+Peers that are not installed are left out and named:
+
+    pip install --no-deps tensorflowonspark==2.2.5 elephas==7.3.0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import tokenize
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import _common as common
+
+NAME = "peers"
+BATCH = 256
+OURS = "tfspark"
+REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+
+
+@dataclass
+class Run:
+    """What all measurements need, and what they have found.
+
+    Attributes
+    ----------
+    seconds
+        By job and library, one value for each round.
+    rates
+        Whether a job's figure is a number of rows by its seconds.
+    """
+
+    spark: Any
+    df: Any
+    rows: int
+    directory: str
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    errors: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def clock(self, job: str, library: str) -> Iterator[None]:
+        """Time a block."""
+        began = time.time()
+        yield
+        self.seconds[job, library].append(time.time() - began)
+
+
+def build_model() -> Any:
+    """Return the model of all fits: 784, 64, 10."""
+    import keras
+
+    x = keras.Input((common.FEATURES,), name="x")
+    model = keras.Model(x, keras.layers.Dense(10, name="scores")(keras.layers.Dense(64, activation="relu")(x)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer="adam", loss=loss, jit_compile=False)
+    return model
+
+
+def pair(row: Any) -> tuple[list[float], int]:
+    """Return a row as TensorFlowOnSpark's examples feed it."""
+    return row.x, row.label
+
+
+# --- fit fed from Spark, once for each library: what a user writes
+
+
+def fit_tfspark(spark: Any, df: Any) -> None:
+    def main(args: Any, ctx: Any) -> None:
+        with ctx.strategy().scope():
+            model = build_model()
+        ctx.fit(model, batch_size=BATCH, label="label")
+
+    import tfspark
+
+    with tfspark.Cluster(spark, main, workers=1, progress=False) as cluster:
+        cluster.feed(df, shapes={"x": common.FEATURES})
+
+
+def fit_tensorflowonspark(spark: Any, df: Any) -> None:
+    def main(args: Any, ctx: Any) -> None:
+        import numpy as np
+
+        model = build_model()
+        feed = ctx.get_data_feed()
+        while not feed.should_stop():
+            batch = feed.next_batch(BATCH)
+            if batch:
+                model.train_on_batch(np.array([x for x, _ in batch], np.float32), np.array([y for _, y in batch]))
+
+    from tensorflowonspark import TFCluster
+
+    cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    cluster.train(df.rdd.map(pair), num_epochs=1)
+    cluster.shutdown()
+
+
+def fit_elephas(spark: Any, df: Any) -> None:
+    import numpy as np
+    from elephas.spark_model import SparkModel
+
+    rdd = df.rdd.map(lambda row: (np.array(row.x, np.float32), row.label)).repartition(1)
+    model = SparkModel(build_model(), frequency="epoch", mode="synchronous")
+    model.fit(rdd, epochs=1, batch_size=BATCH, verbose=0, validation_split=0.0)
+
+
+def fit_tf_data(spark: Any, df: Any) -> None:
+    import numpy as np
+    import tensorflow as tf
+
+    table = df.toArrow()
+    x = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, common.FEATURES)
+    y = np.asarray(table["label"])
+    build_model().fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).prefetch(2), verbose=0)
+
+
+# --- inference with a SavedModel, or its .keras file
+
+
+def infer_tfspark(spark: Any, df: Any, model: str) -> int:
+    import tfspark
+
+    return int(tfspark.predict(df, model).selectExpr("sum(size(scores))").first()[0])
+
+
+def infer_tensorflowonspark(spark: Any, df: Any, model: str) -> int:
+    def main(args: Any, ctx: Any) -> None:
+        import numpy as np
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(model)
+        predict = loaded.signatures["serving_default"]
+        feed = ctx.get_data_feed(train_mode=False)
+        while not feed.should_stop():
+            batch = feed.next_batch(1024)
+            if batch:
+                feed.batch_results(predict(x=np.array(batch, np.float32))["scores"].numpy().tolist())
+
+    from tensorflowonspark import TFCluster
+
+    cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    values = cluster.inference(df.rdd.map(lambda row: row.x)).map(len).sum()
+    cluster.shutdown()
+    return int(values)
+
+
+def infer_predict_batch_udf(spark: Any, df: Any, model: str) -> int:
+    from pyspark.ml.functions import predict_batch_udf
+    from pyspark.sql.types import ArrayType, FloatType
+
+    def make() -> Callable[[Any], Any]:
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(model)
+        predict = loaded.signatures["serving_default"]
+        return lambda x: (loaded, predict(x=tf.constant(x))["scores"].numpy())[1]
+
+    scores = predict_batch_udf(
+        make, return_type=ArrayType(FloatType()), batch_size=4096, input_tensor_shapes=[[common.FEATURES]]
+    )
+    return int(df.select(scores("x").alias("scores")).selectExpr("sum(size(scores))").first()[0])
+
+
+def infer_elephas(spark: Any, df: Any, model: str) -> int:
+    import keras
+    import numpy as np
+    from elephas.spark_model import SparkModel
+
+    rdd = df.rdd.map(lambda row: np.array(row.x, np.float32))
+    found = SparkModel(keras.models.load_model(f"{model}.keras"), mode="synchronous").predict(rdd)
+    return int(np.asarray(found).size)
+
+
+# --- TFRecord files
+
+
+def write_tfspark(spark: Any, df: Any, path: str) -> None:
+    df.write.format("tfrecord").save(path)
+
+
+def write_tensorflowonspark(spark: Any, df: Any, path: str) -> None:
+    from tensorflowonspark import dfutil
+
+    # The jar that dfutil names is built for older Sparks; the format of the files is not what takes the time.
+    df.rdd.mapPartitions(dfutil.toTFExample(df.dtypes)).saveAsNewAPIHadoopFile(
+        path, "tfspark.tfrecord.TFRecordOutputFormat",
+        keyClass="org.apache.hadoop.io.BytesWritable", valueClass="org.apache.hadoop.io.NullWritable",
+    )  # fmt: skip
+
+
+def read_tfspark(spark: Any, path: str) -> int:
+    df = spark.read.format("tfrecord").load(path)
+    return int(df.selectExpr("sum(size(x)) + sum(label) - sum(label)").first()[0])
+
+
+def read_tensorflowonspark(spark: Any, path: str) -> int:
+    from tensorflowonspark import dfutil
+
+    records = spark.sparkContext.newAPIHadoopFile(
+        path, "tfspark.tfrecord.TFRecordInputFormat",
+        "org.apache.hadoop.io.BytesWritable", "org.apache.hadoop.io.NullWritable",
+    )  # fmt: skip
+    return int(records.mapPartitions(dfutil.fromTFExample).map(lambda row: len(row.x)).sum())
+
+
+def read_tf_data(spark: Any, path: str) -> int:
+    import tensorflow as tf
+
+    features = {
+        "x": tf.io.FixedLenFeature([common.FEATURES], tf.float32),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    files = tf.data.Dataset.list_files(f"{path}/part-*", shuffle=False)
+    batches = tf.data.TFRecordDataset(files).batch(1024).map(lambda batch: tf.io.parse_example(batch, features))
+    return sum(int(tf.size(batch["x"])) for batch in batches)
+
+
+# --- lifecycle and feeding
+
+
+def idle_tfspark(args: Any, ctx: Any) -> float:
+    """Read what is fed; return when `main` was entered."""
+    entered = time.time()
+    for _ in ctx.epochs():
+        for _ in ctx.dataset(BATCH):
+            pass
+    return entered
+
+
+def lifecycle_tfspark(run: Run) -> None:
+    import tfspark
+
+    began = time.time()
+    cluster = tfspark.Cluster(run.spark, idle_tfspark, workers=1, progress=False).start()
+    common.wait_until(lambda: len(cluster.startup_seconds) == 1, "main")
+    run.seconds["start", OURS].append(time.time() - began)
+    with run.clock("feed", OURS):
+        cluster.feed(run.df, shapes={"x": common.FEATURES})
+    with run.clock("stop", OURS):
+        cluster.wait()
+
+
+def lifecycle_tensorflowonspark(run: Run) -> None:
+    from tensorflowonspark import TFCluster
+
+    target = os.path.join(run.directory, "entered")
+
+    def main(args: Any, ctx: Any) -> None:
+        with open(f"{target}.new", "w") as f:
+            f.write(str(time.time()))
+        os.rename(f"{target}.new", target)
+        feed = ctx.get_data_feed()
+        while not feed.should_stop():
+            feed.next_batch(BATCH)
+
+    peer = "TensorFlowOnSpark"
+    with run.clock("start", peer):
+        cluster = TFCluster.run(run.spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+        common.wait_until(lambda: os.path.exists(target), "map_fun")
+    os.remove(target)
+    with run.clock("feed", peer):
+        cluster.train(run.df.rdd.map(pair), num_epochs=1)
+    with run.clock("stop", peer):
+        cluster.shutdown()
+
+
+# --- all of them
+
+PEERS = {"TensorFlowOnSpark": "tensorflowonspark", "elephas": "elephas"}
+
+FITS = {
+    OURS: fit_tfspark,
+    "TensorFlowOnSpark": fit_tensorflowonspark,
+    "elephas": fit_elephas,
+    "tf.data alone": fit_tf_data,
+}
+INFERENCES = {
+    OURS: infer_tfspark,
+    "TensorFlowOnSpark": infer_tensorflowonspark,
+    "predict_batch_udf": infer_predict_batch_udf,
+    "elephas": infer_elephas,
+}
+WRITES = {OURS: write_tfspark, "TensorFlowOnSpark": write_tensorflowonspark}
+READS = {OURS: read_tfspark, "TensorFlowOnSpark": read_tensorflowonspark, "tf.data alone": read_tf_data}
+
+JOBS = {
+    "start": ("start of a cluster, until main runs", "s"),
+    "stop": ("stop of a cluster", "s"),
+    "feed": ("feed, read and dropped", "rows/s"),
+    "fit": ("fit fed from Spark, start and stop included", "rows/s"),
+    "inference": ("inference, start and stop included", "rows/s"),
+    "write": ("TFRecord files written", "rows/s"),
+    "read": ("TFRecord files read and summed", "rows/s"),
+    "lines": ("lines of user code of the fit", "lines"),
+}
+
+
+def code_lines(function: Callable[..., Any]) -> int:
+    """Count the lines of a function that hold code."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(function)).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines) - 1  # The line of the def itself is not the user's.
+
+
+def attempt(run: Run, job: str, library: str, measure: Callable[[], None]) -> None:
+    """Measure, or note why a peer cannot."""
+    print(f"{job}: {library}", file=sys.stderr)
+    try:
+        measure()
+    except BaseException as e:
+        if library == OURS or isinstance(e, KeyboardInterrupt):
+            raise
+        run.errors[job, library] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200]
+
+
+def one_round(run: Run, libraries: set[str], model: str) -> None:
+    """Measure everything once, the libraries of each job one after another."""
+    spark, df = run.spark, run.df
+    for library, lifecycle in ((OURS, lifecycle_tfspark), ("TensorFlowOnSpark", lifecycle_tensorflowonspark)):
+        if library in libraries:
+            attempt(run, "start", library, lambda f=lifecycle: f(run))
+    for library, fit in FITS.items():
+        if library in libraries:
+            attempt(run, "fit", library, lambda f=fit, n=library: timed(run, "fit", n, f, spark, df))
+    for library, infer in INFERENCES.items():
+        if library in libraries:
+            attempt(
+                run, "inference", library,
+                lambda f=infer, n=library: check(timed(run, "inference", n, f, spark, df, model), run.rows * 10),
+            )  # fmt: skip
+    for library, write in WRITES.items():
+        path = os.path.join(run.directory, f"records-{library}")
+        shutil.rmtree(path, ignore_errors=True)
+        if library in libraries:
+            attempt(run, "write", library, lambda f=write, n=library, p=path: timed(run, "write", n, f, spark, df, p))
+    path = os.path.join(run.directory, f"records-{OURS}")
+    for library, read in READS.items():
+        if library in libraries:
+            attempt(
+                run, "read", library,
+                lambda f=read, n=library: check(timed(run, "read", n, f, spark, path), run.rows * common.FEATURES),
+            )  # fmt: skip
+
+
+def timed(run: Run, job: str, library: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function under the clock."""
+    with run.clock(job, library):
+        return function(*args)
+
+
+def check(found: int, expected: int) -> None:
+    """A benchmark that lost values says nothing."""
+    if found != expected:
+        raise RuntimeError(f"{found} values came back of {expected}")
+
+
+def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
+    """Return job, unit, library, median and ratio to tfspark's, better than 1 where tfspark is better."""
+    lines = []
+    for job, (_, unit) in JOBS.items():
+        for (j, library), seconds in run.seconds.items():
+            if j != job:
+                continue
+            ours = run.seconds[job, OURS]
+            rates = [run.rows / s for s in seconds] if unit == "rows/s" else seconds
+            ratios = [theirs / own for theirs, own in zip(seconds, ours, strict=False)]
+            lines.append((job, unit, library, statistics.median(rates), statistics.median(ratios)))
+    return lines
+
+
+def write_report(run: Run, options: Any) -> None:
+    """Write the table, with all that is needed to judge it."""
+    names = ["tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "tensorflowonspark", "elephas"]
+    versions = []
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    text = [
+        "# Performance\n",
+        "Written by `python benchmarks/peers.py`: the same jobs through each library's own interface, one after the",
+        f"other in each of {options.rounds} rounds; medians. *Ratio* is how many times as long as tfspark a library",
+        "takes, the median of the rounds' ratios: above 1 tfspark is faster.\n",
+        f"- {run.rows:,} rows of {common.FEATURES} floats and an int label, cached in Spark; one worker",
+        "- a model of 784, 64 and 10 units",
+        f"- {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}; load before the run "
+        f"{options.load:.1f}; Spark master `{options.master}`",
+        f"- {', '.join(versions)}\n",
+        "| job | library | median | ratio |",
+        "|---|---|---|---|",
+    ]
+    for job, unit, library, value, ratio in summary(run):
+        shown = f"{value:,.0f}" if value >= 100 or unit == "lines" else f"{value:.2f}"
+        text.append(f"| {JOBS[job][0]} | {library} | {shown} {unit} | {ratio:.2f} |")
+    for (job, library), why in run.errors.items():
+        text.append(f"\n{library} does not run the job *{JOBS[job][0]}* here: `{why}`.")
+    text.append(
+        "\n`tf.data alone` has the rows in its own process: what is left when Spark and the network cost nothing.\n"
+        "TensorFlowOnSpark's `dfutil` converts rows; the files under it are written and read by tfspark's Hadoop\n"
+        "formats, as the jar that it names is not made for this Spark."
+    )
+    Path(options.report).write_text("\n".join(text) + "\n")
+
+
+def main() -> None:
+    """Measure, print and write the report."""
+    parser = common.options(__doc__.splitlines()[0], master="local-cluster[1,3,3072]")
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of 784 floats and a label")
+    parser.add_argument("--report", default=str(REPORT), help="where the table is written")
+    options = parser.parse_args()
+    options.load = os.getloadavg()[0]
+    common.keep_stdout_for_figures()
+    missing = {library for library, module in PEERS.items() if importlib.util.find_spec(module) is None}
+    for library in missing:
+        print(f"{library} is not installed: left out", file=sys.stderr)
+    libraries = {OURS, *PEERS, "predict_batch_udf", "tf.data alone"} - missing
+    with (
+        common.session(options.master, "tfspark peers benchmark", options.verbose) as spark,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        import tfspark
+
+        tfspark.add_connector(spark)
+        spark.sparkContext.addPyFile(__file__)
+        run = Run(spark, common.cached_rows(spark, options.rows, 4), options.rows, directory)
+        common.surroundings(NAME, master=options.master, rows=options.rows)
+        model = os.path.join(directory, "model")
+        built = build_model()
+        built.export(model, verbose=False)
+        built.save(f"{model}.keras")
+        for r in range(options.rounds):
+            print(f"round {r + 1} of {options.rounds}", file=sys.stderr)
+            one_round(run, libraries, model)
+        for library, fit in FITS.items():
+            if library in libraries:
+                run.seconds["lines", library] = [float(code_lines(fit))]
+        for job, unit, library, value, ratio in summary(run):
+            common.figure(NAME, f"{job}: {library}", unit, [value], ratio=round(ratio, 3))
+        write_report(run, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Every night: convert the day's tickets, train on them, let only a good model pass, publish it, predict with it.
+
+Copy this file into your DAG folder, with the folder of the jobs beside it or ``TFSPARK_JOBS`` naming it.
+
+Every job gets the run's logical date as its run id, writes into a directory of that name and leaves alone what is
+complete there. So a task can be retried, cleared or backfilled at any time: what was done is not done again, what was
+cut off begins anew, and each date has its own records, model and predictions. Clearing a running task, or marking it,
+kills spark-submit, and with it go the driver, the TensorFlow processes and their files, within seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import DAG, Param, task
+from airflow.sdk.exceptions import AirflowFailException
+
+JOBS = Path(os.environ.get("TFSPARK_JOBS", Path(__file__).resolve().parent.parent))
+
+
+def job(name: str, script: str, *arguments: str) -> SparkSubmitOperator:
+    """Submit one of the jobs by the connection ``spark_default``; `arguments` are templates."""
+    where = ["--output", f"{{{{ params.output }}}}/{name}", "--run-id", "{{ ds }}"]
+    return SparkSubmitOperator(
+        task_id=name,
+        name=f"tickets-{name}-{{{{ ds }}}}",
+        application=str(JOBS / script),
+        application_args=[*arguments, *where],
+    )
+
+
+@task
+def gate(run_id: str, params: dict[str, Any]) -> float:
+    """Fail, for good, if the model is not good enough: retrying does not make it better."""
+    result = json.loads(Path(params["output"], "training", run_id, "result.json").read_text())
+    if result["accuracy"] < params["min_accuracy"]:
+        raise AirflowFailException(f"accuracy {result['accuracy']:.4f} is below {params['min_accuracy']}")
+    return float(result["accuracy"])
+
+
+@task
+def export(run_id: str, params: dict[str, Any]) -> str:
+    """Publish the model as the version that the date is, whole or not at all."""
+    served = Path(params["output"], "served")
+    version = served / run_id.replace("-", "")
+    if not version.exists():
+        staging = served / f".staging-{run_id}"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(Path(params["output"], "training", run_id, "model", "1"), staging)
+        staging.rename(version)
+    return str(version)
+
+
+with DAG(
+    dag_id="tickets",
+    doc_md=__doc__,
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    # How long to wait before a retry is Airflow's own setting, core.default_task_retry_delay.
+    default_args={"retries": 1},
+    params={
+        "data": Param("/data/tickets", type="string", description="a directory of Parquet files for each date"),
+        "new": Param("/data/tickets-new", type="string", description="the same, to predict"),
+        "output": Param("/models/tickets", type="string", description="directory that Airflow and Spark share"),
+        "workers": Param(2, type="integer"),
+        "epochs": Param(5, type="integer"),
+        "length": Param(200, type="integer", description="words of a text that are read"),
+        "min_accuracy": Param(0.9, type="number"),
+    },
+) as dag:
+    records = job("records", "convert.py", "--data", "{{ params.data }}/{{ ds }}", "--format", "parquet")
+    training = job(
+        "training",
+        "text.py",
+        *("--data", "{{ params.output }}/records/{{ ds }}", "--workers", "{{ params.workers }}"),
+        *("--epochs", "{{ params.epochs }}", "--length", "{{ params.length }}"),
+    )
+    predictions = job(
+        "predictions",
+        "batch_predict.py",
+        *("--model", "{{ params.output }}/served/{{ ds_nodash }}", "--data", "{{ params.new }}/{{ ds }}"),
+        *("--format", "parquet", "--keep", "id", "--rename", "probabilities=scores"),
+    )
+    records >> training >> gate("{{ ds }}") >> export("{{ ds }}") >> predictions

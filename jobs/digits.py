@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Read handwritten digits with a Spark ML pipeline: tuned, saved, loaded in a new session, exported, used in batch.
+
+A VectorAssembler puts the 64 pixels of an image into a vector, a KerasEstimator trains a small convolutional network
+on them, and a CrossValidator chooses its learning rate; its trials share the task slots. The best pipeline is saved
+and loaded in a new Spark session, and its network exported for TensorFlow Serving. What the loaded pipeline, the
+exported model and, if one is named, a server predict for the held-out images must be the same.
+
+    python jobs/digits.py                          # Spark on this machine
+    spark-submit jobs/digits.py --help             # on yours
+
+The data are the digits of scikit-learn: 1,797 images of 8 x 8 pixels. The exit code is 0 if all agreed and the test
+accuracy is high enough, 1 if not, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger("digits")
+
+SIDE = 8
+PIXELS = [f"pixel_{row}_{column}" for row in range(SIDE) for column in range(SIDE)]
+BRIGHTEST = 16.0
+CLASSES = 10
+
+DEFAULT_MASTER = "local[4]"
+HELD_OUT = 0.2
+TOLERANCE = 1e-4
+"""Probabilities that differ by less are the same: batches of other sizes are summed in another order."""
+
+
+def load_digits(spark: SparkSession) -> DataFrame:
+    """Bring scikit-learn's digits into Spark: `PIXELS` as double from 0 to 16, ``label`` as double, and ``id``."""
+    from sklearn.datasets import load_digits as load
+
+    frame = load(as_frame=True).frame.rename(columns={"target": "label"})
+    frame["label"] = frame["label"].astype(float)
+    frame["id"] = range(len(frame))
+    return spark.createDataFrame(frame)
+
+
+def build_model() -> Any:
+    """Make the network: a vector of 64 pixels becomes an image. Runs in every TensorFlow process."""
+    import keras
+
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 1), name="pixels"),
+            layers.Rescaling(1 / BRIGHTEST),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dropout(0.3),
+            layers.Dense(CLASSES, activation="softmax", name="digit"),
+        ]
+    )
+
+
+def tuned(args: argparse.Namespace, train: DataFrame) -> Any:
+    """Return the CrossValidatorModel of the pipeline over the learning rates."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+    from pyspark.ml.feature import VectorAssembler
+    from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+
+    from tfspark.ml import KerasEstimator
+
+    digits = KerasEstimator(
+        model=build_model,
+        loss="sparse_categorical_crossentropy",
+        optimizer="adam",
+        metrics=["accuracy"],
+        probabilityCol="probability",
+        batchSize=args.batch_size,
+        epochs=args.epochs,
+        numWorkers=args.workers,
+        seed=args.seed,
+    )
+    validator = CrossValidator(
+        estimator=Pipeline(stages=[VectorAssembler(inputCols=PIXELS, outputCol="features"), digits]),
+        estimatorParamMaps=ParamGridBuilder().addGrid(digits.learningRate, args.learning_rates).build(),
+        evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
+        numFolds=args.folds,
+        parallelism=args.parallelism,
+        seed=args.seed,
+    )
+    return validator.fit(train)
+
+
+def probabilities(predictions: DataFrame) -> Any:
+    """Collect the probabilities of all rows, in the order of their ``id``, as an array of shape ``(rows, 10)``."""
+    import numpy as np
+
+    return np.array([list(r["probability"]) for r in predictions.select("id", "probability").orderBy("id").collect()])
+
+
+def exported(test: DataFrame, directory: str) -> DataFrame:
+    """Return the predictions of the exported model, which takes plain arrays."""
+    from pyspark.sql import functions as F
+
+    arrays = test.select("id", F.array(*[F.col(c).cast("float") for c in PIXELS]).alias("pixels"))
+    return tfspark.predict(arrays, directory, outputs={"output_0": "probability"})
+
+
+def served(test: DataFrame, url: str) -> Any:
+    """Ask a server that speaks TensorFlow Serving's REST API, such as ``http://host:8501/v1/models/digits``."""
+    import numpy as np
+
+    images = np.array([r[:-1] for r in test.select(*PIXELS, "id").orderBy("id").collect()])
+    body = json.dumps({"instances": images.reshape(-1, SIDE, SIDE, 1).tolist()}).encode()
+    request = urllib.request.Request(f"{url}:predict", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return np.array(json.load(answer)["predictions"])
+
+
+def run(args: argparse.Namespace, spark: SparkSession, renew: Any) -> bool:
+    """Do it all; `renew` ends a session and gives a new one. Tell whether everything agreed and is good enough."""
+    import numpy as np
+    from pyspark.ml import PipelineModel
+
+    began = time.monotonic()
+    say = sys.stdout.write
+    pipeline, models = os.path.join(args.output, "pipeline"), os.path.join(args.output, "model")
+    train, test = load_digits(spark).repartition(args.partitions, "id").randomSplit([1 - HELD_OUT, HELD_OUT], args.seed)
+    validator = tuned(args, train)
+    for rate, accuracy in zip(args.learning_rates, validator.avgMetrics, strict=True):
+        say(f"learning rate {rate:<10g} accuracy {accuracy:.4f} over {args.folds} folds\n")
+    best = validator.bestModel
+    say(f"chosen                   {best.stages[-1].getLearningRate():g}\n")
+    before = probabilities(best.transform(test))
+    best.write().overwrite().save(pipeline)
+
+    spark = renew(spark)
+    loaded = PipelineModel.load(pipeline)
+    _, test = load_digits(spark).repartition(args.partitions, "id").randomSplit([1 - HELD_OUT, HELD_OUT], args.seed)
+    predictions = loaded.transform(test).cache()
+    right = predictions.where("prediction = label").count() / predictions.count()
+    answers = {"pipeline": probabilities(predictions)}
+    version = loaded.stages[-1].export(models)
+    answers["export"] = probabilities(exported(test, version))
+    if args.served:
+        answers["server"] = served(test, args.served)
+    apart = {name: float(np.abs(answer - before).max()) for name, answer in answers.items()}
+    say(f"test accuracy            {right:.4f} on {len(before)} images\n")
+    for name, most in apart.items():
+        say(f"{name:<24} {most:.1e} at most from what was predicted before\n")
+    say(f"pipeline                 {pipeline}\nmodel                    {version}\n")
+    say(f"seconds                  {time.monotonic() - began:.0f}\n")
+    if right < args.least_accuracy:
+        logger.error("the test accuracy is less than %g", args.least_accuracy)
+    if max(apart.values()) > TOLERANCE:
+        logger.error("the predictions differ")
+    return right >= args.least_accuracy and max(apart.values()) <= TOLERANCE
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--master", help=f"where to run if spark-submit does not say ({DEFAULT_MASTER})")
+    parser.add_argument("--output", default="build/digits", help="directory for the pipeline and the exported model")
+    parser.add_argument("--workers", type=int, default=1, help="TensorFlow workers of a trial")
+    parser.add_argument("--parallelism", type=int, default=2, help="trials at the same time, as far as slots allow")
+    parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="rates to choose from")
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--least-accuracy", type=float, default=0.95, help="test accuracy below which the job fails")
+    parser.add_argument("--served", metavar="URL", help="also ask a server, http://host:port/v1/models/NAME")
+    parser.add_argument("--seed", type=int, default=64)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 only if everything happened, the answers agree and are good."""
+    args = parse(argv)
+    if "://" not in args.output:
+        args.output = str(Path(args.output).resolve())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    master = args.master or (None if submitted else DEFAULT_MASTER)
+    quiet = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
+
+    def renew(spark: SparkSession) -> SparkSession:
+        # The application that spark-submit has started ends with its context.
+        if submitted:
+            return spark.newSession()
+        spark.stop()
+        return tfspark.session("digits", master, **quiet)
+
+    spark = tfspark.session("digits", master, **quiet)
+    try:
+        return 0 if run(args, spark, renew) else 1
+    finally:
+        active = type(spark).getActiveSession() or spark
+        active.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

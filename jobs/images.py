@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Train a network of keras.applications on images in TFRecord shards, which the workers read themselves.
+
+    spark-submit jobs/images.py --data data/pictures/run --output models/pictures --network InceptionV3 --workers 4
+    spark-submit jobs/images.py ... --weights inception_v3_notop.weights.h5 --freeze       # transfer learning
+
+The shards hold encoded images (JPEG, PNG, GIF, BMP) and labels, strings or integers; jobs/convert.py makes them. Spark
+collects the labels and, with --test, measures the accuracy; the images go from the files into tf.data. The exported
+model takes encoded images as well.
+
+Everything of a run is in OUTPUT/RUN_ID: checkpoints, one for each epoch, model/1 (a SavedModel) and, written last,
+result.json. A run that has it is not done again; one that was cut off goes on after its last checkpoint.
+
+Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, with nothing
+left behind but checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger("images")
+
+
+def network_named(name: str) -> tuple[Any, Any]:
+    """Return a network's function in keras.applications, and the preprocessing of its input."""
+    import keras
+
+    modules = [getattr(keras.applications, m) for m in dir(keras.applications)]
+    for module in modules:
+        if hasattr(module, "preprocess_input") and hasattr(module, name):
+            return getattr(module, name), module.preprocess_input
+    raise tfspark.errors.ConfigurationError(
+        f"keras.applications has no network {name!r}.", hint="Such as InceptionV3, ResNet50, MobileNetV2."
+    )
+
+
+def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
+    """Runs in every TensorFlow process."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(args["seed"])
+    strategy = ctx.strategy()
+    build, preprocess = network_named(args["network"])
+    size, labels = args["size"], args["labels"]
+    lookup = keras.layers.StringLookup if isinstance(labels[0], str) else keras.layers.IntegerLookup
+    index_of = lookup(vocabulary=labels, num_oov_indices=0)
+    record = {n: tf.io.FixedLenFeature((), t) for n, t in (("image", tf.string), ("label", index_of.vocabulary_dtype))}
+
+    def pixels(encoded: Any) -> Any:
+        decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return preprocess(tf.ensure_shape(tf.image.resize(decoded, (size, size)), (size, size, 3)))
+
+    def example(serialized: Any) -> tuple[Any, Any]:
+        parsed = tf.io.parse_single_example(serialized, record)
+        return pixels(parsed["image"]), index_of(parsed["label"])
+
+    files = args["files"][ctx.index :: ctx.num_workers]
+    compression = "GZIP" if files[0].endswith(".gz") else None
+    dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed=args["seed"])
+    dataset = dataset.interleave(lambda f: tf.data.TFRecordDataset(f, compression), num_parallel_calls=2)
+    dataset = dataset.shuffle(args["shuffle"]).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(args["batch_size"]).prefetch(2)
+
+    with strategy.scope():
+        body = build(include_top=False, weights=args["weights"], input_shape=(size, size, 3), pooling="avg")
+        body.trainable = not args["freeze"]
+        head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
+        model = keras.Sequential([body, head])
+        model.compile(keras.optimizers.Adam(args["learning_rate"]), "sparse_categorical_crossentropy", ["accuracy"])
+        model.build((None, size, size, 3))
+    checkpoints = Checkpoints(Path(args["checkpoints"]))
+    trained = checkpoints.restore(model)
+
+    def epoch_ended(epoch: int, logs: dict[str, float]) -> None:
+        ctx.report(epoch + 1, flush=True, **logs)
+        if ctx.is_chief:
+            checkpoints.save(model, epoch + 1)
+            logger.info("epoch %d is saved", epoch + 1)
+
+    history = model.fit(
+        ctx.distribute(dataset),
+        initial_epoch=trained,
+        epochs=args["epochs"],
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=epoch_ended)],
+        verbose=0,
+    ).history
+    image = keras.Input((), name="image", dtype="string")
+    decode = keras.layers.Lambda(lambda e: tf.map_fn(pixels, e, fn_output_signature=tf.float32), (size, size, 3))
+    served = keras.Model({"image": image}, {"probabilities": model(decode(image))})
+    return {"model": ctx.export(served, args["model"]), "restored_epochs": trained, "loss": history.get("loss", [])}
+
+
+class Checkpoints:
+    """Weights and optimizer after each epoch, in files that are there whole or not at all."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, model: Any, epoch: int) -> None:
+        """Write those of an epoch and remove older ones."""
+        draft = self.directory / "draft.weights.h5"
+        model.save_weights(draft, overwrite=True)
+        draft.rename(self.directory / f"epoch-{epoch:04}.weights.h5")
+        for old in self.saved()[:-1]:
+            old.unlink()
+
+    def restore(self, model: Any) -> int:
+        """Load the newest; return after how many epochs it was saved."""
+        if not self.saved():
+            return 0
+        newest = self.saved()[-1]
+        model.load_weights(newest)
+        return int(newest.name[6:10])
+
+    def saved(self) -> list[Path]:
+        """Return the files, oldest first."""
+        return sorted(self.directory.glob("epoch-*.weights.h5"))
+
+
+def accuracy(spark: SparkSession, data: str, model: str, labels: list[Any]) -> float:
+    """Return the share of the images in `data` that the exported model gets right."""
+    from pyspark.sql import functions as F
+
+    found = tfspark.predict(spark.read.format("tfrecord").load(data), model, batch_size=64)
+    best = F.array_position("probabilities", F.array_max("probabilities"))
+    right = F.element_at(F.array(*map(F.lit, labels)), best.cast("int")) == F.col("label")
+    row = found.agg(F.avg(right.cast("double"))).first()
+    assert row is not None
+    return float(row[0])
+
+
+def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Train, test, and return what is worth knowing of it."""
+    df = spark.read.format("tfrecord").load(args.data)
+    files = sorted(df.inputFiles())
+    if len(files) < args.workers:
+        raise tfspark.errors.ConfigurationError(
+            f"{args.data} has {len(files)} shard(s) for {args.workers} workers, each of which reads its own.",
+            hint=f"Convert with --shards {4 * args.workers}.",
+        )
+    labels = sorted(row["label"] for row in df.select("label").distinct().collect())
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    node_args = {"files": files, "labels": labels, "checkpoints": str(checkpoints), "model": str(directory / "model")}
+    node_args |= {n: getattr(args, n) for n in ("network", "weights", "freeze", "size", "epochs", "batch_size")}
+    node_args |= {n: getattr(args, n) for n in ("learning_rate", "shuffle", "seed")}
+    results = tfspark.run(spark, train_node, node_args, workers=args.workers)
+    result = {**results["worker", 0], "labels": labels}
+    if args.test:
+        result["accuracy"] = accuracy(spark, args.test, result["model"], labels)
+    return result
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
+    parser.add_argument("--test", help="directory of TFRecord shards to measure the accuracy on")
+    parser.add_argument("--output", required=True, help="directory that driver and executors share")
+    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--network", default="InceptionV3", help="its name in keras.applications (%(default)s)")
+    parser.add_argument("--weights", help="file with weights of the network without its top; random by default")
+    parser.add_argument("--freeze", action="store_true", help="train only the last layer")
+    parser.add_argument("--size", type=int, default=299, help="width and height the network sees (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=32, help="images per worker and step (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--shuffle", type=int, default=1000, help="images among which one is drawn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.weights and not Path(args.weights).exists():
+        parser.error(f"there is no file {args.weights}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do one run; the exit codes are above."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    directory = Path(args.output).resolve() / args.run_id
+    result = directory / "result.json"
+    if not result.exists():
+        spark = tfspark.session("images", args.master)
+        try:
+            outcome = run(spark, args, directory)
+        except tfspark.errors.TFSparkError as e:
+            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
+            return 1
+        finally:
+            spark.stop()
+        draft = result.with_suffix(".draft")
+        draft.write_text(json.dumps(outcome, indent=1))
+        draft.rename(result)
+    logger.info("%s", result.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Random search of hyperparameters: every node trains models of its own, independently of the others.
+
+    spark-submit jobs/search.py --data data/digits/run --output models/digits --trials 32 --workers 8
+
+The shards hold an array of floats and an integer label from 0; jobs/convert.py makes them. Each node reads all of
+them into memory and takes its share of the trials: those of its index. A fifth of the rows is held back; the best model
+is the one with the highest accuracy on it.
+
+Everything of a run is in OUTPUT/RUN_ID: model/1 (a SavedModel) and, written last, result.json with all trials, the best
+first. A run that has it is not done again; one that was cut off begins anew.
+
+Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, with nothing
+left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger("search")
+
+
+def draw_trials(count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw hyperparameters; the same seed draws the same."""
+    chance = random.Random(seed)
+    return [
+        {
+            "trial": n,
+            "learning_rate": 10 ** chance.uniform(-4, -1.5),
+            "units": chance.choice([16, 32, 64, 128]),
+            "layers": chance.choice([1, 2, 3]),
+            "dropout": chance.uniform(0.0, 0.5),
+            "batch_size": chance.choice([16, 32, 64]),
+        }
+        for n in range(count)
+    ]
+
+
+def read_all(args: dict[str, Any]) -> tuple[Any, Any]:
+    """Read all shards: features of shape (rows, width), float32, and labels of shape (rows,), int64."""
+    import tensorflow as tf
+
+    record = {args["features"]: tf.io.FixedLenFeature((args["width"],), tf.float32)}
+    record[args["label"]] = tf.io.FixedLenFeature((), tf.int64)
+    compression = "GZIP" if args["files"][0].endswith(".gz") else None
+    batches = tf.data.TFRecordDataset(args["files"], compression).batch(1024)
+    parsed = [tf.io.parse_example(batch, record) for batch in batches]
+    features, labels = (tf.concat([p[n] for p in parsed], 0).numpy() for n in (args["features"], args["label"]))
+    return features, labels
+
+
+def build_model(trial: dict[str, Any], features: Any, classes: int) -> Any:
+    """Make the model of a trial."""
+    import keras
+
+    scale = keras.layers.Normalization()
+    scale.adapt(features)
+    layers: list[Any] = [keras.Input((features.shape[1],), name="features"), scale]
+    for _ in range(trial["layers"]):
+        layers += [keras.layers.Dense(trial["units"], activation="relu"), keras.layers.Dropout(trial["dropout"])]
+    model = keras.Sequential([*layers, keras.layers.Dense(classes, activation="softmax")])
+    optimizer = keras.optimizers.Adam(trial["learning_rate"])
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def search_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> list[dict[str, Any]]:
+    """Runs in every TensorFlow process: does the trials of this node, keeps the model of its best."""
+    import keras
+    import numpy as np
+
+    features, labels = read_all(args)
+    held = np.random.default_rng(args["seed"]).random(len(labels)) < 0.2
+    classes = int(labels.max()) + 1
+    outcomes: list[dict[str, Any]] = []
+    best = -1.0
+    for n, trial in enumerate(args["trials"][ctx.index :: ctx.num_workers]):
+        keras.utils.set_random_seed(args["seed"])
+        model = build_model(trial, features[~held], classes)
+        model.fit(
+            features[~held], labels[~held], batch_size=trial["batch_size"], epochs=args["epochs"], verbose=0,
+            callbacks=[keras.callbacks.EarlyStopping("loss", patience=3)],
+        )  # fmt: skip
+        _, accuracy = model.evaluate(features[held], labels[held], verbose=0)
+        ctx.report(n + 1, flush=True, accuracy=accuracy)
+        outcomes.append({**trial, "accuracy": float(accuracy), "node": ctx.index, "model": None})
+        if accuracy > best:
+            best = accuracy
+            for earlier in outcomes:
+                if earlier["model"]:
+                    shutil.rmtree(earlier["model"])
+                    earlier["model"] = None
+            outcomes[-1]["model"] = f"{args['directory']}/trial-{trial['trial']}"
+            model.export(outcomes[-1]["model"], verbose=False)
+        keras.backend.clear_session()
+    return outcomes
+
+
+def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Do all trials and move the best model to its place."""
+    from pyspark.sql import functions as F
+
+    df = spark.read.format("tfrecord").load(args.data)
+    row = df.select(F.size(args.features)).first()
+    assert row is not None
+    node_args = {"files": sorted(df.inputFiles()), "width": row[0], "directory": str(directory)}
+    node_args |= {n: getattr(args, n) for n in ("features", "label", "epochs", "seed")}
+    node_args["trials"] = draw_trials(args.trials, args.seed)
+    found = tfspark.run(spark, search_node, node_args, workers=args.workers, strategy="none")
+    trials = sorted((t for node in found.values() for t in node), key=lambda t: (-t["accuracy"], t["trial"]))
+    (directory / "model").mkdir()
+    Path(trials[0]["model"]).rename(directory / "model" / "1")
+    for trial in trials:
+        model = trial.pop("model")
+        if model:
+            shutil.rmtree(model, ignore_errors=True)
+    return {"model": str(directory / "model" / "1"), "trials": trials}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
+    parser.add_argument("--features", default="features", help="column with an array of floats (%(default)s)")
+    parser.add_argument("--label", default="label", help="column with an integer from 0 (%(default)s)")
+    parser.add_argument("--output", required=True, help="directory that driver and executors share")
+    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--trials", type=int, default=16, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="nodes that try at the same time (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="most epochs of a trial (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.trials < args.workers:
+        parser.error(f"{args.trials} trials leave some of {args.workers} workers without any")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do one run; the exit codes are above."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    directory = Path(args.output).resolve() / args.run_id
+    result = directory / "result.json"
+    if not result.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        spark = tfspark.session("search", args.master)
+        try:
+            outcome = run(spark, args, directory)
+        except tfspark.errors.TFSparkError as e:
+            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
+            return 1
+        finally:
+            spark.stop()
+        draft = result.with_suffix(".draft")
+        draft.write_text(json.dumps(outcome, indent=1))
+        draft.rename(result)
+    logger.info("%s", result.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Train on a stream: every file that arrives in a directory is learned from once, and new models come out.
+
+    spark-submit jobs/streaming.py --data incoming/ --format json --schema 'x1 float, x2 float, y float' \\
+        --label y --output models/live                                           # until it is stopped
+    spark-submit jobs/streaming.py ... --available-now                           # what is there, then end: nightly, say
+
+Columns other than the label are numbers about as large as 1. A new version of the model is exported to OUTPUT/model
+every --export-steps steps and at the end; what reads the newest version, as TensorFlow Serving and tfspark.predict do,
+follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/latest.weights.h5 holds weights and optimizer as of the last
+export: started again with the same --output the job goes on with both. A job that is cut off loses what it had learned
+since its last export.
+
+SIGTERM ends it in order: the micro-batch that is being delivered is the last, and a model is exported.
+
+Exit codes: 0 the stream has ended, or SIGTERM was obeyed; 1 failed, for example in a node; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger("streaming")
+
+LOOK_SECONDS = 1.0
+"""How often the job looks whether it was told to stop."""
+
+
+def build_model(features: list[str], task: str, learning_rate: float) -> Any:
+    """Make a small network of number columns."""
+    import keras
+
+    inputs = {n: keras.Input((1,), name=n, dtype="float32") for n in features}
+    x = keras.layers.Concatenate()(list(inputs.values())) if len(inputs) > 1 else inputs[features[0]]
+    for units in (32, 16):
+        x = keras.layers.Dense(units, activation="relu")(x)
+    activation, loss = ("sigmoid", "binary_crossentropy") if task == "classify" else (None, "mse")
+    model = keras.Model(inputs, keras.layers.Dense(1, activation=activation, name="prediction")(x))
+    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    return model
+
+
+def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
+    """Runs in every TensorFlow process, as long as the stream does."""
+    import keras
+
+    keras.utils.set_random_seed(args["seed"])
+    with ctx.strategy().scope():
+        model = build_model(args["features"], args["task"], args["learning_rate"])
+    latest = Path(args["weights"])
+    if latest.exists():
+        model.load_weights(latest)
+    versions: list[str] = []
+    began = int(model.optimizer.iterations)
+    losses: list[float] = []
+
+    def export() -> None:
+        if ctx.is_chief:
+            draft = latest.with_name("draft.weights.h5")
+            model.save_weights(draft, overwrite=True)
+            draft.rename(latest)
+        versions.append(ctx.export(model, args["model"]))
+
+    def batch_ended(step: int, logs: dict[str, float]) -> None:
+        losses.append(float(logs["loss"]))
+        ctx.report(began + step + 1, **logs)
+        if (step + 1) % args["export_steps"] == 0:
+            export()
+
+    stream = ctx.stream(args["batch_size"], label=args["label"])
+    model.fit(
+        ctx.distribute(stream), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=batch_ended)]
+    )
+    export()
+    return {"began_at_step": began, "steps": len(losses), "loss": losses[-1:], "versions": versions}
+
+
+def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping: threading.Event) -> dict[str, Any]:
+    """Train until the stream ends or `stopping` is set."""
+    stream = spark.readStream.format(args.format).schema(args.schema).options(**dict(args.option))
+    stream = stream.option("maxFilesPerTrigger", args.files_per_batch)
+    # Workers take steps together, so each wants its part of every micro-batch.
+    rows = stream.load(args.data).na.drop().repartition(args.workers)
+    node_args = {"features": [c for c in rows.columns if c != args.label], "label": args.label, "seed": args.seed}
+    node_args |= {n: getattr(args, n) for n in ("task", "learning_rate", "batch_size", "export_steps")}
+    node_args |= {"model": str(directory / "model"), "weights": str(directory / "latest.weights.h5")}
+    trigger = {"availableNow": True} if args.available_now else {"processingTime": args.every}
+    with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
+        query = cluster.feed_stream(rows, trigger=trigger, checkpointLocation=str(directory / "stream"))
+        # A signal must not interrupt the conversation with the JVM, so the event is looked at in between.
+        while not query.awaitTermination(LOOK_SECONDS):
+            if stopping.is_set():
+                logger.info("told to stop")
+                query.stop()
+    return dict(cluster.results["worker", 0])
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory in which files arrive")
+    parser.add_argument("--format", default="tfrecord", help="Spark's name of their format (%(default)s)")
+    parser.add_argument("--schema", required=True, help="columns and types, as in SQL: 'x float, y float'")
+    parser.add_argument(
+        "--option", action="append", default=[], type=lambda o: o.split("=", 1), help="name=value, for reading"
+    )
+    parser.add_argument("--label", required=True, help="column to predict")
+    parser.add_argument("--task", choices=["classify", "regress"], default="regress", help="(%(default)s)")
+    parser.add_argument("--output", required=True, help="directory that driver and executors share")
+    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--export-steps", type=int, default=1000, help="steps from version to version (%(default)s)")
+    parser.add_argument("--available-now", action="store_true", help="end when all that is there has been read")
+    parser.add_argument("--every", default="10 seconds", help="how often to look for new files (%(default)s)")
+    parser.add_argument("--files-per-batch", type=int, default=100, help="most files in one (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train on the stream; the exit codes are above."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    directory = Path(args.output).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    spark = tfspark.session("streaming", args.master)
+    try:
+        outcome = run(spark, args, directory, stopping)
+    except tfspark.errors.TFSparkError as e:
+        logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
+        return 1
+    finally:
+        spark.stop()
+    logger.info("%s", json.dumps(outcome, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The files in `conf/`: every setting is one that Spark knows, and each file does its work in a real Spark."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from py4j.java_collections import JavaMap
+from test_standalone import daemon, wait_for
+
+CONF = Path(__file__).parent.parent / "conf"
+PROGRAM = Path(__file__).parent / "programs" / "show_conf.py"
+INSTALLED = "/opt/tfspark/conf"
+DEFAULTS = sorted(CONF.glob("spark-defaults-*.conf"))
+
+HOMES_OF_SETTINGS = [
+    "org.apache.spark.internal.config.package$",
+    "org.apache.spark.internal.config.Python$",
+    "org.apache.spark.internal.config.UI$",
+    "org.apache.spark.internal.config.Worker$",
+    "org.apache.spark.sql.internal.SQLConf$",
+    "org.apache.spark.deploy.yarn.config.package$",
+    "org.apache.spark.deploy.k8s.Config$",
+]
+"""The objects in which Spark declares its settings; they are registered when these are loaded."""
+
+UNDECLARED = [
+    r"spark\.master",
+    r"spark\.(driver|executor|task|worker)\.resource\.gpu\.(amount|discoveryScript|vendor)",
+    r"spark\.kubernetes\.(driver|executor)\.volumes\.persistentVolumeClaim\.\w+\.(options\.claimName|mount\.(path|readOnly))",
+]
+"""Settings that Spark documents, but reads without having declared them, as part of their name is free."""
+
+
+def settings(spark: Any, file: Path) -> dict[str, str]:
+    """Read a file as spark-submit does."""
+    properties = spark._jvm.org.apache.spark.util.Utils.getPropertiesFromFile(str(file))
+    return {k: properties.get(k).get() for k in re.findall(r"^(spark\S+)", file.read_text(), re.M)}
+
+
+@pytest.mark.parametrize("file", DEFAULTS, ids=lambda f: f.stem)
+def test_spark_knows_every_setting(spark: Any, file: Path) -> None:
+    for name in HOMES_OF_SETTINGS:
+        spark._jvm.java.lang.Class.forName(name)
+    entry_of = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry
+    assert entry_of("spark.executor.no.such.setting") is None
+    found = settings(spark, file)
+    assert found["spark.sql.execution.arrow.maxBytesPerBatch"] == "16m"
+    for key, value in found.items():
+        entry = entry_of(key)
+        if entry is None:
+            assert any(re.fullmatch(p, key) for p in UNDECLARED), f"{file.name}: Spark knows no {key}"
+        else:
+            entry.valueConverter().apply(value)  # Raises for a value of the wrong kind.
+
+
+@pytest.mark.parametrize("file", DEFAULTS, ids=lambda f: f.stem)
+def test_files_that_are_named_exist(file: Path) -> None:
+    named = re.findall(rf"{INSTALLED}/([\w./-]+)", file.read_text())
+    assert all((CONF / name).is_file() for name in named)
+
+
+MANIFESTS = [
+    pytest.param(document, id=f"{file.stem}-{document['kind']}")
+    for file in sorted((CONF / "kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+
+
+def check_fields(wanted: Any, model: Any, where: str) -> None:
+    """Compare YAML with the object that Kubernetes' client has made of it: unknown fields have no getter."""
+    if isinstance(wanted, dict):
+        if isinstance(model, JavaMap):
+            assert dict(model) == wanted, where
+            return
+        for key, value in wanted.items():
+            got = getattr(model, f"get{key[0].upper()}{key[1:]}")()
+            assert got is not None, f"{where}.{key}"
+            check_fields(value, got, f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(model) == len(wanted), where
+        for i, value in enumerate(wanted):
+            check_fields(value, model[i], f"{where}[{i}]")
+    elif not where.endswith("sizeLimit"):
+        assert model == wanted, where
+
+
+@pytest.mark.parametrize("document", MANIFESTS)
+def test_manifests_hold_only_fields_of_kubernetes(spark: Any, document: dict[str, Any]) -> None:
+    client = spark._jvm.io.fabric8.kubernetes.client.utils.KubernetesSerialization()
+    check_fields(document, client.unmarshal(json.dumps(document)), document["kind"])
+
+
+@pytest.mark.parametrize("name", ["driver", "executor"])
+def test_spark_takes_the_pod_templates(spark: Any, name: str) -> None:
+    """Spark looks for its container by name, and takes the first one otherwise: a wrong name would go unnoticed."""
+    (pod,) = yaml.safe_load_all((CONF / "kubernetes" / f"{name}.yaml").read_text())
+    constants = (
+        spark._jvm.java.lang.Class.forName("org.apache.spark.deploy.k8s.Constants$").getField("MODULE$").get(None)
+    )
+    default = getattr(constants, f"DEFAULT_{name.upper()}_CONTAINER_NAME")()
+    assert [c["name"] for c in pod["spec"]["containers"]] == [default]
+
+
+def discover(path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    tools = f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin"
+    inherited = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    script = [str(CONF / "discover-gpus.sh")]
+    return subprocess.run(script, env={**inherited, "PATH": tools, **environment}, capture_output=True, text=True)
+
+
+def gpus(*where: Path, **environment: str) -> list[str]:
+    answer = json.loads(discover(*where, **environment).stdout)
+    assert answer.pop("name") == "gpu" and list(answer) == ["addresses"]
+    return list(answer["addresses"])
+
+
+def nvidia_smi(directory: Path, body: str) -> Path:
+    """Put a command of that name, which prints or fails as the real one does, into a directory."""
+    command = directory / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{body}\n")
+    command.chmod(0o755)
+    return directory
+
+
+LISTED = """cat <<'END'
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-2222-3333-4444-555555555555)
+  MIG 3g.40gb     Device  0: (UUID: MIG-66666666-7777-8888-9999-aaaaaaaaaaaa)
+  MIG 3g.40gb     Device  1: (UUID: MIG-bbbbbbbb-cccc-dddd-eeee-ffffffffffff)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-12345678-2222-3333-4444-555555555555)
+GPU 10: Tesla T4 (UUID: GPU-87654321-2222-3333-4444-555555555555)
+END"""
+
+
+def test_all_gpus_are_found_and_instances_of_those_that_are_cut(tmp_path: Path) -> None:
+    instances = ["MIG-66666666-7777-8888-9999-aaaaaaaaaaaa", "MIG-bbbbbbbb-cccc-dddd-eeee-ffffffffffff"]
+    assert gpus(nvidia_smi(tmp_path, LISTED)) == [*instances, "1", "10"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "addresses"),
+    [
+        ("1,0", ["1", "0"]),
+        ("GPU-11, 3", ["GPU-11", "3"]),
+        ("", []),
+        ("-1", []),
+        ("2,-1,3", ["2"]),
+        ("0,$(id),1", ["0"]),
+    ],
+)
+def test_cuda_visible_devices_is_honoured(tmp_path: Path, visible: str, addresses: list[str]) -> None:
+    assert gpus(nvidia_smi(tmp_path, LISTED), CUDA_VISIBLE_DEVICES=visible) == addresses
+
+
+def test_a_driver_that_fails_is_no_host_without_gpus(tmp_path: Path) -> None:
+    done = discover(nvidia_smi(tmp_path, "echo couldn\\'t communicate with the NVIDIA driver; exit 9"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "couldn't communicate with the NVIDIA driver" in done.stderr
+
+
+def here(file: Path, directory: Path) -> Path:
+    """Copy a file so that it names the files of this checkout."""
+    copy = directory / file.name
+    copy.write_text(file.read_text().replace(INSTALLED, str(CONF)))
+    return copy
+
+
+def submit(properties: Path, *arguments: str, **environment: str) -> tuple[dict[str, Any], str]:
+    without = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_CONF_DIR", "CUDA_VISIBLE_DEVICES")
+    inherited = {k: v for k, v in os.environ.items() if k not in without}
+    command = [str(Path(sys.executable).parent / "spark-submit"), "--properties-file", str(properties), *arguments]
+    done = subprocess.run(
+        [*command, str(PROGRAM)],
+        env={**inherited, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture
+def gpu_master(tmp_path: Path) -> Iterator[str]:
+    """A standalone cluster of one host that seems to have two GPUs; its worker reads the file from `conf`."""
+    properties = here(CONF / "spark-defaults-standalone-gpu.conf", tmp_path)
+    loopback, deploy = ("--host", "127.0.0.1"), "org.apache.spark.deploy"
+    tools = nvidia_smi(tmp_path, "echo 'GPU 0: A (UUID: GPU-1)'; echo 'GPU 1: A (UUID: GPU-2)'")
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    running = [daemon(tmp_path / "master", f"{deploy}.master.Master", *loopback, "--port", "0", "--webui-port", "0")]
+    try:
+        url = wait_for(tmp_path / "master", r"Starting Spark master at (spark://\S+)", running[0])[1]
+        size = ("--cores", "4", "--memory", "2g", "--webui-port", "0", "--work-dir", str(tmp_path / "work"))
+        files = ("--properties-file", str(properties))
+        worker = daemon(tmp_path / "worker", f"{deploy}.worker.Worker", *loopback, *size, *files, url, **path)
+        running.append(worker)
+        wait_for(tmp_path / "worker", "Successfully registered with master", worker)
+        yield url
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def test_a_standalone_cluster_with_gpus(gpu_master: str, tmp_path: Path) -> None:
+    """The worker finds GPUs by the script, nodes get one each, and feeding needs none."""
+    properties = tmp_path / "spark-defaults-standalone-gpu.conf"
+    smaller = ("--conf", "spark.executor.cores=4", "--conf", "spark.executor.memory=1g")
+    shown, log = submit(properties, "--master", gpu_master, *smaller)
+    assert sorted(shown["gpus"]) == [["0"], ["1"]]
+    assert shown["beside"] == 10, "feeding runs beside nodes that hold all GPUs"
+    assert shown["settings"]["spark.scheduler.mode"] == "FAIR"
+    assert shown["pools"] == ["default", "feeding"]
+    assert "jvm_heap_used" in shown["metrics"].lower()
+    assert re.search(r"^\d{4}-\d\d-\d\dT[\d:.]+\S+ WARN  +shown: a warning$", log, re.M)
+    assert "Unable to load native-hadoop" not in log
+
+
+def test_the_local_file_shows_in_the_session(spark: Any, tmp_path: Path) -> None:
+    properties = here(CONF / "spark-defaults-local.conf", tmp_path)
+    shown, log = submit(properties)
+    wanted = settings(spark, properties)
+    assert {k: shown["settings"].get(k) for k in wanted} == wanted
+    assert "Using Spark's default log4j profile" not in log.split("shown: a warning")[0].split("WARN")[-1]

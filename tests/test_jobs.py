@@ -1,0 +1,300 @@
+"""The jobs that people copy, each through spark-submit on a standalone master with two workers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from standalone import JOBS, Standalone, environment
+
+sys.path.insert(0, str(JOBS))
+
+import convert
+import search
+import text
+import wide_and_deep
+
+ALL = ["batch_predict", "convert", "flights", "images", "search", "streaming", "text", "wide_and_deep"]
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a job has logged."""
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def result_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())
+
+
+# --- data
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def pictures(standalone: Standalone, digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TFRecord shards of PNG files of zeros and ones, made by the conversion."""
+    import tensorflow as tf
+
+    directory = tmp_path_factory.mktemp("pictures")
+    for n in np.flatnonzero(digits.target < 2)[:64]:
+        path = directory / "png" / ("zero", "one")[digits.target[n]] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.clip(digits.images[n] * 16, 0, 255).astype("uint8")[:, :, None]
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    selected = ("--select", "content AS image", "--select", "element_at(split(path, '/'), -2) AS label")
+    source = ("--data", directory / "png", "--format", "binaryFile", "--option", "recursiveFileLookup=true")
+    succeed(standalone.submit(JOBS / "convert.py", *source, *selected, "--output", directory / "data", "--shards", 4))
+    return directory / "data" / "run"
+
+
+def write_sentences(path: Path, rows: int, seed: int) -> None:
+    """Complaints about two departments, told apart by the word after "the" and nothing else."""
+    draw = np.random.default_rng(seed)
+    things = {"billing": ["invoice", "refund", "price"], "network": ["router", "cable", "signal"]}
+    label = draw.choice(sorted(things), rows)
+    text = [
+        f"{draw.choice(['Please', 'Kindly', 'Hello,'])} check the {draw.choice(things[which])} {draw.integers(1000)}!"
+        for which in label
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"id": np.arange(rows), "text": text, "label": label}).to_parquet(path)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("job", ALL)
+def test_help_tells_the_exit_codes(job: str) -> None:
+    done = subprocess.run([sys.executable, str(JOBS / f"{job}.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for word in ("Exit codes:", "--output", "--master", "spark-submit"):
+        assert word in done.stdout
+    done = subprocess.run([sys.executable, str(JOBS / f"{job}.py"), "--nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+
+
+# --- conversion
+
+
+def test_shards_are_shuffled_the_same_way_every_time(spark: Any, tmp_path: Path) -> None:
+    df = spark.range(0, 2000, 1, 5).selectExpr("id", "concat('row ', id) AS name", "array(id, id + 1) AS pair")
+
+    def shards(seed: int, partitions: int) -> list[list[int]]:
+        spread = convert.shuffled(df.repartition(partitions), 4, seed)
+        return [[r.id for r in rows] for rows in spread.rdd.glom().collect()]
+
+    first = shards(1, 3)
+    assert sorted(i for shard in first for i in shard) == list(range(2000))
+    assert all(400 < len(shard) < 600 for shard in first)
+    assert all(shard != sorted(shard) for shard in first)
+    assert shards(1, 7) == first != shards(2, 3)
+
+
+def test_conversion(standalone: Standalone, tmp_path: Path) -> None:
+    rows = [f"{i},name {i},{i / 2}" for i in range(300)]
+    (tmp_path / "in.csv").write_text("\n".join(["id,name,half", *rows]))
+    source = (
+        "--data",
+        tmp_path / "in.csv",
+        "--format",
+        "csv",
+        "--option",
+        "header=true",
+        "--option",
+        "inferSchema=true",
+    )
+    terms = ("--where", "id >= 100", "--shards", 3, "--compression", "gzip", "--output", tmp_path, "--run-id", "night")
+    assert "200 records in 3 shards" in succeed(standalone.submit(JOBS / "convert.py", *source, *terms))
+    counts = json.loads((tmp_path / "night" / "_counts.json").read_text())
+    files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "night").glob("part-*")}
+    assert counts["records"] == sum(counts["shards"].values()) == 200 and counts["shards"].keys() == files.keys()
+    schema = json.loads((tmp_path / "night" / "_schema.json").read_text())
+    assert [(f["name"], f["type"]) for f in schema["fields"]] == [
+        ("id", "integer"),
+        ("name", "string"),
+        ("half", "double"),
+    ]
+
+    import tensorflow as tf
+
+    paths = [str(tmp_path / "night" / name) for name in sorted(files)]
+    ids = [
+        tf.train.Example.FromString(r).features.feature["id"].int64_list.value[0]
+        for r in tf.data.TFRecordDataset(paths, "GZIP").as_numpy_iterator()
+    ]
+    assert sorted(ids) == list(range(100, 300)) and ids != sorted(ids)
+
+    # Asked again, as Airflow does after it has lost sight of a job, it leaves what it has done alone.
+    assert "200 records" in succeed(standalone.submit(JOBS / "convert.py", *source, *terms))
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "night").glob("part-*")} == files
+
+
+# --- training
+
+
+def test_text_classification_and_its_predictions(standalone: Standalone, tmp_path: Path) -> None:
+    write_sentences(tmp_path / "train" / "a.parquet", 1200, seed=1)
+    where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path / "models")
+    succeed(standalone.submit(JOBS / "text.py", *where, "--epochs", 3, "--batch-size", 32, "--min-accuracy", 0.95))
+    result = result_of(tmp_path / "models" / "run")
+    assert result["labels"] == ["billing", "network"] and result["tested"] > 50
+    assert result["loss"][-1] < result["loss"][0]
+
+    write_sentences(tmp_path / "new" / "b.parquet", 300, seed=2)
+    terms = ("--model", tmp_path / "models" / "run" / "model", "--data", tmp_path / "new", "--format", "parquet")
+    kept = ("--keep", "id,label", "--rename", "probabilities=scores", "--output", tmp_path / "predictions")
+    assert "300 rows" in succeed(standalone.submit(JOBS / "batch_predict.py", *terms, *kept))
+    found = pd.read_parquet(tmp_path / "predictions" / "run").sort_values("id")
+    assert list(found.columns) == ["id", "label", "scores"] and list(found.id) == list(range(300))
+    best = [result["labels"][int(np.argmax(s))] for s in found.scores]
+    assert np.mean(np.array(best) == found.label) > 0.95
+
+    # A bar that is not passed is an exit code of its own; the run is not done again for it.
+    done = standalone.submit(JOBS / "text.py", *where, "--min-accuracy", 1.01)
+    assert done.returncode == 3 and "accuracy" in done.stdout
+
+
+def test_images_on_inception(standalone: Standalone, pictures: Path, tmp_path: Path) -> None:
+    network = ("--network", "InceptionV3", "--size", 75, "--batch-size", 16, "--epochs", 1)
+    where = ("--data", pictures, "--test", pictures, "--output", tmp_path)
+    succeed(standalone.submit(JOBS / "images.py", *where, *network))
+    result = result_of(tmp_path / "run")
+    assert result["labels"] == ["one", "zero"] and len(result["loss"]) == 1 and np.isfinite(result["loss"])
+    assert 0 <= result["accuracy"] <= 1
+    assert (tmp_path / "run" / "model" / "1" / "saved_model.pb").exists()
+
+
+def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
+    standalone: Standalone, pictures: Path, tmp_path: Path
+) -> None:
+    network = ("--network", "MobileNetV2", "--size", 32, "--batch-size", 16, "--learning-rate", 0.002)
+    terms = ("--data", pictures, "--test", pictures, "--output", tmp_path, *network)
+    command = standalone.command(JOBS / "images.py", *terms, "--epochs", 1000)
+    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    log = []
+    for line in job.stdout:
+        log.append(line)
+        if "epoch 2 is saved" in line:
+            break
+    else:
+        pytest.fail("".join(log)[-4000:])
+    nodes = [p for p in psutil.process_iter() if "tfspark.node.main" in " ".join(cmdline(p))]
+    assert len(nodes) == 2
+    driver = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    assert job.returncode == 143
+    _, alive = psutil.wait_procs([*nodes, *driver], timeout=60)
+    assert not alive
+    assert not (tmp_path / "run" / "result.json").exists()
+
+    succeed(standalone.submit(JOBS / "images.py", *terms, "--epochs", 8))
+    result = result_of(tmp_path / "run")
+    assert result["restored_epochs"] >= 2 and len(result["loss"]) == 8 - result["restored_epochs"]
+    assert result["accuracy"] > 0.7
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_wide_and_deep_with_parameter_servers(standalone: Standalone, tmp_path: Path) -> None:
+    terms = ("--rows", 20_000, "--epochs", 3, "--bins", 5000, "--batch-size", 64, "--min-auc", 0.7)
+    rates = ("--wide-rate", 1.0, "--deep-rate", 0.005, "--workers", 2, "--ps", 1)
+    succeed(standalone.submit(JOBS / "wide_and_deep.py", *terms, *rates, "--output", tmp_path))
+    result = result_of(tmp_path / "run")
+    assert result["auc"] > 0.7, "which needs both the user and the item"
+    assert len(set(result["rows_per_epoch"])) == 1 and 17_500 < result["rows_per_epoch"][0] < 18_500
+    assert result["loss"][-1] < result["loss"][0]
+
+
+def test_crosses_of_what_are_no_categories_are_refused() -> None:
+    with pytest.raises(SystemExit) as refused:
+        wide_and_deep.parse(["--output", "x", "--categories", "a,b", "--crosses", "a*c"])
+    assert refused.value.code == 2
+
+
+def test_a_stream_is_trained_on_and_gone_on_with(standalone: Standalone, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+
+    def arrive(name: str) -> None:
+        x = draw.random((512, 2)).astype("float32")
+        rows = pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "y": 2 * x[:, 0] - x[:, 1]})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        rows.to_json(tmp_path / "in" / name, orient="records", lines=True)
+
+    terms = ("--data", tmp_path / "in", "--format", "json", "--schema", "x1 float, x2 float, y float", "--label", "y")
+    rates = ("--batch-size", 16, "--learning-rate", 0.01, "--export-steps", 10, "--files-per-batch", 1)
+
+    def train() -> dict[str, Any]:
+        where = ("--available-now", "--output", tmp_path / "out")
+        log = succeed(standalone.submit(JOBS / "streaming.py", *terms, *rates, *where))
+        return json.loads(log[log.index("\n{\n") :])
+
+    arrive("a.json")
+    arrive("b.json")
+    first = train()
+    assert first["began_at_step"] == 0 and first["steps"] >= 1024 // 32
+    assert len(first["versions"]) == first["steps"] // 10 + 1
+    arrive("c.json")
+    second = train()
+    assert second["began_at_step"] >= first["steps"] and 512 // 32 <= second["steps"] < first["steps"]
+    assert second["loss"][0] < 0.1
+    assert len(list((tmp_path / "out" / "model").glob("[0-9]*"))) == len(first["versions"]) + len(second["versions"])
+
+
+def test_trials_are_shared_out_and_the_best_model_is_kept(standalone: Standalone, digits: Any, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"features": list(digits.data.astype("float32")), "label": digits.target.astype("int64")})
+    rows.to_parquet(tmp_path / "digits.parquet")
+    source = ("--data", tmp_path / "digits.parquet", "--format", "parquet", "--output", tmp_path / "data")
+    succeed(standalone.submit(JOBS / "convert.py", *source, "--shards", 2))
+    terms = ("--data", tmp_path / "data" / "run", "--trials", 4, "--epochs", 5, "--workers", 2)
+    succeed(standalone.submit(JOBS / "search.py", *terms, "--output", tmp_path / "found"))
+    result = result_of(tmp_path / "found" / "run")
+    assert sorted(t["trial"] for t in result["trials"]) == [0, 1, 2, 3]
+    assert all(t["node"] == t["trial"] % 2 for t in result["trials"])
+    assert result["trials"][0]["accuracy"] == max(t["accuracy"] for t in result["trials"]) > 0.9
+    drawn = search.draw_trials(4, seed=1)
+    assert all(t["learning_rate"] == drawn[t["trial"]]["learning_rate"] for t in result["trials"])
+    assert [p.name for p in (tmp_path / "found" / "run").iterdir() if p.is_dir()] == ["model"]
+
+    import tensorflow as tf
+
+    scores = tf.saved_model.load(result["model"]).serve(tf.constant(digits.data, tf.float32))
+    assert np.mean(np.argmax(scores, 1) == digits.target) > 0.9
+
+
+def test_docstrings_are_a_corpus() -> None:
+    found = list(text.docstrings(["keras", "nowhere"]))
+    assert len(found) > 500 and {label for _, label in found} == {"keras"}
+
+
+# --- failing
+
+
+def test_a_node_that_fails_is_named_last(standalone: Standalone, tmp_path: Path) -> None:
+    write_sentences(tmp_path / "train" / "a.parquet", 100, seed=1)
+    where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path)
+    done = standalone.submit(JOBS / "text.py", *where, "--length", 0)
+    assert done.returncode == 1
+    assert done.stdout.strip().splitlines()[-1].startswith("NodeFailed: worker"), done.stdout[-3000:]
+    assert "Traceback" in done.stdout and not (tmp_path / "run" / "result.json").exists()

@@ -1,0 +1,369 @@
+"""Training, predicting and evaluating through `tfspark.ml`, on real workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
+from pyspark.sql import functions as F
+
+from tfspark.errors import ConfigurationError, FeedError, NodeFailed
+from tfspark.ml import KerasEstimator, KerasModel
+from tfspark.ml.slots import SlotQueue
+
+ROWS = 240
+
+
+@pytest.fixture(scope="module")
+def rows(spark: Any) -> Any:
+    """Rows of which more than half of the partitions are empty, with every kind of feature."""
+    df = spark.range(0, ROWS, 1, 2).selectExpr(
+        "float(id % 7) / 7 as a",
+        "double(id % 5) as b",
+        "array('red', 'green', 'blue')[int(id % 3)] as colour",
+        "concat_ws(' ', if(id % 2 = 0, 'good', 'bad'), 'day') as remark",
+        "float(id % 7) / 7 + if(id % 2 = 0, 2, 0) as y",
+        "double(id % 3) as kind",
+        "id % 4 = 0 as held_back",
+        "float(id % 3) as w",
+        "id",
+    )
+    # The partitions stay as they are: by a key that has few values.
+    return df.repartition(8, F.col("id") % 2).cache()
+
+
+def build_two_headed() -> Any:
+    """Vectors and strings in, a number and three classes out."""
+    import keras
+
+    inputs = [keras.Input((2,), name="numbers")]
+    inputs += [keras.Input((1,), name=name, dtype="string") for name in ("colour", "remark")]
+    colour = keras.layers.StringLookup(vocabulary=["red", "green", "blue"], output_mode="one_hot")(inputs[1])
+    words = keras.layers.TextVectorization(vocabulary=["good", "bad", "day"], output_mode="multi_hot")(inputs[2])
+    x = keras.layers.Concatenate()([inputs[0], colour, words])
+    x = keras.layers.Dense(16, activation="relu")(keras.layers.BatchNormalization()(x))
+    amount = keras.layers.Dense(1, name="amount")(x)
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(x)
+    return keras.Model(inputs, [amount, kind])
+
+
+def two_headed(**params: Any) -> Pipeline:
+    columns = {
+        "featuresCols": {"numbers": "features", "colour": "colour", "remark": "remark"},
+        "labelCols": {"amount": "y", "kind": "kind"},
+        "loss": {"amount": "mse", "kind": "sparse_categorical_crossentropy"},
+        "metrics": {"amount": ["mae"], "kind": ["accuracy"]},
+    }
+    estimator = KerasEstimator(model=build_two_headed, optimizer="adam", learningRate=0.02, **columns, **params)
+    return Pipeline(stages=[VectorAssembler(inputCols=["a", "b"], outputCol="features"), estimator])
+
+
+@pytest.fixture(scope="module")
+def fitted(rows: Any) -> Any:
+    pipeline = two_headed(numWorkers=2, epochs=12, batchSize=16, validationIndicatorCol="held_back", seed=5)
+    return pipeline.fit(rows)
+
+
+def test_several_inputs_and_outputs_strings_and_vectors(fitted: Any, rows: Any) -> None:
+    scored = fitted.transform(rows)
+    kinds = {f.name: f.dataType.simpleString() for f in scored.schema.fields}
+    assert scored.columns == [*rows.columns, "features", "prediction_amount", "prediction_kind"]
+    assert (kinds["features"], kinds["prediction_amount"], kinds["prediction_kind"]) == (
+        "vector",
+        "float",
+        "array<float>",
+    )
+    found = scored.collect()
+    assert len(found) == ROWS
+    right = [int(np.argmax(r.prediction_kind)) == r.kind for r in found]
+    assert np.mean(right) > 0.95
+    assert RegressionEvaluator(predictionCol="prediction_amount", labelCol="y").evaluate(scored) < 0.7
+    keras_model = fitted.stages[-1].toKeras()
+    batch = {"numbers": np.array([r.features.toArray() for r in found], "float32")}
+    import tensorflow as tf
+
+    batch |= {n: tf.constant([[r[n]] for r in found]) for n in ("colour", "remark")}
+    amount, kind = keras_model(batch)
+    np.testing.assert_allclose([r.prediction_amount for r in found], np.ravel(amount), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([r.prediction_kind for r in found], kind, rtol=1e-4, atol=1e-5)
+
+
+def test_history_has_a_row_for_each_epoch_and_is_drawn(fitted: Any) -> None:
+    model = fitted.stages[-1]
+    history = model.history
+    assert history.columns[0] == "epoch" and {"loss", "val_loss", "kind_accuracy", "val_kind_accuracy"} < set(
+        history.columns
+    )
+    values = history.orderBy("epoch").collect()
+    assert [r.epoch for r in values] == list(range(1, 13))
+    assert values[-1].loss < values[0].loss / 2
+    assert [r.val_loss for r in values] == list(model.summary.metrics["val_loss"])
+    assert (model.summary.rows, model.summary.validationRows) == (ROWS * 3 // 4, ROWS // 4)
+    figure = model.summary.plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "loss" in titles and not any(t.startswith("val_") for t in titles)
+    (loss,) = [axes for axes in figure.axes if axes.get_title() == "loss"]
+    np.testing.assert_array_equal(loss.lines[1].get_ydata(), [r.val_loss for r in values])
+
+
+def test_validation_and_evaluation_are_exact_over_workers_with_unequal_rows(fitted: Any, rows: Any) -> None:
+    model = fitted.stages[-1]
+    held_back = fitted.stages[0].transform(rows.where("held_back"))
+    found = model.transform(held_back).collect()
+    squares = np.mean([(r.prediction_amount - r.y) ** 2 for r in found])
+    cross = np.mean([-math.log(r.prediction_kind[int(r.kind)]) for r in found])
+    expected = {
+        "amount_mae": np.mean([abs(r.prediction_amount - r.y) for r in found]),
+        "kind_accuracy": np.mean([np.argmax(r.prediction_kind) == r.kind for r in found]),
+        "loss": squares + cross,
+    }
+    evaluated = model.evaluate(held_back)
+    for name, value in expected.items():
+        assert model.summary.metrics[f"val_{name}"][-1] == pytest.approx(value, rel=1e-4), name
+        assert evaluated[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_a_pipeline_model_comes_back_from_a_file(fitted: Any, rows: Any, spark: Any, tmp_path: Any) -> None:
+    path = f"file://{tmp_path}/model"
+    fitted.write().overwrite().save(path)
+    loaded = PipelineModel.load(path)
+    saved, again = fitted.stages[-1], loaded.stages[-1]
+    assert again.uid == saved.uid and again.summary == saved.summary and again.trained == saved.trained
+    assert again.extractParamMap().keys() == saved.extractParamMap().keys()
+    columns = ["id", "prediction_amount", "prediction_kind"]
+    expected, found = (m.transform(rows).select(*columns).orderBy("id").collect() for m in (fitted, loaded))
+    assert found == expected
+    again.write().overwrite().save(path)
+    assert KerasModel.load(path).trained == saved.trained
+
+
+def test_a_model_says_what_it_cannot_do(fitted: Any, rows: Any) -> None:
+    model = fitted.stages[-1]
+    features = fitted.stages[0].transform(rows)
+    for params, message in (
+        ({model.featuresCols: {"numbers": "features"}}, r"inputs are \['colour', 'numbers', 'remark'\]"),
+        ({model.predictionCols: {"price": "p"}}, r"outputs are \['amount', 'kind'\]"),
+        ({model.predictionCols: {"amount": "y"}}, r"Columns \['y'\] exist already"),
+        ({model.probabilityCol: "p"}, "A classifier has one output"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            model.transform(features, params)
+    with pytest.raises(ConfigurationError, match="is empty"):
+        KerasModel().transform(rows)
+    with pytest.raises(ConfigurationError, match="Cannot export"):
+        model.export("hdfs:///models")
+
+
+def test_an_export_is_what_predict_takes(fitted: Any, rows: Any, tmp_path: Any) -> None:
+    import tfspark
+
+    model = fitted.stages[-1]
+    assert model.export(str(tmp_path)) == str(tmp_path / "1")
+    assert model.export(str(tmp_path)) == str(tmp_path / "2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+    arrays = rows.selectExpr("array(a, float(b)) as numbers", "colour", "remark", "id")
+    expected = fitted.transform(rows).orderBy("id").collect()
+    found = tfspark.predict(arrays, str(tmp_path)).orderBy("id").collect()
+    np.testing.assert_allclose(
+        [r.output_0 for r in found], [r.prediction_amount for r in expected], rtol=1e-4, atol=1e-5
+    )
+
+
+# --- weights
+
+
+def build_line() -> Any:
+    import keras
+
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+
+
+def fit_line(df: Any, **params: Any) -> KerasModel:
+    # All rows in one batch, so that equal results are equal gradients.
+    common = {"featuresCol": "x", "labelCol": "y", "batchSize": 1000, "epochs": 3, "shuffle": False}
+    common |= {"optimizer": "sgd", "learningRate": 0.05, "loss": "mse", "metrics": ["mae"]}
+    return KerasEstimator(model=build_line, **{**common, **params}).fit(df)
+
+
+def test_a_weight_counts_as_so_many_rows_and_trials_share_the_slots(spark: Any) -> None:
+    """Four trials of two nodes each, of which Spark has slots for one at a time."""
+    df = spark.range(0, 40, 1, 4).selectExpr(
+        "array(float(id % 7), float(id % 3)) as x", "float(id % 7) * 2 - 1 as y", "int(id % 3) as w", "id"
+    )
+    duplicated = df.select("x", "y", F.explode(F.expr("array_repeat(0, w)")))
+    by_label = df.withColumn("w", F.when(F.col("y") == 3, 3.0).otherwise(1.0))
+    jobs: list[tuple[Any, dict[str, Any]]] = [
+        (df, {"weightCol": "w"}),
+        (duplicated, {}),
+        (df, {"classWeight": {3: 3}}),
+        (by_label, {"weightCol": "w"}),
+    ]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        models = list(pool.map(lambda job: fit_line(job[0], numWorkers=2, **job[1]), jobs))
+    weights = [np.ravel(np.concatenate([w.ravel() for w in m.toKeras().get_weights()])) for m in models]
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
+    np.testing.assert_allclose(weights[2], weights[3], rtol=1e-5)
+    assert np.abs(weights[0] - weights[2]).max() > 1e-3
+    for name in ("loss", "mae"):
+        np.testing.assert_allclose(models[0].summary.metrics[name], models[1].summary.metrics[name], rtol=1e-5)
+    evaluated = [models[0].evaluate(df), models[1].evaluate(duplicated)]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-5)
+
+
+def test_slots_are_granted_in_the_order_of_asking() -> None:
+    queue, order, begun = SlotQueue(), [], threading.Semaphore(0)
+
+    def trial(name: str, wanted: int) -> None:
+        with queue.hold(wanted, 3):
+            order.append(name)
+            begun.release()
+
+    with queue.hold(2, 3):
+        # A trial that would fit does not overtake one that came before it.
+        threads = []
+        for i, (name, wanted) in enumerate([("large", 3), ("small", 1)]):
+            threads.append(threading.Thread(target=trial, args=(name, wanted)))
+            threads[-1].start()
+            with queue._changed:
+                queue._changed.wait_for(lambda n=i + 1: queue.waiting == n, 10)
+        assert queue.waiting == 2 and order == []
+    for t in threads:
+        t.join(10)
+    assert order == ["large", "small"] and queue.waiting == 0
+
+
+# --- classifiers, tuning
+
+
+def build_classifier() -> Any:
+    import keras
+
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")])
+
+
+def test_tuning_chooses_the_learning_rate_that_learns(spark: Any) -> None:
+    df = spark.range(0, 300, 1, 4).selectExpr("double(id % 13) / 13 as a", "double(id % 5) / 5 as b")
+    df = df.withColumn("label", (F.col("a") > F.col("b")).cast("double"))
+    estimator = KerasEstimator(
+        model=build_classifier,
+        loss="sparse_categorical_crossentropy",
+        optimizer="adam",
+        epochs=8,
+        seed=3,
+        probabilityCol="probability",
+    )
+    pipeline = Pipeline(stages=[VectorAssembler(inputCols=["a", "b"], outputCol="features"), estimator])
+    grid = ParamGridBuilder().addGrid(estimator.learningRate, [1e-6, 0.05]).build()
+    evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
+    tuned = TrainValidationSplit(
+        estimator=pipeline, estimatorParamMaps=grid, evaluator=evaluator, parallelism=2, seed=1
+    ).fit(df)
+    bad, good = tuned.validationMetrics
+    assert good > 0.9 > bad
+    scored = tuned.bestModel.transform(df)
+    assert evaluator.evaluate(scored) > 0.9
+    row = scored.first()
+    assert row.prediction == float(np.argmax(row.probability.toArray())) and row.probability.toArray().sum() > 0.999
+    assert tuned.bestModel.stages[-1].getLearningRate() == 0.05
+
+
+def build_logit() -> Any:
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.BinaryCrossentropy(from_logits=True), ["accuracy"])
+    return model
+
+
+def record_workers() -> Any:
+    import keras
+
+    class Record(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["epoch_seen"] = float(epoch)
+
+    return Record()
+
+
+def test_a_compiled_keras_model_is_trained_until_it_stops_improving(spark: Any) -> None:
+    """A Keras object, its own optimizer and loss, callbacks, early stopping, a binary classifier with one logit."""
+    df = spark.range(0, 200, 1, 3).selectExpr("array(float(id % 9) - 4, 1.0f) as x", "int(id % 9 > 4) as label", "id")
+    estimator = KerasEstimator(
+        model=build_logit(),
+        featuresCol="x",
+        rawPredictionCol="raw",
+        epochs=200,
+        learningRate=0.0,
+        callbacks=[record_workers],
+        earlyStoppingPatience=2,
+        validationSplit=0.3,
+        seed=11,
+    )
+    model = estimator.fit(df)
+    # A learning rate of 0 improves nothing after the first epoch.
+    assert model.summary.totalIterations == 3
+    assert list(model.summary.metrics["epoch_seen"]) == [0.0, 1.0, 2.0]
+    assert model.summary.rows + model.summary.validationRows == 200 and 30 < model.summary.validationRows < 90
+    np.testing.assert_array_equal(model.toKeras().get_weights()[0], estimator.getModel().get_weights()[0])
+    scored = model.transform(df)
+    assert scored.columns == ["x", "label", "id", "raw", "prediction"]
+    for row in scored.take(20):
+        low, high = row.raw.toArray()
+        assert low == -high and row.prediction == float(high > 0)
+
+
+def quartic(y_true: Any, y_pred: Any) -> Any:
+    import keras
+
+    return keras.ops.mean((y_true - y_pred) ** 4, axis=-1)
+
+
+def test_a_saved_model_goes_on_training_with_a_loss_of_ones_own(spark: Any, tmp_path: Any) -> None:
+    build_line().save(tmp_path / "line.keras")
+    df = spark.range(0, 64, 1, 2).selectExpr("array(float(id % 7) / 7, 1.0f) as x", "float(id % 7) / 7 as y")
+    common = {"featuresCol": "x", "labelCol": "y", "loss": quartic, "optimizer": "adam", "learningRate": 0.05}
+    estimator = KerasEstimator(model=f"file://{tmp_path}/line.keras", epochs=5, **common)
+    model = estimator.fit(df)
+    found = model.transform(df).collect()
+    expected = np.mean([(r.prediction - r.y) ** 4 for r in found])
+    assert model.evaluate(df)["loss"] == pytest.approx(expected, rel=1e-4)
+    model.save(str(tmp_path / "model"))
+    loaded = KerasModel.load(str(tmp_path / "model"))
+    assert loaded.evaluate(df)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_faults_in_a_fit_are_told_and_leave_the_slots_free(spark: Any) -> None:
+    df = spark.range(0, 20, 1, 2).selectExpr("array(float(id), 1.0f) as x", "float(id) as y", "false as v")
+    with pytest.raises(NodeFailed, match="no Keras model"):
+        KerasEstimator(model=dict, featuresCol="x", labelCol="y", loss="mse").fit(df)
+    with pytest.raises(FeedError, match="No rows are set aside for validation"):
+        fit_line(df, validationIndicatorCol="v", numWorkers=3)
+    with pytest.raises(FeedError, match="The data has no rows"):
+        fit_line(df.where("y < 0"), numWorkers=3)
+
+
+def test_a_saved_model_predicts_on_spark_connect(spark: Any, tmp_path: Any) -> None:
+    df = spark.createDataFrame([([1.0, 2.0], 3.0), ([3.0, 4.0], 7.0)], "x array<float>, y float")
+    model = fit_line(df, epochs=1)
+    model.save(str(tmp_path / "model"))
+    program = Path(__file__).parent / "programs" / "ml_connect.py"
+    ran = subprocess.run([sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout.splitlines()[-1])
+    assert ".connect." in answer["kind"]
+    expected = [r.prediction for r in model.transform(df).orderBy("y").collect()]
+    assert sorted(answer["predictions"]) == pytest.approx(sorted(expected))
+    assert "classic SparkSession" in answer["fit"] and "classic SparkSession" in answer["evaluate"]
+    assert "cannot be written from Spark Connect" in answer["save"]

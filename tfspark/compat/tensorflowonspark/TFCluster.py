@@ -1,0 +1,366 @@
+"""Start, feed and stop a cluster: `run`, and the `TFCluster` that it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark import compat, objects
+from tfspark.compat.tensorflowonspark import _members, _notes
+from tfspark.driver.cluster import Cluster
+from tfspark.driver.launcher import pickle_main
+from tfspark.errors import ClusterStopped, ConfigurationError, TFSparkError
+
+if TYPE_CHECKING:
+    from pyspark import RDD, SparkContext
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+QUEUES = ("input", "output", "error")
+
+DEFAULT_EPOCHS = 10
+"""What ``num_epochs=0`` means, as ever."""
+
+BLOCK_ROWS = 1 << 20
+"""Most rows of a partition that a node is asked about at a time; Spark's own batches are smaller."""
+
+LOOK_SECONDS = 0.2
+TENSORBOARD_SECONDS = 60.0
+
+tf_status: dict[str, str] = {}
+"""``{"error": ...}`` after a cluster has failed."""
+
+
+class InputMode:
+    """Who reads the data."""
+
+    TENSORFLOW = 0
+    SPARK = 1
+
+
+class Server:
+    """What is left of the reservation server: whether the program has called ``terminate()``."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def done(self) -> bool:
+        """Whether a node wants no more rows."""
+        return any("terminated" in status.metrics for status in self._cluster.status())
+
+    def stop(self) -> None:
+        """Do nothing: it has no thread of its own."""
+
+
+class TFCluster:
+    """A running cluster.
+
+    Attributes
+    ----------
+    cluster
+        The `tfspark.Cluster` that it is.
+    cluster_info
+        A dict for each node: ``executor_id``, ``host``, ``job_name``, ``task_index``, ``port``.
+    """
+
+    def __init__(
+        self,
+        sc: SparkContext,
+        cluster: Cluster,
+        members: Sequence[_members.Member],
+        input_mode: int,
+        meta: dict[str, Any],
+    ) -> None:
+        self.sc = sc
+        self.cluster = cluster
+        self.input_mode = input_mode
+        self.num_executors = len(members)
+        self.cluster_meta = self.meta = meta
+        self.cluster_id = meta["id"]
+        self.defaultFS, self.working_dir = meta["default_fs"], meta["working_dir"]
+        self.queues = list(QUEUES)
+        self.nodeRDD: Any = None
+        self.server = Server(cluster)
+        self.cluster_info = [
+            {
+                "executor_id": member.executor_id,
+                "host": node.host,
+                "job_name": member.job_name,
+                "task_index": member.task_index,
+                "port": node.port,
+            }
+            for member, node in zip(members, cluster.nodes.nodes, strict=True)
+        ]
+        self._fed = [m.executor_id for m in members if not m.in_background]
+        self._has_background = len(self._fed) < len(members)
+        self._has_tensorboard = bool(meta["tensorboard"])
+
+    @_notes.now("cluster.feed(df, epochs=n), or cluster.feed_stream(df)")
+    def train(self, dataRDD: Any, num_epochs: int = 0, feed_timeout: float = 600, qname: str = "input") -> None:
+        """Feed the rows of an RDD, or of each RDD of a DStream, to the nodes; returns when all have been delivered.
+
+        Parameters
+        ----------
+        dataRDD
+            An RDD of any objects that can be pickled, or a DStream of such.
+        num_epochs
+            How often each row is fed; 10 times by default.
+        feed_timeout
+            Not used: nodes that fail or hang are found by themselves.
+        qname
+            ``"input"``.
+
+        Raises
+        ------
+        ConfigurationError
+            If the cluster was not started with ``InputMode.SPARK``, or an argument cannot work.
+        NodeFailed
+            If a node failed.
+        FeedError
+            If rows could not be delivered.
+        """
+        self._require_feeding("train", qname)
+        if num_epochs < 0:
+            raise ConfigurationError(f"num_epochs={num_epochs} cannot be negative.")
+        if _is_stream(dataRDD):
+            dataRDD.foreachRDD(lambda rdd: self._feed(rdd, 1))
+        else:
+            self._feed(dataRDD, num_epochs or DEFAULT_EPOCHS)
+
+    def _feed(self, rdd: RDD[Any], epochs: int) -> None:
+        if self.server.done or rdd.isEmpty():
+            return
+        with _Noted():
+            self.cluster.feed(rdd, epochs, pickled=True, workers=self._fed)
+
+    @_notes.now("cluster.predict(df, 'score float')")
+    def inference(self, dataRDD: RDD[Any], feed_timeout: float = 600, qname: str = "input") -> RDD[Any]:
+        """Have the nodes give a result for each row of an RDD.
+
+        Parameters
+        ----------
+        dataRDD
+            An RDD of any objects that can be pickled.
+        feed_timeout
+            Not used.
+        qname
+            ``"input"``.
+
+        Returns
+        -------
+        pyspark.RDD
+            The results, in the order of the rows. Lazy: use it before `shutdown`.
+
+        Raises
+        ------
+        ConfigurationError
+            If the cluster was not started with ``InputMode.SPARK``.
+        """
+        self._require_feeding("inference", qname)
+        rows = dataRDD.map(lambda row: (objects.dumps(row),))
+        df = _session(self.sc).createDataFrame(rows, f"{objects.COLUMN} binary")
+        answered = self.cluster.predict(df, "result binary", batch_size=BLOCK_ROWS, workers=self._fed)
+        return answered.select("result").rdd.map(lambda row: objects.loads(row.result))
+
+    @_notes.now("leaving the with block of tfspark.Cluster, or cluster.wait(timeout)")
+    def shutdown(self, ssc: Any = None, grace_secs: float = 0, timeout: float = 259200) -> None:
+        """Wait until the program has returned on all nodes that train, then end the others and the cluster.
+
+        Parameters
+        ----------
+        ssc
+            The StreamingContext, if rows come from a DStream: it is stopped when a node calls ``terminate()``.
+        grace_secs
+            Not used: nodes have all the time until `timeout`.
+        timeout
+            Seconds; -1 for none.
+
+        Raises
+        ------
+        NodeFailed
+            If a node failed.
+        TimeoutError
+            If `timeout` seconds have passed; the cluster is gone then.
+        """
+        deadline = time.monotonic() + timeout if timeout > 0 else None
+        with _Noted():
+            try:
+                if ssc is not None:
+                    self._await_stream(ssc)
+                self._await_nodes(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            finally:
+                # After an error, whatever it was, and to end parameter servers and evaluator.
+                self.cluster.stop(grace=0.0)
+
+    def _await_stream(self, ssc: Any) -> None:
+        try:
+            while not ssc.awaitTerminationOrTimeout(LOOK_SECONDS):
+                if self.server.done:
+                    ssc.stop(stopSparkContext=False, stopGraceFully=True)
+                    return
+        except Exception:
+            ssc.stop(stopSparkContext=False, stopGraceFully=False)
+            with contextlib.suppress(TimeoutError):
+                # If a node's failure is behind it, that says more.
+                self.cluster.wait(timeout=0.0)
+            raise
+
+    def _await_nodes(self, timeout: float | None) -> None:
+        self.cluster.wait(timeout, workers=self._fed if self._has_background else None)
+
+    @_notes.now("cluster.tensorboard_url")
+    def tensorboard_url(self) -> str | None:
+        """Return where TensorBoard is, ``None`` if it was not asked for."""
+        deadline = time.monotonic() + TENSORBOARD_SECONDS
+        pause = threading.Event()
+        while self._has_tensorboard and time.monotonic() < deadline:
+            for status in self.cluster.status():
+                if status.state == "failed":
+                    return None
+                if "tensorboard_port" in status.metrics:
+                    return f"http://{status.host}:{int(status.metrics['tensorboard_port'])}"
+            pause.wait(LOOK_SECONDS)
+        return None
+
+    def _require_feeding(self, what: str, qname: str) -> None:
+        if self.input_mode != InputMode.SPARK:
+            raise ConfigurationError(f"{what}() needs a cluster that was run with InputMode.SPARK.")
+        if qname != "input":
+            raise ConfigurationError(f"There is no queue {qname!r}.", hint="Rows are fed to 'input'.")
+
+
+@_notes.now("tfspark.Cluster(spark, main, args, workers=n), in a with statement, or tfspark.run(...)")
+def run(
+    sc: SparkContext,
+    map_fun: Callable[..., Any],
+    tf_args: Any,
+    num_executors: int,
+    num_ps: int,
+    tensorboard: bool = False,
+    input_mode: int = InputMode.TENSORFLOW,
+    log_dir: str | None = None,
+    driver_ps_nodes: bool = False,
+    master_node: str | None = None,
+    reservation_timeout: float = 600,
+    queues: Sequence[str] = QUEUES,
+    eval_node: bool = False,
+    release_port: bool = True,
+) -> TFCluster:
+    """Start a cluster that runs ``map_fun(tf_args, ctx)`` in every node.
+
+    Parameters
+    ----------
+    sc
+        The SparkContext.
+    map_fun
+        Gets a `TFSparkNode.TFNodeContext`.
+    tf_args
+        What argparse gives, or a list, which becomes ``sys.argv`` of the nodes.
+    num_executors
+        Number of nodes, of every kind.
+    num_ps
+        How many of them are parameter servers: `map_fun` runs there too, and is ended when the others have returned.
+    tensorboard
+        Run TensorBoard on worker 0, or on the master if there are no workers.
+    input_mode
+        Of `InputMode`.
+    log_dir
+        What TensorBoard shows.
+    driver_ps_nodes
+        Not used: parameter servers run in executors.
+    master_node
+        ``"chief"`` or ``"master"``: makes a node of that name, and ``TF_CONFIG`` for all.
+    reservation_timeout
+        Seconds in which all nodes must have started.
+    queues
+        Not used.
+    eval_node
+        Make a node called ``"evaluator"``, which is ended when the others have returned.
+    release_port
+        Not used: TensorFlow takes the port while tfspark holds it.
+
+    Raises
+    ------
+    ConfigurationError
+        If nodes do not fit `num_executors`, or an argument cannot work with the input mode.
+    ResourceError
+        If Spark has too few task slots: nodes hold theirs until they end, and feeding needs one more.
+    StartTimeout, NodeFailed
+        If nodes did not come up.
+    """
+    from tfspark.compat.tensorflowonspark import _node
+
+    if input_mode != InputMode.TENSORFLOW and (driver_ps_nodes or eval_node):
+        raise ConfigurationError("driver_ps_nodes and eval_node are for InputMode.TENSORFLOW.")
+    members = _members.plan_members(num_executors, num_ps, master_node, eval_node)
+    if driver_ps_nodes:
+        logger.warning("driver_ps_nodes: parameter servers run in executors, and need task slots there")
+    spark = _session(sc)
+    if compat.is_installed():
+        compat.install(sc)
+    tf_status.clear()
+    log_dir = os.path.abspath(log_dir or "tensorboard_0") if "://" not in (log_dir or "") else log_dir
+    plan = _node.Plan(
+        pickle_main(map_fun, tf_args),
+        members,
+        default_fs(sc),
+        os.getcwd(),
+        fed=input_mode == InputMode.SPARK,
+        tensorboard=str(log_dir) if tensorboard else "",
+    )
+    with _Noted():
+        cluster = Cluster(
+            spark, _node.run, plan, workers=num_executors, strategy="none", start_timeout=reservation_timeout
+        ).start()
+    meta = {
+        "id": secrets.randbits(64),
+        "cluster_template": _template(members),
+        "num_executors": num_executors,
+        "default_fs": plan.default_fs,
+        "working_dir": plan.working_dir,
+        "release_port": release_port,
+        "tensorboard": plan.tensorboard,
+    }
+    return TFCluster(sc, cluster, members, input_mode, meta)
+
+
+def default_fs(sc: Any) -> str:
+    """Return Spark's default file system, without a slash at its end."""
+    fs = str(sc._jsc.hadoopConfiguration().get("fs.defaultFS"))
+    return fs[:-1] if fs.startswith("file://") and len(fs) > len("file://") and fs.endswith("/") else fs
+
+
+def _session(sc: Any) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    return SparkSession(sc)
+
+
+def _is_stream(data: Any) -> bool:
+    return any(c.__name__ == "DStream" for c in type(data).__mro__)
+
+
+def _template(members: Sequence[_members.Member]) -> dict[str, list[int]]:
+    template: dict[str, list[int]] = {}
+    for m in members:
+        template.setdefault(m.job_name, []).append(m.executor_id)
+    return template
+
+
+class _Noted:
+    """Writes an error down in `tf_status` as it passes."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: Any) -> None:
+        if isinstance(error, TFSparkError) and not isinstance(error, (ClusterStopped, ConfigurationError)):
+            tf_status["error"] = str(error)

@@ -1,0 +1,109 @@
+"""What a node's ``ctx.mgr`` is: the state of its feed, a few values, and queues of this process.
+
+The original's was a server of its own in each executor, with pickles for messages. Rows come through tfspark's
+transport now, so nothing listens here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfspark.compat.tensorflowonspark import _notes
+from tfspark.compat.tensorflowonspark._inbox import Inbox
+from tfspark.errors import ConfigurationError
+
+_started: dict[str, TFManager] = {}
+
+
+class TFManager:
+    """Values and queues of one process.
+
+    Parameters
+    ----------
+    address
+        Names it for `connect`.
+    authkey
+        What `connect` has to present.
+    inbox
+        What the node has been sent.
+    on_terminate
+        Tells the driver that the program wants no more rows.
+    """
+
+    def __init__(
+        self,
+        address: str = "",
+        authkey: bytes = b"",
+        inbox: Inbox | None = None,
+        on_terminate: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.address = address
+        self.inbox = inbox
+        self._on_terminate = on_terminate
+        self._authkey = bytes(authkey)
+        self._values: dict[str, Any] = {}
+        self._queues: dict[str, queue.Queue[Any]] = {}
+
+    def get(self, key: str) -> Any:
+        """Return a value; ``get("state")`` is ``"running"``, ``"terminating"`` or ``"stopped"``."""
+        return self._values[key]
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a value."""
+        self._values[key] = value
+
+    def terminate(self) -> None:
+        """Take no more rows."""
+        self.set("state", "terminating")
+        if self.inbox is not None:
+            self.inbox.close("called terminate()")
+        self._on_terminate()
+
+    def get_queue(self, qname: str) -> Any:
+        """Return a queue of this process, ``None`` if there is none of that name."""
+        if self.inbox is not None:
+            raise _notes.gone(
+                f"The queue {qname!r} of a node", "TFNode.DataFeed gives its rows, and ctx.rows() of tfspark"
+            )
+        return self._queues.get(qname)
+
+
+@_notes.now("ctx.rows() and ctx.serve(fn) need no manager")
+def start(authkey: bytes, queues: Sequence[str], mode: str = "local") -> TFManager:
+    """Make a manager of this process.
+
+    Parameters
+    ----------
+    authkey
+        What `connect` has to present.
+    queues
+        Names of its queues.
+    mode
+        ``"local"``; ``"remote"`` means no more, as nothing listens.
+    """
+    manager = TFManager(f"{len(_started)}", authkey)
+    manager._queues = {name: queue.Queue() for name in queues}
+    _started[manager.address] = manager
+    return manager
+
+
+@_notes.now("ctx.rows() and ctx.serve(fn) need no manager")
+def connect(address: Any, authkey: bytes) -> TFManager:
+    """Return the manager that this process has started at an address.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none, or `authkey` is another one.
+    """
+    manager = _started.get(address) if isinstance(address, str) else None
+    if manager is None:
+        raise ConfigurationError(
+            f"No manager of this process is at {address!r}.", hint="Managers of other processes cannot be reached."
+        )
+    if not hmac.compare_digest(manager._authkey, bytes(authkey)):
+        raise ConfigurationError("The manager was started with another authkey.")
+    return manager

@@ -1,0 +1,73 @@
+"""Who is who in a cluster of the old API: its names for nodes, and what follows from them. Pure data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tfspark.errors import ConfigurationError
+
+BACKGROUND = ("ps", "evaluator")
+"""Nodes that work for the others: they get no rows and end when the others have ended."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One node; its ``executor_id`` is the index of the tfspark worker that it is."""
+
+    executor_id: int
+    job_name: str
+    task_index: int
+
+    @property
+    def in_background(self) -> bool:
+        """Whether it works for the others."""
+        return self.job_name in BACKGROUND
+
+
+def plan_members(
+    num_executors: int, num_ps: int, master_node: str | None = None, eval_node: bool = False
+) -> tuple[Member, ...]:
+    """List the nodes of a cluster: parameter servers, then master, evaluator and workers.
+
+    Raises
+    ------
+    ConfigurationError
+        If nodes do not fit the number of executors, or none of them trains.
+    """
+    masters, evaluators = int(bool(master_node)), int(bool(eval_node))
+    workers = num_executors - num_ps - masters - evaluators
+    if num_ps < 0 or workers < 0:
+        raise ConfigurationError(
+            f"{num_ps} parameter servers, {masters} master and {evaluators} evaluator need more than "
+            f"{num_executors} executors."
+        )
+    if masters + workers < 1:
+        raise ConfigurationError(
+            f"All {num_executors} executors would be parameter servers or evaluator.",
+            hint="num_executors counts every node; leave at least one for a worker or a master.",
+        )
+    names = ["ps"] * num_ps + [str(master_node)] * masters + ["evaluator"] * evaluators + ["worker"] * workers
+    return tuple(Member(i, name, names[:i].count(name)) for i, name in enumerate(names))
+
+
+def cluster_spec(members: Sequence[Member], addresses: Sequence[str]) -> dict[str, list[str]]:
+    """Return the addresses of all nodes by job name, in the order of `members`."""
+    spec: dict[str, list[str]] = {}
+    for member, address in zip(members, addresses, strict=True):
+        spec.setdefault(member.job_name, []).append(address)
+    return spec
+
+
+def tf_config(member: Member, spec: Mapping[str, Sequence[str]]) -> str | None:
+    """Return what ``TF_CONFIG`` is for a node; without a master it has none, and each worker is alone.
+
+    TensorFlow today knows a ``chief`` and no ``master``, and wants the evaluator left out of the cluster.
+    """
+    if not {"chief", "master"} & set(spec):
+        return None
+    names = {"master": "chief"}
+    cluster = {names.get(job, job): list(hosts) for job, hosts in spec.items() if job != "evaluator"}
+    task = {"type": names.get(member.job_name, member.job_name), "index": member.task_index}
+    return json.dumps({"cluster": cluster, "task": task, "environment": "cloud"})

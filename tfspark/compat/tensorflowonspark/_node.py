@@ -1,0 +1,175 @@
+"""What runs in a node: the program's main function, with the context, the rows and the roles of the old API."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from tfspark import NodeContext, objects
+from tfspark.compat import install
+from tfspark.compat.tensorflowonspark import _members, gpu_info
+from tfspark.compat.tensorflowonspark._inbox import Inbox
+from tfspark.compat.tensorflowonspark.TFManager import TFManager
+from tfspark.compat.tensorflowonspark.TFSparkNode import TFNodeContext
+
+QUESTIONS_AHEAD = 2
+"""Batches of questions that a node unpacks at a time, so that the next is there when main has answered one."""
+
+LOOK_SECONDS = 0.2
+"""How often a node in the background looks whether it may end."""
+
+Main = Callable[[Any, TFNodeContext], Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the nodes of a cluster need; the tfspark worker with index ``i`` is ``members[i]``.
+
+    Attributes
+    ----------
+    program
+        ``(map_fun, tf_args, None)``, pickled apart: loading it may import tensorflowonspark.
+    fed
+        Whether the driver feeds rows.
+    tensorboard
+        Directory that TensorBoard shows; empty for none.
+    """
+
+    program: bytes
+    members: tuple[_members.Member, ...]
+    default_fs: str
+    working_dir: str
+    fed: bool = False
+    tensorboard: str = ""
+
+
+def run(plan: Plan, ctx: NodeContext) -> None:
+    """Main of every node, for `tfspark.Cluster`."""
+    install()
+    map_fun, tf_args, _ = cloudpickle.loads(plan.program)
+    member = plan.members[ctx.index]
+    spec = _members.cluster_spec(plan.members, ctx.cluster_spec["worker"])
+    _prepare(member, spec, tf_args, ctx)
+    inbox = Inbox() if plan.fed and not member.in_background else None
+    manager = TFManager(inbox=inbox, on_terminate=lambda: ctx.report(0, flush=True, terminated=1))
+    manager.set("state", "running")
+    context = TFNodeContext(
+        member.executor_id, member.job_name, member.task_index, spec, plan.default_fs, plan.working_dir, manager
+    )
+    if plan.tensorboard and member == next(m for m in _by_preference(plan.members)):
+        _show_tensorboard(plan.tensorboard, ctx)
+    if member.in_background:
+        _run_in_background(map_fun, tf_args, context, ctx)
+    elif inbox is not None:
+        _run_fed(map_fun, tf_args, context, ctx, inbox)
+    else:
+        map_fun(tf_args, context)
+
+
+def _prepare(member: _members.Member, spec: dict[str, list[str]], tf_args: Any, ctx: NodeContext) -> None:
+    """Give this process the surroundings that main functions expect."""
+    if isinstance(tf_args, list):
+        sys.argv = tf_args
+    config = _members.tf_config(member, spec)
+    if config is None:
+        os.environ.pop("TF_CONFIG", None)
+    else:
+        os.environ["TF_CONFIG"] = config
+        # The program makes its own strategy.
+        from tfspark.node.keras_exact import make_exact
+        from tfspark.node.keras_mend import mend
+
+        mend()
+        make_exact()
+    wanted = tf_args.num_gpus if "num_gpus" in _names(tf_args) else 1
+    if wanted and not ctx.gpus and member.job_name != "ps" and gpu_info.is_gpu_available():
+        mine = spec[member.job_name][member.task_index]
+        host = mine.rpartition(":")[0]
+        local = [a for hosts in spec.values() for a in hosts if a.rpartition(":")[0] == host]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_info.get_gpus(wanted, local.index(mine))
+
+
+def _names(tf_args: Any) -> Any:
+    try:
+        return vars(tf_args)
+    except TypeError:
+        return ()
+
+
+def _by_preference(members: tuple[_members.Member, ...]) -> list[_members.Member]:
+    """Order nodes by where TensorBoard shall run: worker 0, else the master."""
+    return sorted(members, key=lambda m: (m.in_background, m.job_name != "worker", m.task_index))
+
+
+def _show_tensorboard(log_dir: str, ctx: NodeContext) -> None:
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    host = ctx.cluster_spec["worker"][ctx.index].rpartition(":")[0].strip("[]")
+    board.configure(argv=["tensorboard", "--logdir", log_dir, "--host", host, "--port", "0", "--reload_multifile=True"])
+    url = board.launch()
+    ctx.report(0, flush=True, tensorboard_port=int(url.rstrip("/").rpartition(":")[2]))
+
+
+def _run_in_background(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeContext) -> None:
+    """Run main until the others have ended: a server that is joined never returns by itself."""
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            map_fun(tf_args, context)
+        except BaseException as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=body, name="map_fun", daemon=True)
+    thread.start()
+    while thread.is_alive() and not ctx.stopping:
+        thread.join(LOOK_SECONDS)
+    if raised and not ctx.stopping:
+        raise raised[0]
+
+
+def _run_fed(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeContext, inbox: Inbox) -> None:
+    assert context.mgr is not None
+    feeding = threading.Thread(target=_deliver, args=(ctx, inbox, context.mgr), name="feed", daemon=True)
+    asking = threading.Thread(target=_answer, args=(ctx, inbox), name="inference", daemon=True)
+    feeding.start()
+    asking.start()
+    map_fun(tf_args, context)
+    terminated = context.mgr.get("state") == "terminating"
+    inbox.close("has returned")
+    if terminated:
+        # What is still fed must have somewhere to go.
+        feeding.join()
+    context.mgr.set("state", "stopped")
+
+
+def _deliver(ctx: NodeContext, inbox: Inbox, manager: TFManager) -> None:
+    try:
+        for batch in ctx.record_batches():
+            if manager.get("state") == "running":
+                inbox.deliver(objects.unpickled(batch))
+        inbox.end()
+    except BaseException as e:
+        inbox.fail(e)
+
+
+def _answer(ctx: NodeContext, inbox: Inbox) -> None:
+    def answer(batch: dict[str, Any]) -> Any:
+        rows = [objects.loads(value) for value in batch[objects.COLUMN].numpy()]
+        results = np.empty(len(rows), object)
+        results[:] = [objects.dumps(r) for r in inbox.ask(rows)]
+        return results
+
+    try:
+        ctx.serve(answer, threads=QUESTIONS_AHEAD)
+        inbox.end()
+    except BaseException as e:
+        inbox.fail(e)

@@ -1,0 +1,101 @@
+"""Checks of the machine that the driver runs on; none of them starts Spark."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+from tfspark import __version__
+from tfspark.doctor import packages
+from tfspark.doctor.findings import Finding, broken, guarded, ok, warning
+from tfspark.doctor.probe import installed_versions
+
+CONNECT_SECONDS = 5.0
+
+
+def check_python() -> Iterator[Finding]:
+    """The driver's own Python, and what it tells executors to run."""
+    told = os.environ.get("PYSPARK_PYTHON")
+    yield ok("python", f"{platform.python_version()} with tfspark {__version__}: {sys.executable}")
+    if told:
+        yield ok("python", f"executors are told to run {told} (PYSPARK_PYTHON)")
+
+
+def check_java() -> Iterator[Finding]:
+    """The Java that Spark will run on."""
+    from tfspark.java import ensure_java
+
+    java = ensure_java()
+    yield ok("java", f"{java.version}, found by {java.origin}: {java.command}")
+
+
+def check_spark() -> Iterator[Finding]:
+    """The installed Spark."""
+    from tfspark.spark_home import ensure_pyspark, spark_jars, spark_version
+
+    ensure_pyspark()
+    yield ok("spark", f"{spark_version()}: {spark_jars().parent}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Python packages of the driver."""
+    needed = packages.requirements()
+    if not needed:
+        yield warning(
+            "packages",
+            "tfspark is not installed as a package here, so that what it needs is not known",
+            "pip install tfspark, rather than putting its directory on PYTHONPATH.",
+        )
+        return
+    installed = installed_versions([r.name for r in needed])
+    yield from packages.judge("packages", "the driver", installed, packages.NODES_ONLY)
+
+
+def check_jar() -> Iterator[Finding]:
+    """The jar of the TFRecord connector; compiles it if need be."""
+    from tfspark.connector import connector_jar
+
+    try:
+        yield ok("connector", f"{connector_jar()}")
+    except OSError as e:
+        yield broken("connector", f"the jar cannot be kept: {e}", "Point TFSPARK_CACHE to a writable directory.")
+
+
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "python": check_python,
+    "packages": check_packages,
+    "spark": check_spark,
+    "java": check_java,
+    "connector": check_jar,
+}
+"""In the order in which one builds on the other."""
+
+
+def examine() -> Iterator[Finding]:
+    """Go through all checks."""
+    for name, check in CHECKS.items():
+        yield from guarded(name, check)
+
+
+def check_master(master: str) -> Iterator[Finding]:
+    """Whether a standalone master listens: Spark itself would try for a minute before it gives up."""
+    if not master.startswith("spark://"):
+        return
+    addresses = [urlsplit(f"//{address}") for address in master.removeprefix("spark://").split(",")]
+    failures = []
+    for address in addresses:
+        try:
+            with socket.create_connection((address.hostname or "", address.port or 7077), CONNECT_SECONDS):
+                yield ok("master", f"{address.netloc} answers")
+                return
+        except OSError as e:
+            failures.append(f"{address.netloc}: {e.strerror or e}")
+    yield broken(
+        "master",
+        f"no master can be reached at {', '.join(failures)}",
+        "Start it, or take the URL from the top of its web page; firewalls must let its port (7077) pass.",
+    )

@@ -1,0 +1,219 @@
+"""`KerasModel`: a trained Keras model, as a Spark ML Transformer."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml.base import Model
+from pyspark.ml.util import MLReadable, MLWritable
+
+from tfspark.errors import ConfigurationError
+from tfspark.ml.archive import unpack_version
+from tfspark.ml.data import quoted, shapes_of
+from tfspark.ml.packing import live, pack
+from tfspark.ml.params import KerasModelParams, with_accessors
+from tfspark.ml.plan import BatchPlan, EvaluationPlan, ModelPlan, TrainedModel
+from tfspark.ml.slots import reserved
+from tfspark.ml.summary import KerasTrainingSummary
+from tfspark.ml.training import evaluate
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+    from tfspark.ml.persistence import ModelReader, ModelWriter
+
+
+@with_accessors
+class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
+    """What `KerasEstimator` gives; it predicts, evaluates, exports and is saved. Its Params are those of the estimator.
+
+    Transforms, and is loaded, on Spark Connect too.
+    """
+
+    def __init__(self, trained: TrainedModel | None = None, summary: KerasTrainingSummary | None = None) -> None:
+        super().__init__()
+        self._set_defaults()
+        self._trained = trained
+        self._summary = summary
+
+    def __repr__(self) -> str:
+        if self._trained is None:
+            return f"KerasModel: uid={self.uid}"
+        names = {"inputs": self._trained.inputs, "outputs": self._trained.outputs}
+        return f"KerasModel: uid={self.uid}, " + ", ".join(f"{k}={[t.name for t in v]}" for k, v in names.items())
+
+    # --- what it was trained to
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model in its two forms, a ``.keras`` file and a SavedModel."""
+        if self._trained is None:
+            raise ConfigurationError(
+                "This KerasModel is empty.", hint="KerasEstimator.fit and KerasModel.load make them."
+            )
+        return self._trained
+
+    @property
+    def hasSummary(self) -> bool:
+        """Whether it knows how it was trained."""
+        return self._summary is not None
+
+    @property
+    def summary(self) -> KerasTrainingSummary:
+        """How it was trained: history, rows, seconds."""
+        if self._summary is None:
+            raise ConfigurationError("This KerasModel has no summary.", hint="KerasEstimator.fit makes it.")
+        return self._summary
+
+    @property
+    def history(self) -> DataFrame:
+        """One row per epoch, with a column for each metric; see `KerasTrainingSummary.history`."""
+        return self.summary.history
+
+    def toKeras(self) -> Any:
+        """Return the Keras model. This imports Keras and TensorFlow here, in the driver."""
+        import keras
+
+        custom = live(pack(self.value("customObjects"), "customObjects")) or {}
+        with tempfile.NamedTemporaryFile(suffix=".keras") as f:
+            f.write(self.trained.keras)
+            f.flush()
+            return keras.saving.load_model(f.name, custom_objects=custom, compile=False)
+
+    def export(self, base: str) -> str:
+        """Write the next version under `base`, as TensorFlow Serving and `tfspark.predict` take it.
+
+        Returns
+        -------
+        str
+            ``<base>/<version>``, a SavedModel.
+        """
+        return unpack_version(self.trained.saved_model, base)
+
+    # --- prediction
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        from tfspark.ml.scoring import score
+
+        inputs, outputs = self._inputs(), self._outputs()
+        self.require(dataset, labels=False)
+        added = self._added_columns()
+        clash = sorted(set(added) & set(dataset.columns))
+        if clash:
+            raise ConfigurationError(
+                f"Columns {clash} exist already.", hint="Set predictionCol, or drop what an earlier transform added."
+            )
+        if not outputs:
+            return dataset
+        shapes = self.value("shapes") or {}
+        shapes = {c: s for c, s in shapes.items() if c in inputs.values()}
+        scored = score(dataset, self.trained, inputs, outputs, self.getOrDefault("predictionBatchSize"), shapes)
+        if not self._classifies:
+            return scored
+        (output,) = outputs.values()
+        own = [scored[quoted(c)] for c in dataset.columns]
+        return scored.select(*own, *[c.alias(name) for name, c in self._class_columns(output).items() if name])
+
+    def _inputs(self) -> dict[str, str]:
+        columns, known = self.input_columns, [t.name for t in self.trained.inputs]
+        if isinstance(columns, str):
+            if len(known) != 1:
+                raise ConfigurationError(f"The model has the inputs {known}.", hint="Set featuresCols={input: column}.")
+            return {known[0]: columns}
+        if sorted(columns) != sorted(known):
+            raise ConfigurationError(f"featuresCols names {sorted(columns)}, but the model's inputs are {known}.")
+        return columns
+
+    def _outputs(self) -> dict[str, str]:
+        """Return the column of each output that is wanted."""
+        known = [t.name for t in self.trained.outputs]
+        chosen: dict[str, str] | None = self.value("predictionCols")
+        if chosen is not None:
+            if unknown := sorted(set(chosen) - set(known)):
+                raise ConfigurationError(f"predictionCols names {unknown}, but the model's outputs are {known}.")
+            return chosen
+        prediction = self.getPredictionCol()
+        if self._classifies:
+            if len(known) != 1:
+                raise ConfigurationError(f"A classifier has one output; this model has {known}.")
+            return {known[0]: f"{self.uid}_output"}
+        if len(known) == 1:
+            return {known[0]: prediction} if prediction else {}
+        return {name: f"{prediction}_{name}" for name in known} if prediction else {}
+
+    @property
+    def _classifies(self) -> bool:
+        return bool(self.getProbabilityCol() or self.getRawPredictionCol()) and self.value("predictionCols") is None
+
+    def _added_columns(self) -> list[str]:
+        if not self._classifies:
+            return list(self._outputs().values())
+        return [c for c in (self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()) if c]
+
+    def _class_columns(self, output: str) -> dict[str, Column]:
+        """Return what Spark's classifiers give: scores as a vector, and the number of the class as a double."""
+        from pyspark.ml.functions import array_to_vector
+        from pyspark.sql import functions as F
+
+        raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
+        if raw and probability:
+            raise ConfigurationError(
+                "The model gives either rawPredictionCol or probabilityCol.", hint="Set one of them."
+            )
+        (tensor,) = self.trained.outputs
+        value = F.col(output)
+        if tensor.shape in ((), (1,)):
+            one = value.cast("double")
+            scores = F.array(-one, one) if raw else F.array(1 - one, one)
+            predicted = (one > (0.0 if raw else 0.5)).cast("double")
+        else:
+            scores = value.cast("array<double>")
+            predicted = (F.array_position(value, F.array_max(value)) - 1).cast("double")
+        return {raw or probability: array_to_vector(scores), self.getPredictionCol(): predicted}
+
+    # --- evaluation
+
+    def evaluate(self, dataset: DataFrame) -> dict[str, float]:
+        """Return the loss and the metrics over all rows, computed by `numWorkers` workers.
+
+        Rows count as in training: weighted by `weightCol`, whatever batches they fall into.
+
+        Raises
+        ------
+        ConfigurationError
+            If the session is one of Spark Connect.
+        """
+        from tfspark.driver.cluster import Cluster
+        from tfspark.driver.launcher import require_classic
+
+        spark = dataset.sparkSession
+        require_classic(spark)
+        self.require(dataset)
+        weight = self.value("weightCol") or None
+        batch = BatchPlan(self.input_columns, self.target_columns, weight)
+        rows = dataset.select(*[quoted(c) for c in batch.columns])
+        shapes = shapes_of(rows, batch.columns, self.value("shapes") or {})
+        model = ModelPlan(keras=self.trained.keras, weighted=weight is not None, **self.compiling())
+        plan = EvaluationPlan(model, batch, self.getBatchSize())
+        options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
+        workers = self.getNumWorkers()
+        with reserved(spark, workers), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
+            cluster.feed(rows, shapes=shapes)
+        metrics: dict[str, float] = next(iter(cluster.results.values()))
+        return metrics
+
+    # --- persistence
+
+    def write(self) -> ModelWriter:
+        """Return a writer that saves Params, model and summary."""
+        from tfspark.ml.persistence import ModelWriter
+
+        return ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> ModelReader:
+        """Return a reader of what `write` saved."""
+        from tfspark.ml.persistence import ModelReader
+
+        return ModelReader(cls)

@@ -1,0 +1,304 @@
+"""The Params of `KerasEstimator` and `KerasModel`: Spark ML's own where there are such, ours in its manner.
+
+Every Param has a getter and a setter, ``getEpochs()`` and ``setEpochs(3)``. A getter gives ``None`` for what is
+neither set nor has a default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasBatchSize,
+    HasFeaturesCol,
+    HasLabelCol,
+    HasLearningRate,
+    HasPredictionCol,
+    HasProbabilityCol,
+    HasRawPredictionCol,
+    HasSeed,
+    HasValidationIndicatorCol,
+    HasWeightCol,
+)
+
+from tfspark.ml.data import require_columns
+from tfspark.ml.packing import Configured, Pickled, is_keras_object, pack
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """The bytes of a ``.keras`` file: a Keras model that is not loaded."""
+
+    data: bytes = field(repr=False)
+
+
+def is_keras_model(value: Any) -> bool:
+    """Tell whether an object is a Keras model, without importing Keras."""
+    return all(hasattr(value, name) for name in ("layers", "compile", "fit", "save"))
+
+
+class KerasTypeConverters:
+    """Converters of values that Spark's `TypeConverters` do not know. All raise ``TypeError``."""
+
+    @staticmethod
+    def toColumns(value: Any) -> dict[str, str]:
+        """Take ``{name: column}``, or a list of columns that have the names already."""
+        if isinstance(value, Mapping) and all(isinstance(s, str) for pair in value.items() for s in pair):
+            return dict(value)
+        if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value):
+            return {v: v for v in value}
+        raise TypeError(f"Could not convert {value!r} to a mapping of names to columns")
+
+    @staticmethod
+    def toModel(value: Any) -> Any:
+        """Take a Keras model, a function that makes one, or the path of a ``.keras`` file."""
+        if isinstance(value, (str, os.PathLike)):
+            return os.fspath(value)
+        if isinstance(value, (KerasFile, Pickled)) or is_keras_model(value) or callable(value):
+            return value
+        raise TypeError(f"A model is a Keras model, a function that makes one or a path, not {type(value).__name__}")
+
+    @staticmethod
+    def toKerasArgument(value: Any) -> Any:
+        """Take what ``Model.compile`` takes: names, Keras objects, functions, lists and dicts of them."""
+        if isinstance(value, (list, tuple)):
+            return [KerasTypeConverters.toKerasArgument(v) for v in value]
+        if isinstance(value, Mapping):
+            return {str(k): KerasTypeConverters.toKerasArgument(v) for k, v in value.items()}
+        known = isinstance(value, (str, int, float, Pickled, Configured)) and not isinstance(value, bool)
+        if known or callable(value) or is_keras_object(value):
+            return value
+        raise TypeError(f"Keras takes names, objects and functions, not {value!r}")
+
+    @staticmethod
+    def toCallbacks(value: Any) -> list[Any]:
+        """Take a list of Keras callbacks, or of functions that make one."""
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        for v in values:
+            if not (isinstance(v, Pickled) or callable(v) or hasattr(v, "on_epoch_end")):
+                raise TypeError(f"Callbacks are Keras callbacks, or functions that make one, not {v!r}")
+        return values
+
+    @staticmethod
+    def toObjects(value: Any) -> dict[str, Any]:
+        """Take classes and functions by the names that a saved model has for them."""
+        if isinstance(value, Mapping) and all(
+            isinstance(k, str) and (callable(v) or isinstance(v, Pickled)) for k, v in value.items()
+        ):
+            return dict(value)
+        raise TypeError(f"Custom objects are classes and functions by name, not {value!r}")
+
+    @staticmethod
+    def toClassWeight(value: Any) -> str | dict[float, float]:
+        """Take ``"balanced"``, or the weight of each label."""
+        if value == "balanced":
+            return "balanced"
+        try:
+            return {float(k): float(v) for k, v in value.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise TypeError(f"Class weights are 'balanced' or a weight for each label, not {value!r}") from None
+
+    @staticmethod
+    def toShapes(value: Any) -> dict[str, list[int | None]]:
+        """Take the shape of one row by column: whole numbers, ``None`` first where lengths vary."""
+        try:
+            shapes = {str(k): [v] if v is None or isinstance(v, int) else list(v) for k, v in value.items()}
+        except (AttributeError, TypeError):
+            raise TypeError(f"Could not convert {value!r} to shapes by column") from None
+        if all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for s in shapes.values() for d in s):
+            return shapes
+        raise TypeError(f"Could not convert {value!r} to shapes by column")
+
+    @staticmethod
+    def toOptions(value: Any) -> dict[str, Any]:
+        """Take a dict that JSON can carry."""
+        try:
+            if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+                json.dumps(dict(value))
+                return dict(value)
+        except (TypeError, ValueError):
+            pass
+        raise TypeError(f"Options are a dict of plain values, not {value!r}")
+
+
+def _param(name: str, doc: str, converter: Callable[[Any], Any]) -> Any:
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+def with_accessors(cls: C) -> C:
+    """Give a class of Params the getters and setters that it has not inherited."""
+    for name in dir(cls):
+        if isinstance(getattr(cls, name), Param):
+            title = name[0].upper() + name[1:]
+            setattr(cls, f"get{title}", _getter(name))
+            setattr(cls, f"set{title}", _setter(name))
+    return cls
+
+
+def _getter(name: str) -> Callable[[Any], Any]:
+    def get(self: Any) -> Any:
+        return self.getOrDefault(name) if self.isDefined(name) else None
+
+    get.__doc__ = f"Gets the value of {name} or its default value, or None."
+    return get
+
+
+def _setter(name: str) -> Callable[[Any, Any], Any]:
+    def set(self: Any, value: Any) -> Any:
+        return self._set(**{name: value})
+
+    set.__doc__ = f"Sets the value of {name}."
+    return set
+
+
+class HasColumns(HasFeaturesCol, HasLabelCol, HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasWeightCol):
+    """Mixin for the columns: one of a kind, or several by the names of the model's inputs and outputs."""
+
+    featuresCols: Param[dict[str, str]] = _param(
+        "featuresCols",
+        "columns of a model with several inputs: {input: column}, or a list of columns named as the inputs.",
+        KerasTypeConverters.toColumns,
+    )
+    labelCols: Param[dict[str, str]] = _param(
+        "labelCols",
+        "label columns of a model with several outputs: {output: column}, or a list of columns named as the outputs.",
+        KerasTypeConverters.toColumns,
+    )
+    predictionCols: Param[dict[str, str]] = _param(
+        "predictionCols",
+        "columns for the outputs of a model with several: {output: column}; by default prediction_<output>.",
+        KerasTypeConverters.toColumns,
+    )
+
+
+class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
+    """Mixin for how long and on what a model trains."""
+
+    model: Param[Any] = _param(
+        "model",
+        "a Keras model, a function that makes one, or the path of a .keras file on any Hadoop file system.",
+        KerasTypeConverters.toModel,
+    )
+    epochs: Param[int] = _param("epochs", "most epochs to train.", TypeConverters.toInt)
+    shuffle: Param[bool] = _param(
+        "shuffle", "whether rows come in a new order in each epoch.", TypeConverters.toBoolean
+    )
+    optimizer: Param[Any] = _param(
+        "optimizer", "a Keras optimizer or its name; goes with loss.", KerasTypeConverters.toKerasArgument
+    )
+    callbacks: Param[list[Any]] = _param(
+        "callbacks", "Keras callbacks, or functions that make one, for every worker.", KerasTypeConverters.toCallbacks
+    )
+    classWeight: Param[Any] = _param(
+        "classWeight",
+        "weight of the training rows by label, 1 for others; or 'balanced', for the same weight of all labels.",
+        KerasTypeConverters.toClassWeight,
+    )
+    validationSplit: Param[float] = _param(
+        "validationSplit", "share of the rows, chosen at random, to validate with.", TypeConverters.toFloat
+    )
+    earlyStoppingPatience: Param[int] = _param(
+        "earlyStoppingPatience", "epochs without an improvement after which training stops.", TypeConverters.toInt
+    )
+    earlyStoppingMonitor: Param[str] = _param(
+        "earlyStoppingMonitor",
+        "the metric that has to improve; by default val_loss, or loss without validation.",
+        TypeConverters.toString,
+    )
+    restoreBestWeights: Param[bool] = _param(
+        "restoreBestWeights", "whether early stopping goes back to the best epoch's weights.", TypeConverters.toBoolean
+    )
+
+
+class HasCompiling(Params):
+    """Mixin for what is computed of the rows, in training and in evaluation."""
+
+    loss: Param[Any] = _param(
+        "loss",
+        "a Keras loss, its name or a function; by output if there are several. Compiles the model anew.",
+        KerasTypeConverters.toKerasArgument,
+    )
+    lossWeights: Param[Any] = _param(
+        "lossWeights", "weights of the outputs' losses; goes with loss.", KerasTypeConverters.toKerasArgument
+    )
+    metrics: Param[Any] = _param(
+        "metrics",
+        "Keras metrics or their names; by output if there are several. Weighted by weightCol. Goes with loss.",
+        KerasTypeConverters.toKerasArgument,
+    )
+    customObjects: Param[dict[str, Any]] = _param(
+        "customObjects", "classes and functions that a saved model names.", KerasTypeConverters.toObjects
+    )
+
+
+class HasCluster(HasBatchSize):
+    """Mixin for where a model trains and how rows get there."""
+
+    numWorkers: Param[int] = _param("numWorkers", "TensorFlow workers that train together.", TypeConverters.toInt)
+    shapes: Param[dict[str, list[int | None]]] = _param(
+        "shapes",
+        "shape of one row of array columns, None first where lengths vary; by default that of the first row.",
+        KerasTypeConverters.toShapes,
+    )
+    predictionBatchSize: Param[int] = _param(
+        "predictionBatchSize", "rows per call of the model in transform.", TypeConverters.toInt
+    )
+    clusterOptions: Param[dict[str, Any]] = _param(
+        "clusterOptions", "more arguments of tfspark.Cluster.", KerasTypeConverters.toOptions
+    )
+
+
+PACKED = ("optimizer", "loss", "lossWeights", "metrics", "callbacks", "customObjects")
+"""Params whose values are objects; see `tfspark.ml.packing`."""
+
+
+class KerasModelParams(HasColumns, HasCompiling, HasCluster):
+    """The Params that estimator and model share."""
+
+    def _set_defaults(self) -> None:
+        self._setDefault(probabilityCol="", rawPredictionCol="", numWorkers=1, batchSize=32, predictionBatchSize=1024)
+
+    def value(self, param: str) -> Any:
+        """Return the value of a Param, or ``None``."""
+        return self.getOrDefault(param) if self.isDefined(param) else None
+
+    @property
+    def input_columns(self) -> str | dict[str, str]:
+        """The features' column, or the column of each input."""
+        columns: dict[str, str] | None = self.value("featuresCols")
+        return columns or self.getFeaturesCol()
+
+    @property
+    def target_columns(self) -> str | dict[str, str]:
+        """The label's column, or the column of each output's label."""
+        columns: dict[str, str] | None = self.value("labelCols")
+        return columns or self.getLabelCol()
+
+    def compiling(self) -> dict[str, Any]:
+        """Return the objects that nodes load and compile the model with, packed."""
+        names = {"loss": "loss", "loss_weights": "lossWeights", "metrics": "metrics", "custom_objects": "customObjects"}
+        return {key: pack(self.value(name), name) for key, name in names.items()}
+
+    def require(self, df: Any, labels: bool = True) -> None:
+        """Refuse a DataFrame that lacks columns that Params name."""
+        many = {"featuresCols": self.input_columns, **({"labelCols": self.target_columns} if labels else {})}
+        wanted = {
+            name.removesuffix("s") if isinstance(columns, str) else name: [columns]
+            if isinstance(columns, str)
+            else list(columns.values())
+            for name, columns in many.items()
+        }
+        if labels and self.value("weightCol"):
+            wanted["weightCol"] = [self.getWeightCol()]
+        require_columns(df, wanted)
+
+
+class KerasEstimatorParams(HasTraining, KerasModelParams):
+    """The Params of `KerasEstimator`."""

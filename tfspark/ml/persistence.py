@@ -1,0 +1,124 @@
+"""Saving and loading of `KerasEstimator` and `KerasModel`, in Spark ML's form.
+
+``metadata/`` holds the Params as JSON, as of any Spark ML instance; functions among them are pickled, and stay so
+until a node needs them. ``model.keras`` is a file that Keras loads, ``saved_model.zip`` an archive of the SavedModel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
+
+from tfspark.ml.files import read_file, require_new, write_file
+from tfspark.ml.packing import pack, restored
+from tfspark.ml.params import PACKED, KerasFile
+from tfspark.ml.plan import Tensor, TrainedModel
+from tfspark.ml.summary import KerasTrainingSummary
+
+if TYPE_CHECKING:
+    from tfspark.ml.estimator import KerasEstimator
+    from tfspark.ml.model import KerasModel
+
+KERAS_FILE = "model.keras"
+SAVED_MODEL_FILE = "saved_model.zip"
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path.rstrip('/')}/{name}"
+
+
+def _packed_params(instance: Any) -> dict[str, Any]:
+    params = {p.name: v for p, v in instance._paramMap.items() if p.name != "model"}
+    return {name: pack(v, name) if name in PACKED else v for name, v in params.items()}
+
+
+def _set_params(instance: Any, metadata: dict[str, Any]) -> None:
+    packed = metadata["paramMap"]
+    instance._resetUid(metadata["uid"])
+    DefaultParamsReader.getAndSetParams(
+        instance, {**metadata, "paramMap": {k: restored(v) if k in PACKED else v for k, v in packed.items()}}
+    )
+
+
+class EstimatorWriter(MLWriter):
+    """Saves a `KerasEstimator`."""
+
+    def __init__(self, instance: KerasEstimator) -> None:
+        super().__init__()
+        self.instance = instance
+
+    def saveImpl(self, path: str) -> None:
+        """Save it in a directory that does not exist yet."""
+        require_new(self.sparkSession, path)
+        source = self.instance.source()
+        in_file = isinstance(source, KerasFile)
+        extra = {"model": {"file": KERAS_FILE} if in_file else {"value": pack(source, "model")}}
+        params = _packed_params(self.instance)
+        if isinstance(source, KerasFile):
+            write_file(self.sparkSession, _inside(path, KERAS_FILE), source.data)
+        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
+
+
+class EstimatorReader(MLReader["KerasEstimator"]):
+    """Loads a `KerasEstimator`."""
+
+    def __init__(self, cls: type[KerasEstimator]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> KerasEstimator:
+        """Load what was saved in a directory."""
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        instance = self.cls()
+        _set_params(instance, metadata)
+        saved = metadata["model"]
+        if "file" in saved:
+            instance._set(model=KerasFile(read_file(self.sparkSession, _inside(path, KERAS_FILE))))
+        elif saved["value"] is not None:
+            instance._set(model=restored(saved["value"]))
+        return instance
+
+
+class ModelWriter(MLWriter):
+    """Saves a `KerasModel`."""
+
+    def __init__(self, instance: KerasModel) -> None:
+        super().__init__()
+        self.instance = instance
+
+    def saveImpl(self, path: str) -> None:
+        """Save it in a directory that does not exist yet."""
+        require_new(self.sparkSession, path)
+        trained = self.instance.trained
+        extra = {
+            "inputs": [t.to_json() for t in trained.inputs],
+            "outputs": [t.to_json() for t in trained.outputs],
+            "summary": self.instance.summary.to_json() if self.instance.hasSummary else None,
+        }
+        params = _packed_params(self.instance)
+        write_file(self.sparkSession, _inside(path, KERAS_FILE), trained.keras)
+        write_file(self.sparkSession, _inside(path, SAVED_MODEL_FILE), trained.saved_model)
+        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
+
+
+class ModelReader(MLReader["KerasModel"]):
+    """Loads a `KerasModel`."""
+
+    def __init__(self, cls: type[KerasModel]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> KerasModel:
+        """Load what was saved in a directory."""
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        trained = TrainedModel(
+            read_file(self.sparkSession, _inside(path, KERAS_FILE)),
+            read_file(self.sparkSession, _inside(path, SAVED_MODEL_FILE)),
+            tuple(Tensor.from_json(t) for t in metadata["inputs"]),
+            tuple(Tensor.from_json(t) for t in metadata["outputs"]),
+        )
+        summary = metadata["summary"]
+        instance = self.cls(trained, KerasTrainingSummary.from_json(summary) if summary else None)
+        _set_params(instance, metadata)
+        return instance

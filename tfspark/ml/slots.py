@@ -1,0 +1,83 @@
+"""Trials that train at the same time share Spark's task slots: each waits, first come, first served, for its own.
+
+Nodes hold their slots until they end, and whoever feeds them needs one more. Were all slots taken by nodes, nothing
+could be fed, and nothing would ever end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tfspark.driver.launcher import check_slots, task_slots
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+FEEDING = 1
+"""Slots that no node may take."""
+
+
+class SlotQueue:
+    """Grants slots in the order in which they are asked for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._taken = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @contextmanager
+    def hold(self, wanted: int, capacity: int) -> Iterator[None]:
+        """Hold `wanted` of `capacity` slots within the block; waits for them."""
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            if self._taken + wanted > capacity or len(self._waiting) > 1:
+                logger.info("waiting for %d of %d task slots, which other trials hold", wanted, capacity)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._taken + wanted <= capacity)
+                self._taken += wanted
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= wanted
+                self._changed.notify_all()
+
+
+_queues: dict[str, SlotQueue] = {}
+_queues_lock = threading.Lock()
+
+
+@contextmanager
+def reserved(spark: SparkSession, nodes: int) -> Iterator[None]:
+    """Hold the slots of a cluster's nodes within the block, and leave one for feeding; waits for other trials.
+
+    Raises
+    ------
+    ResourceError
+        If Spark has too few slots for this cluster alone.
+    """
+    check_slots(spark, nodes, feeding=True)
+    if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
+        # How many there could be, Spark knows when they are asked for.
+        yield
+        return
+    with _queues_lock:
+        queue = _queues.setdefault(str(spark.sparkContext.applicationId), SlotQueue())
+    with queue.hold(nodes, task_slots(spark) - FEEDING):
+        yield

@@ -1,0 +1,101 @@
+"""What a fit tells of itself: metrics by epoch, as numbers, as a DataFrame and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import DependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pyspark.sql import DataFrame
+
+VALIDATION_PREFIX = "val_"
+
+
+@dataclass(frozen=True)
+class KerasTrainingSummary:
+    """The history of a fit.
+
+    Attributes
+    ----------
+    metrics
+        Metric name to its value after each epoch; those of the validation rows begin with ``val_``.
+    rows
+        Rows trained on, in each epoch.
+    validationRows
+        Rows validated with.
+    seconds
+        From the start of the cluster to its end.
+    """
+
+    metrics: Mapping[str, Sequence[float]]
+    rows: int
+    validationRows: int
+    seconds: float
+
+    @property
+    def totalIterations(self) -> int:
+        """Epochs trained; fewer than asked for if training stopped early."""
+        return max((len(v) for v in self.metrics.values()), default=0)
+
+    @property
+    def history(self) -> DataFrame:
+        """One row per epoch: ``epoch int``, from 1, and a ``double`` for each metric, null where it has no value."""
+        from pyspark.sql import SparkSession
+
+        names = list(self.metrics)
+        rows = [
+            (epoch + 1, *(float(v[epoch]) if epoch < len(v) else None for v in self.metrics.values()))
+            for epoch in range(self.totalIterations)
+        ]
+        schema = ", ".join(["epoch int", *(f"`{n.replace('`', '``')}` double" for n in names)])
+        return SparkSession.active().createDataFrame(rows, schema)
+
+    def plot(self) -> Figure:
+        """Draw each metric over the epochs, with that of the validation rows beside it.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Not shown and not known to pyplot: ``figure.savefig("history.png")``, or the last line of a notebook cell.
+
+        Raises
+        ------
+        DependencyError
+            If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as e:
+            raise DependencyError("matplotlib is not installed.", hint="pip install matplotlib") from e
+
+        beside = {VALIDATION_PREFIX + n for n in self.metrics}
+        names = [n for n in self.metrics if n not in beside]
+        figure = Figure(figsize=(5 * max(1, len(names)), 3.5), layout="constrained")
+        for i, name in enumerate(names):
+            axes = figure.add_subplot(1, len(names), i + 1, xlabel="epoch", title=name)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for drawn, label in ((name, "training"), (VALIDATION_PREFIX + name, "validation")):
+                values = self.metrics.get(drawn)
+                if values is not None:
+                    axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
+            axes.legend()
+        return figure
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode for a file."""
+        return {
+            "metrics": {k: list(v) for k, v in self.metrics.items()},
+            "rows": self.rows,
+            "validationRows": self.validationRows,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> KerasTrainingSummary:
+        """Decode what `to_json` made."""
+        return cls(d["metrics"], d["rows"], d["validationRows"], d["seconds"])

@@ -1,0 +1,164 @@
+"""What nodes do for an Estimator: `train` and `evaluate` are the ``main`` of their clusters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigurationError
+from tfspark.ml.packing import live
+from tfspark.ml.plan import VALIDATION, EvaluationPlan, FitPlan, ModelPlan, Tensor, TrainedModel
+
+if TYPE_CHECKING:
+    from tfspark.node.context import NodeContext
+
+WEIGHTED_MEAN = "mean_with_sample_weight"
+
+
+def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], TrainedModel] | None:
+    """Train; the chief returns the history and the model."""
+    import keras
+
+    from tfspark.ml.batches import batch_function
+
+    if plan.seed is not None:
+        keras.utils.set_random_seed(plan.seed)
+    with ctx.strategy().scope():
+        model = compiled_model(plan.model)
+    validation = None
+    if plan.validation is not None:
+        rows = ctx.dataset(plan.batch_size, plan.validation.columns, name=VALIDATION)
+        validation = rows.map(batch_function(model, plan.validation))
+    history = ctx.fit(
+        model,
+        batch_size=plan.batch_size,
+        columns=plan.training.columns,
+        shuffle=plan.shuffle,
+        map_batch=batch_function(model, plan.training),
+        validation_data=validation,
+        callbacks=_callbacks(plan),
+    )
+    return (history, trained(model, plan)) if ctx.is_chief else None
+
+
+def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
+    """Compute loss and metrics over all fed rows."""
+    from tfspark.ml.batches import batch_function
+    from tfspark.node import keras_fit
+
+    with ctx.strategy().scope():
+        model = compiled_model(plan.model)
+    dataset = ctx.dataset(plan.batch_size, plan.batch.columns).map(batch_function(model, plan.batch))
+    return keras_fit.evaluate(model, dataset, ctx.strategy())
+
+
+def compiled_model(plan: ModelPlan) -> Any:
+    """Make the model of a plan, ready to train. Called within the strategy's scope.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no Keras model, or neither compiled nor has a loss to be compiled with.
+    """
+    custom = live(plan.custom_objects) or {}
+    model = live(plan.function)() if plan.function is not None else _loaded(plan, custom)
+    if not (hasattr(model, "compile") and hasattr(model, "fit")):
+        raise ConfigurationError(f"The model function returned a {type(model).__name__}, which is no Keras model.")
+    loss = live(plan.loss)
+    if loss is not None:
+        kind = "weighted_metrics" if plan.weighted else "metrics"
+        model.compile(
+            optimizer=live(plan.optimizer) or "rmsprop",
+            loss=_weighted(loss) if plan.weighted else loss,
+            loss_weights=live(plan.loss_weights),
+            **{kind: live(plan.metrics)},
+        )
+    if not model.compiled:
+        raise ConfigurationError("The model is not compiled.", hint="Pass a loss, or return a compiled model.")
+    if plan.learning_rate is not None:
+        model.optimizer.learning_rate = plan.learning_rate
+    return model
+
+
+def _loaded(plan: ModelPlan, custom_objects: dict[str, Any]) -> Any:
+    import keras
+
+    assert plan.keras is not None
+    with tempfile.NamedTemporaryFile(suffix=".keras") as f:
+        f.write(plan.keras)
+        f.flush()
+        return keras.saving.load_model(f.name, custom_objects=custom_objects, compile=plan.loss is None)
+
+
+def _weighted(loss: Any) -> Any:
+    """Make losses weighted means, by which a row of weight 2 counts as two rows; what is an object stays as it is."""
+    import keras
+    from keras.src.losses.losses import LossFunctionWrapper
+
+    if isinstance(loss, dict):
+        return {k: _weighted(v) for k, v in loss.items()}
+    if isinstance(loss, list):
+        return [_weighted(v) for v in loss]
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    found = keras.losses.get(loss)
+    if isinstance(found, keras.losses.Loss):
+        found.reduction = WEIGHTED_MEAN
+        return found
+    name = loss if isinstance(loss, str) else getattr(found, "__name__", "loss")
+    return LossFunctionWrapper(found, reduction=WEIGHTED_MEAN, name=name)
+
+
+def _callbacks(plan: FitPlan) -> list[Any]:
+    import keras
+
+    given = [c if isinstance(c, keras.callbacks.Callback) else c() for c in live(plan.callbacks) or []]
+    if plan.early_stopping is not None:
+        given.append(keras.callbacks.EarlyStopping(**plan.early_stopping))
+    return given
+
+
+def trained(model: Any, plan: FitPlan) -> TrainedModel:
+    """Write the model down, in both its forms."""
+    from tfspark.ml.archive import packed_directory
+    from tfspark.node.export import export_saved_model
+
+    with tempfile.TemporaryDirectory(prefix="tfspark-model-") as directory:
+        path = os.path.join(directory, "model.keras")
+        model.save(path)
+        with open(path, "rb") as f:
+            keras_file = f.read()
+        version = export_saved_model(model, os.path.join(directory, "export"))
+        inputs, outputs = _signature(model, plan, version)
+        return TrainedModel(keras_file, packed_directory(version), inputs, outputs)
+
+
+def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Bring together what inputs and outputs are called in the Keras model and in its SavedModel."""
+    from tfspark.inference import describe_signature
+    from tfspark.ml.batches import known_inputs, output_names
+
+    found = describe_signature(version, "serving_default")
+    keys = {k: sorted(found[k], key=_in_order) for k in ("inputs", "outputs")}
+    columns = plan.training.inputs
+    # A model that does not name its inputs is called with a dict, which TensorFlow flattens by key.
+    unnamed = not known_inputs(model) and not isinstance(columns, str)
+    inputs = sorted(columns) if unnamed else keys["inputs"]
+    outputs = output_names(model)
+    if set(outputs) == set(keys["outputs"]) or len(outputs) != len(keys["outputs"]):
+        outputs = keys["outputs"]
+    names = {"inputs": inputs, "outputs": outputs}
+    tensors = {
+        k: tuple(
+            Tensor(n, key, found[k][key][0], tuple(found[k][key][1])) for n, key in zip(names[k], keys[k], strict=True)
+        )
+        for k in names
+    }
+    return tensors["inputs"], tensors["outputs"]
+
+
+def _in_order(key: str) -> tuple[str, int]:
+    """Sort ``output_10`` after ``output_9``."""
+    head, _, number = key.rpartition("_")
+    return (head, int(number)) if number.isdigit() else (key, -1)

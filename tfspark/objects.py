@@ -1,0 +1,61 @@
+"""Rows that are no columns: any Python objects, pickled, each one binary value of an Arrow column.
+
+For programs that want back exactly the objects that their RDD holds. Pickles are only ever read from the cluster's own
+authenticated channels. No Spark and no TensorFlow in here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cloudpickle
+import pyarrow as pa
+
+from tfspark.errors import ConfigurationError
+
+COLUMN = "pickled_row"
+FIELD = pa.field(COLUMN, pa.binary())
+
+CHUNK_ROWS = 1_000
+CHUNK_BYTES = 4 << 20
+
+
+loads = pickle.loads
+
+
+def dumps(row: Any) -> bytes:
+    """Pickle a row; by value, if its class is not to be found in a module."""
+    try:
+        return pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return bytes(cloudpickle.dumps(row))
+
+
+def pickled(rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
+    """Pickle rows into batches of a few megabytes, in their order."""
+    schema = pa.schema([FIELD])
+    rows = iter(rows)
+    size = 100
+    while chunk := [dumps(row) for row in itertools.islice(rows, size)]:
+        batch = pa.RecordBatch.from_arrays([pa.array(chunk, pa.binary())], schema=schema)
+        size = max(1, min(CHUNK_ROWS, CHUNK_BYTES * len(chunk) // max(batch.nbytes, 1)))
+        yield batch
+
+
+def unpickled(batch: pa.RecordBatch) -> list[Any]:
+    """Return the rows of a batch that `pickled` made.
+
+    Raises
+    ------
+    ConfigurationError
+        If it holds other columns.
+    """
+    if batch.schema.names != [COLUMN]:
+        raise ConfigurationError(
+            f"Columns {batch.schema.names} are fed, not pickled rows.",
+            hint="Read them with ctx.dataset, or feed an RDD with cluster.feed(rdd, pickled=True).",
+        )
+    return [loads(value) for value in batch.column(0).to_pylist()]
