@@ -64,7 +64,7 @@ def footprint(spark: SparkSession, directory: str) -> dict[str, float]:
         "jvm_heap_mb": (runtime.totalMemory() - runtime.freeMemory()) / 1e6,
         "node_processes": len(processes.nodes()),
         "node_files": len(processes.files(directory)),
-        "tags": len(spark.getTags()),
+        "tags": len(spark.sparkContext.getJobTags()),
         "listeners": sc.listenerBus().listeners().size(),
         "persistent": sc.getPersistentRDDs().size(),
         "active_jobs": len(spark.sparkContext.statusTracker().getActiveJobsIds()),

@@ -47,8 +47,8 @@ class Hosts:
     """The hosts of one test module, by name; leaving the block kills their processes and removes them."""
 
     def __init__(self) -> None:
-        self._prefix = f"tfspark-{secrets.token_hex(3)}"
-        self._switch = f"{self._prefix}-switch"
+        self.prefix = f"tfspark-{secrets.token_hex(3)}"
+        self._switch = f"{self.prefix}-switch"
         self._addresses: dict[str, str] = {}
         self._started: list[subprocess.Popen[Any]] = []
 
@@ -110,10 +110,10 @@ class Hosts:
         return [int(p) for p in _ip("netns", "pids", self._space(name)).split()]
 
     def _space(self, name: str) -> str:
-        return f"{self._prefix}-{name}"
+        return f"{self.prefix}-{name}"
 
     def _spaces(self) -> list[str]:
-        return [s for s in re.findall(r"^\S+", _ip("netns", "list"), re.M) if s.startswith(self._prefix + "-")]
+        return [s for s in re.findall(r"^\S+", _ip("netns", "list"), re.M) if s.startswith(self.prefix + "-")]
 
     @staticmethod
     def _kill_all(space: str) -> None:

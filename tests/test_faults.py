@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).parent / "programs" / "hold_cluster.py"
+MEMORY = Path(__file__).parent / "programs" / "use_memory.py"
 SUBMITTED = Path(__file__).parent / "programs" / "wait_for_cluster.py"
 GONE_SECONDS = 20.0
 
@@ -226,3 +227,35 @@ def test_a_signal_to_spark_submit_ends_the_program_and_leaves_nothing(tmp_path: 
     end = json.loads((tmp_path / "ended.json").read_text())
     assert end["error"] in ("ClusterStopped", "ClusterError", "NodeFailed"), end
     assert not [p for p in tmp_path.rglob("*") if "tfspark-" in str(p) and p.is_file()]
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group of processes that may have 2.5 GB in all."""
+    root = Path("/sys/fs/cgroup")
+    old = root / "memory"
+    parent, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (root, "memory.max")
+    group = parent / f"tfspark-test-{uuid.uuid4().hex[:8]}"
+    try:
+        group.mkdir()
+    except OSError as e:
+        pytest.skip(f"this machine allows no control groups: {e}")
+    try:
+        if not (group / limit).exists():
+            pytest.skip("the memory controller is not on for control groups here")
+        (group / limit).write_text(str(2_500_000_000))
+        yield group
+    finally:
+        assert eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_node_that_the_kernel_kills_for_want_of_memory(memory_group: Path, tmp_path: Path) -> None:
+    def join() -> None:
+        (memory_group / "cgroup.procs").write_text(str(os.getpid()))
+
+    command = [sys.executable, str(MEMORY), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=join)
+    end = json.loads(done.stdout.strip().splitlines()[-1])
+    assert end["reason"] == "its process was killed by SIGKILL: its host or container was out of memory", end
+    assert "memoryOverhead" in end["hint"]

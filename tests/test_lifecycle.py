@@ -93,6 +93,37 @@ def test_what_the_kernel_killed_for_want_of_memory_is_told_as_such() -> None:
     assert "memoryOverhead" in m.error.hint
 
 
+PEER_LOST = "tensorflow.python.framework.errors_impl.UnavailableError: Connection reset by peer"
+
+
+def test_a_node_that_only_noticed_the_death_of_another_is_not_named() -> None:
+    m = Machine().start()
+    assert kinds(m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))) == ["PublishStop"]
+    assert m(lc.Tick(), after=1.0) == []
+    assert kinds(m(lc.NodeExited(NODES[1], -11))) == ["Conclude"]
+    assert m.error.index == 1 and "SIGSEGV" in m.error.reason
+
+
+def test_its_task_was_lost_or_its_host_is_silent() -> None:
+    for loss, reason in (
+        (lc.TaskAttached(NODES[1], "other", 1), "task was lost"),
+        (lc.JobEnded("ExecutorLostFailure", NODES[1]), "task was lost"),
+        (lc.Tick(), "no sign of life"),
+    ):
+        m = Machine().start()
+        m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))
+        m(loss, after=7.9)
+        assert m(lc.Tick(), lc.Tick(), after=0.2) is not None
+        assert m.error.index == 1 and reason in m.error.reason, m.error
+
+
+def test_a_node_that_raised_such_an_error_of_its_own_accord_is_named_when_the_others_have_ended() -> None:
+    m = Machine().start()
+    m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))
+    assert kinds(m(lc.NodeExited(NODES[1], -15, stopped_by_us=True))) == ["Conclude"]
+    assert m.error.index == 0 and "UnavailableError" in m.error.reason
+
+
 def test_silence_is_death() -> None:
     m = Machine().start()
     m(lc.Seen(NODES[0]), after=5.0)

@@ -109,6 +109,23 @@ def test_cancelling_all_jobs_of_spark_stops_it(spark: Any, tmp_path: Path) -> No
     assert nothing_is_left()
 
 
+def test_a_job_can_be_cancelled_from_another_thread_than_its_own(spark: Any, tmp_path: Path) -> None:
+    from tfspark.driver.launcher import TaggedJob
+
+    ended, path = threading.Event(), str(tmp_path / "begun")
+    os.mkfifo(path)
+
+    def hold(batches: Any) -> Any:
+        open(path, "w").close()
+        time.sleep(60.0)
+        yield from batches
+
+    job = TaggedJob(spark, "held", lambda: spark.range(1).mapInArrow(hold, "id long").collect(), lambda *_: ended.set())
+    open(path).close()
+    job.cancel()
+    assert job.join(10.0) and ended.is_set()
+
+
 @pytest.mark.parametrize("phase", [launched, feeding])
 def test_ctrl_c(spark: Any, tmp_path: Path, phase: Any) -> None:
     args = {"directory": str(tmp_path)}

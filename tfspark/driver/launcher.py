@@ -169,7 +169,7 @@ class TaggedJob:
     def _run(self) -> None:
         result, error = None, None
         try:
-            self._spark.addTag(self.tag)
+            self._spark.sparkContext.addJobTag(self.tag)
             result = self._action()
         except BaseException as e:
             error = e
@@ -178,7 +178,8 @@ class TaggedJob:
     def cancel(self) -> None:
         """Cancel the job; nothing happens if it has ended or Spark is gone."""
         try:
-            self._spark.interruptTag(self.tag)
+            # Not interruptTag: it knows only the tags of the thread that calls it, and of those that thread came from.
+            self._spark.sparkContext.cancelJobsWithTag(self.tag)
         except Exception as e:
             logger.debug("could not cancel %s: %s", self.tag, e)
 

@@ -10,11 +10,11 @@ instructions out (`driver/coordinator.py`); time comes in with the events, so th
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tfspark.driver.causes import KILLED_HINT, describe_exit, tells_of_a_peer
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
 from tfspark.spec import NodeAddress, NodeId, resuming_nodes
 
@@ -23,11 +23,6 @@ REJOINS_PER_NODE = 3
 
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node that has been silent for so long is to blame when another one fails."""
-
-KILLED_HINT = (
-    "The executor or its Python worker was killed: look in the executor's log; out of memory is the usual cause "
-    "(spark.executor.memoryOverhead)."
-)
 
 CANCELLED = re.compile(r"Job \d+ cancelled|has been cancelled|SparkContext was shut down")
 """Spark's words for a job that someone has ended."""
@@ -346,6 +341,7 @@ class Lifecycle:
     def _attached(self, event: TaskAttached) -> list[Instruction]:
         record = self.records[event.node]
         if record.attempt is not None and event.attempt != record.attempt:
+            self._blame_instead(event.node, "its Spark task was lost")
             return self._lost(event.node, "its Spark task was lost and started again")
         record.attempt, record.host, record.executor = event.attempt, event.host, event.executor
         if record.state is NodeState.PENDING:
@@ -364,9 +360,9 @@ class Lifecycle:
         if record.state is NodeState.FINISHED or self.phase in (Phase.FINISHED, Phase.STOPPING):
             if record.state is not NodeState.FAILED:
                 record.state = NodeState.GONE if record.state is not NodeState.FINISHED else record.state
-            if event.node == self._failed:
-                return self._conclude(self._node_failed(event.node))
-            return []
+            if self._failed is not None and event.code and not event.stopped_by_us and record.raised is None:
+                self._blame_instead(event.node)
+            return self._conclude_if_clear()
         record.state = NodeState.FAILED
         return self._fail(event.node)
 
@@ -410,8 +406,10 @@ class Lifecycle:
         return [PublishStop(0.0, f"{record.node} had no data"), *self._conclude(error)]
 
     def _unheard(self, record: NodeRecord) -> list[Instruction]:
-        return self._lost(
-            record.node,
+        return self._lost(record.node, *self._silence(record))
+
+    def _silence(self, record: NodeRecord) -> tuple[str, str]:
+        return (
             f"no sign of life for {self.now - (record.last_seen or 0.0):.0f} s",
             "Its host is down or cut off from the network, or the executor or its Python worker was killed or stopped.",
         )
@@ -478,9 +476,33 @@ class Lifecycle:
             self.phase = Phase.STOPPING
             self._stop_at = self.now
             out.append(PublishStop(0.0, f"{node} failed"))
-        if node == self._failed and self.records[node].exited is not None:
-            out += self._conclude(self._node_failed(node))
-        return out
+        return out + self._conclude_if_clear()
+
+    def _conclude_if_clear(self) -> list[Instruction]:
+        """Name the node that failed once its process has ended, and no other can have been the cause."""
+        if self._failed is None or self.records[self._failed].exited is None:
+            return []
+        if self._only_noticed() and any(self._is_unaccounted(r) for r in self.records.values()):
+            return []
+        return self._conclude(self._node_failed(self._failed))
+
+    def _only_noticed(self) -> bool:
+        """Tell whether what failed first may only have noticed the loss of another node."""
+        raised = self.records[self._failed].raised if self._failed is not None else None
+        return raised is not None and tells_of_a_peer(raised.reason)
+
+    @staticmethod
+    def _is_unaccounted(r: NodeRecord) -> bool:
+        return r.exited is None and r.attempt is not None and r.state is not NodeState.FINISHED
+
+    def _blame_instead(self, node: NodeId, reason: str = "", hint: str = KILLED_HINT) -> None:
+        """Take another node for the cause of the failure, if the one that raised first may only have noticed."""
+        if node == self._failed or self.concluded or not self._only_noticed():
+            return
+        record = self.records[node]
+        self._failed, record.state = node, NodeState.FAILED
+        if reason:
+            record.raised = NodeRaised(node, reason, "", hint)
 
     def _node_failed(self, node: NodeId) -> NodeFailed:
         record = self.records[node]
@@ -505,6 +527,8 @@ class Lifecycle:
         if self.concluded:
             return []
         if self._failed is not None:
+            if event.error is not None and event.blamed is not None:
+                self._blame_instead(event.blamed, "its Spark task was lost")
             return self._conclude(self._node_failed(self._failed))
         if event.error is not None and event.blamed is not None and self.phase is not Phase.STOPPING:
             self._lost(event.blamed, "its Spark task was lost")
@@ -536,8 +560,8 @@ class Lifecycle:
         limits = self.limits
         if self.phase is Phase.STARTING and self.now - self._started_at > limits.start:
             out += self._start_timed_out()
-        if self._failed is not None and self.now - self._failed_at > limits.last_words:
-            out += self._conclude(self._node_failed(self._failed))
+        if self._failed is not None and not self.concluded:
+            out += self._wait_for_last_words(self._failed)
         if self.phase in (Phase.STARTING, Phase.RUNNING):
             for r in self.records.values():
                 if r.state is not NodeState.FINISHED and self._is_unheard(r, limits.silence):
@@ -554,6 +578,19 @@ class Lifecycle:
             self._cancelled = True
             out.append(CancelJob())
         return out
+
+    def _wait_for_last_words(self, failed: NodeId) -> list[Instruction]:
+        """Name the node that failed without its last words, or another one that has fallen silent meanwhile."""
+        waited = self.now - self._failed_at
+        suspects = [r for r in self.records.values() if r.node != failed and self._is_unaccounted(r)]
+        if self._only_noticed() and suspects and waited < self.limits.silence + self.limits.last_words:
+            silent = [r for r in suspects if self._is_unheard(r, self.limits.silence)]
+            if not silent:
+                return []
+            self._blame_instead(silent[0].node, *self._silence(silent[0]))
+        elif waited <= self.limits.last_words:
+            return []
+        return self._conclude(self._node_failed(self._failed or failed))
 
     def _only_unheard_left(self) -> bool:
         """Tell whether all nodes have gone that can be told to: nothing is heard of those that are left."""
@@ -580,25 +617,3 @@ class Lifecycle:
         self.concluded = True
         self.error = error
         return [Conclude(error)]
-
-
-def describe_exit(code: int, out_of_memory: bool = False) -> tuple[str, str | None]:
-    """Say in words how a process ended, and the likely cause."""
-    if code >= 0:
-        return f"its process exited with code {code} before main returned", None
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = None
-    if -code == signal.SIGKILL:
-        cause = "SIGKILL that tfspark did not send usually is the kernel's or a container's out-of-memory killer: give"
-        if out_of_memory:
-            name, cause = f"{name}: its host or container was out of memory", "Give"
-        hint = (
-            f"{cause} executors more memory (spark.executor.memoryOverhead holds what TensorFlow uses) or train on "
-            "less at once."
-        )
-    elif -code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS):
-        hint = "Native code crashed; the last log lines may say where."
-    return f"its process was killed by {name}", hint
