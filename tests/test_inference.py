@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.errors import PySparkException
 from pyspark.ml.linalg import Vectors
@@ -218,6 +218,7 @@ def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -
                 tfspark.predict(df.selectExpr("id", f"{odd} as x"), tmp_path / "m").collect()
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3)), st.integers(0, 3))
 def test_packed_arrays_are_what_they_were(rows: list[list[float]], skipped: int) -> None:
     packed = pa.array([np.array(r, np.float32).tobytes() for r in rows], pa.binary()).slice(skipped)
@@ -257,6 +258,7 @@ def test_a_python_worker_keeps_the_model_for_later_tasks(spark: Any, tmp_path: P
     assert max(calls) > 1 and calls.count(1) <= 2 * 4
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9)), st.integers(1, 7))
 def test_batches_are_cut_and_joined_to_one_size(sizes: list[int], size: int) -> None:
     rows = np.arange(sum(sizes))
