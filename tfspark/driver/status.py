@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 
 SHOWN_LINES = 8
 """Log lines in a snapshot."""
+
+_CONTROLS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+"""Colours, and what moves the cursor: a node's line must not redraw the terminal it is shown in."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,10 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{k} {v:.0f}" if k == "epoch" else f"{k} {v:.4g}" for k, v in metrics.items())
 
 
+def _plain(text: str) -> str:
+    return _CONTROLS.sub("", text)
+
+
 def status_of(coordinator: Coordinator) -> list[NodeStatus]:
     """Return what is known of each node now."""
     rows = coordinator.ledger.rows if coordinator.ledger else {}
@@ -202,7 +210,7 @@ def _status(coordinator: Coordinator, node: NodeId, rows: int) -> NodeStatus:
         bottleneck=bottleneck(now),
         advice=describe(now),
         memory_bytes=monitor.memory_bytes,
-        last_line=monitor.lines[-1] if monitor.lines else "",
+        last_line=_plain(monitor.lines[-1]) if monitor.lines else "",
     )
 
 
@@ -235,7 +243,7 @@ def snapshot_of(
         sum(fed.rows.values()) if fed else 0,
         fed.nbytes if fed else 0,
         coordinator.monitor.curves(),
-        list(coordinator.log)[-SHOWN_LINES:],
+        [_plain(line) for line in list(coordinator.log)[-SHOWN_LINES:]],
         str(error) if error else "",
         links or {},
     )
