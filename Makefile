@@ -6,7 +6,7 @@ usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test spark-test lint format install clean help
+.PHONY: demo test spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ lint: install  ## what CI checks besides tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy tfspark
 
+docs: install  ## build the documentation into build/site; needs no network
+	$(BIN)/python -m mkdocs build --quiet
+
 format: install  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -38,6 +41,6 @@ clean:  ## remove all that was made here, $(VENV) included
 $(STAMP): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "tfspark needs Python 3.10 or newer with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,java]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs,java]'
 	$(BIN)/tfspark jar
 	touch $@

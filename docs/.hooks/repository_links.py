@@ -1,4 +1,4 @@
-"""Links from pages to files of the repository: shown as their path, as the site holds no such files; checked to exist."""
+"""Links from pages to files of the repository, which the site does not hold: shown as paths, checked to exist."""
 
 from __future__ import annotations
 
