@@ -65,7 +65,7 @@ def run_page(page: Path, shared: Path) -> None:
             exec(code, namespace)
         expected = expected_output(text, blocks, i)
         if expected is not None:
-            assert printed.getvalue() == expected, f"{page.name}, line {block.line}"
+            assert printed.getvalue().replace(str(shared), SHARED) == expected, f"{page.name}, line {block.line}"
 
 
 ALL_PAGES = sorted(DOCS.rglob("*.md"))
