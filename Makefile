@@ -27,7 +27,7 @@ lint: install  ## what CI checks besides tests
 	$(BIN)/mypy tfspark
 
 docs: install  ## build the documentation into build/site; needs no network
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 format: install  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix

@@ -97,6 +97,15 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     assert unknown == []
 
 
+def test_the_reference_has_every_public_name() -> None:
+    """Whoever adds a public name writes ``::: tfspark.name`` into a page of the reference."""
+    import tfspark
+
+    pages = "\n".join(p.read_text() for p in (DOCS / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: tfspark\.(\w+)", pages, re.M))
+    assert set(tfspark.__all__) - shown == set()
+
+
 def test_the_site_is_built_without_network_spark_and_tensorflow(tmp_path: Path) -> None:
     """With warnings as errors. Modules that must not be imported are replaced by ones that cannot be."""
     for name in ("tensorflow", "pyspark", "keras"):
