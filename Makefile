@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow test browser spark-test lint format install clean help
+.PHONY: demo airflow test browser spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: install  ## what CI checks besides tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy tfspark
 
+docs: install  ## build the documentation into build/site; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 format: install  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -44,7 +47,7 @@ clean:  ## remove all that was made here, $(VENV) included
 $(STAMP): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "tfspark needs Python 3.10 or newer with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,java]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs,java]'
 	$(BIN)/tfspark jar
 	touch $@
 
