@@ -205,8 +205,9 @@ def test_crosses_of_what_are_no_categories_are_refused() -> None:
     assert refused.value.code == 2
 
 
-def test_a_stream_is_trained_on_and_gone_on_with(standalone: Standalone, tmp_path: Path) -> None:
+def test_a_stream_is_trained_on_until_told_to_stop_and_gone_on_with(standalone: Standalone, tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
+    output = tmp_path / "out"
 
     def arrive(name: str) -> None:
         x = draw.random((512, 2)).astype("float32")
@@ -214,24 +215,34 @@ def test_a_stream_is_trained_on_and_gone_on_with(standalone: Standalone, tmp_pat
         (tmp_path / "in").mkdir(exist_ok=True)
         rows.to_json(tmp_path / "in" / name, orient="records", lines=True)
 
-    terms = ("--data", tmp_path / "in", "--format", "json", "--schema", "x1 float, x2 float, y float", "--label", "y")
-    rates = ("--batch-size", 16, "--learning-rate", 0.01, "--export-steps", 10, "--files-per-batch", 1)
-
-    def train() -> dict[str, Any]:
-        where = ("--available-now", "--output", tmp_path / "out")
-        log = succeed(standalone.submit(JOBS / "streaming.py", *terms, *rates, *where))
+    def outcome(log: str) -> dict[str, Any]:
         return json.loads(log[log.index("\n{\n") :])
 
+    terms = ("--data", tmp_path / "in", "--format", "json", "--schema", "x1 float, x2 float, y float", "--label", "y")
+    rates = ("--batch-size", 16, "--learning-rate", 0.01, "--export-steps", 10, "--files-per-batch", 1)
     arrive("a.json")
     arrive("b.json")
-    first = train()
-    assert first["began_at_step"] == 0 and first["steps"] >= 1024 // 32
-    assert len(first["versions"]) == first["steps"] // 10 + 1
+    command = standalone.command(JOBS / "streaming.py", *terms, *rates, "--every", "1 second", "--output", output)
+    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = ""
+    assert job.stdout is not None
+    for line in job.stdout:
+        log += line
+        if "exported" in line:
+            (output / "stop").touch()
+    assert job.wait() == 0, log[-4000:]
+    first = outcome(log)
+    assert first["began_at_step"] == 0 and len(first["versions"]) == first["steps"] // 10 + 1
+
     arrive("c.json")
-    second = train()
-    assert second["began_at_step"] >= first["steps"] and 512 // 32 <= second["steps"] < first["steps"]
+    second = outcome(
+        succeed(standalone.submit(JOBS / "streaming.py", *terms, *rates, "--available-now", "--output", output))
+    )
+    assert second["began_at_step"] >= first["steps"]
+    assert 48 <= first["steps"] + second["steps"] <= 52, "all rows once, 16 for each of 2 workers in a step"
     assert second["loss"][0] < 0.1
-    assert len(list((tmp_path / "out" / "model").glob("[0-9]*"))) == len(first["versions"]) + len(second["versions"])
+    versions = [p.name for p in (output / "model").iterdir()]
+    assert len(versions) == len(first["versions"]) + len(second["versions"])
 
 
 def test_trials_are_shared_out_and_the_best_model_is_kept(standalone: Standalone, digits: Any, tmp_path: Path) -> None:
