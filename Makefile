@@ -54,5 +54,5 @@ $(STAMP): setup.cfg pyproject.toml
 # An environment of its own, as Airflow pins much; all versions are given, so that nothing has to be resolved.
 $(AIRFLOW)/.installed: jobs/airflow/requirements.txt
 	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
-	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $<
 	touch $@

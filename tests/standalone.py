@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pyspark
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -67,6 +68,10 @@ class Standalone:
         for process in reversed(self._running):
             process.wait(timeout=30)
 
+    def executing(self) -> list[psutil.Process]:
+        """Return the executors and all that they have started."""
+        return [p for worker in self._running[1:] for p in psutil.Process(worker.pid).children(recursive=True)]
+
     def command(self, program: Path | str, *arguments: object, conf: Sequence[str] = ()) -> list[str]:
         """Return the spark-submit command line of a program; `conf` are more options of spark-submit."""
         settings = [word for k, v in _SETTINGS.items() for word in ("--conf", f"{k}={v}")]
@@ -84,7 +89,6 @@ class Standalone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
         )
 
 
