@@ -80,7 +80,7 @@ def test_gpus_places_and_ports_with_two_executors_of_one_gpu_each(run: Run) -> N
     assert per_node.startswith("ResourceError: Each node needs 2 GPU(s), but an executor has 1")
     assert in_all.startswith("ResourceError: Spark has 2 GPU(s) on 2 executor(s), but 3 nodes need 1 each: 3 are")
     assert "spark.executor.resource.gpu.amount" in per_node and "spark.executor.instances" in in_all
-    assert places.startswith("ResourceError: spread=True asks for 3 executors, one for each node, but Spark has 2")
+    assert places.startswith("ResourceError: spread=True asks for 3 executors of at least 2 CPU(s), one for each node")
     assert cpus.startswith("ResourceError: Each node needs 9 CPUs, but an executor has 3")
     assert "NodeFailed" in ports and "All ports from 24130 to 24131 are in use on 127.0.0.1" in ports
 
@@ -118,11 +118,20 @@ def test_gpus_on_executors_that_dynamic_allocation_brings(run: Run) -> None:
     assert fed["rows"] == 40 and fed["gpus"] in (["0"], ["1"])
 
 
-def test_a_gpu_that_the_executor_does_not_see(run: Run) -> None:
-    settings = {"spark.executor.resource.gpu.amount": "2", "spark.executorEnv.CUDA_VISIBLE_DEVICES": "GPU-aa"}
-    hidden = run(settings, "hidden")["hidden"]
-    assert hidden.startswith("NodeFailed: worker 0 on 127.0.0.1 failed: ResourceError: Spark assigned GPU '1'")
+def test_a_gpu_that_the_executor_does_not_see_and_workers_that_speak_ipv6(run: Run) -> None:
+    settings = {
+        "spark.executor.resource.gpu.amount": "2",
+        "spark.executorEnv.CUDA_VISIBLE_DEVICES": "GPU-aa",
+        "spark.executorEnv.SPARK_LOCAL_IP": "::1",
+    }
+    outcome = run(settings, "hidden", "all_reduce")
+    hidden = outcome["hidden"]
+    assert hidden.startswith("NodeFailed: worker 0 on ::1 failed: ResourceError: Spark assigned GPU '1', but")
     assert "discovery script" in hidden
+    assert outcome["all_reduce"]["hosts"] == ["::1", "::1"]
+    for total, spec in outcome["all_reduce"]["results"]:
+        assert total == 40
+        assert all(a.startswith("[::1]:") for a in spec["worker"])
 
 
 def test_local_mode_has_no_gpus_and_no_profiles(spark: Any) -> None:

@@ -102,6 +102,8 @@ def test_more_gpus_or_cpus_than_an_executor_can_have() -> None:
 def test_dynamic_allocation_brings_executors_with_gpus_though_others_have_none() -> None:
     settings = Settings(Manager.STANDALONE, dynamic=True)
     assert plan_groups(WORKERS, Wishes(gpus=4), settings)[0].need == Need(1, 4)
+    with pytest.raises(ResourceError, match="executors of a known size"):
+        plan_groups(WORKERS, Wishes(spread=True), settings)
     with pytest.raises(ResourceError, match="an executor has 1"):
         plan_groups(WORKERS, Wishes(gpus=2), Settings(Manager.STANDALONE, executor_gpus=1, dynamic=True))
 
@@ -234,7 +236,9 @@ def test_the_error_says_how_many_there_are_how_many_are_needed_and_what_to_set()
     assert "1 to feed them" in text and "10 cores in all" in text
 
     text = told([gang(3, Need(2))], None, [Executor(3), Executor(3)], spread=True)
-    assert text.startswith("spread=True asks for 3 executors, one for each node, but Spark has 2.")
+    assert text.startswith("spread=True asks for 3 executors of at least 2 CPU(s), one for each node, but Spark has 2.")
+    text = told([gang(2, Need(1))], Need(1), [Executor(1), Executor(1)], spread=True)
+    assert text.startswith("Spark has 2 task slot(s), but 3 are needed: 2 for the nodes") and "1 to feed" in text
 
     local = Settings(Manager.LOCAL)
     assert "Use master local[5]" in told([gang(4, Need())], Need(), [Executor(4)], settings=local)

@@ -93,6 +93,21 @@ def all_gpus_held(spark: Any) -> Any:
     return {"refused": [shuffled, asked, rdd], "worker": cluster.results["worker", 0]}
 
 
+def sum_over_workers(args: Any, ctx: Any) -> tuple[float, dict[str, list[str]]]:
+    import tensorflow as tf
+
+    strategy = ctx.strategy()
+    rows = sum(len(b["id"]) for b in ctx.dataset(8))
+    values = strategy.run(tf.function(lambda: tf.distribute.get_replica_context().all_reduce("SUM", float(rows))))
+    return float(values), ctx.cluster_spec
+
+
+def all_reduce(spark: Any) -> Any:
+    with tfspark.Cluster(spark, sum_over_workers, workers=2, gpus_per_node=0) as cluster:
+        cluster.feed(spark.range(40, numPartitions=4))
+    return {"results": list(cluster.results.values()), "hosts": [a.host for a in cluster.nodes.nodes]}
+
+
 def hidden(spark: Any) -> Any:
     return refusal(lambda: tfspark.run(spark, look, workers=1, gpus_per_node=2))
 

@@ -28,7 +28,7 @@ from tfspark.errors import TFSparkError
 from tfspark.executor import process as proc
 from tfspark.executor.gpu import VISIBLE, gpu_environment, visible_devices
 from tfspark.executor.host import address_towards, local_directory
-from tfspark.spec import NodeId
+from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Attach, Exited, Heartbeat, Raised
@@ -175,6 +175,8 @@ class Supervisor:
     def _gpus(self) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the node's GPUs and the variables that make it see them."""
         amount, sees = self.launch.gpus, os.environ.get(VISIBLE)
+        if self.node.role in ROLES_WITHOUT_GPUS:
+            amount = 0
         if amount is None:
             return (), {VISIBLE: sees} if sees is not None else gpu_environment((), False, {})
         devices = visible_devices(self._addresses if amount else (), sees)
