@@ -15,7 +15,7 @@ from test_standalone import daemon, wait_for
 
 import tfspark
 from tfspark.errors import ConfigurationError, ResourceError
-from tfspark.executor.gpu import gpu_environment, visible_devices
+from tfspark.executor.gpu import gpus_of_node, visible_devices
 
 PROGRAM = Path(__file__).parent / "programs" / "on_executors.py"
 
@@ -180,11 +180,24 @@ def test_a_device_that_is_hidden_is_not_given(assigned: str, executor_sees: str)
         visible_devices([assigned], executor_sees)
 
 
-def test_what_a_node_is_told_of_its_gpus() -> None:
-    assert gpu_environment((), True, {}) == {"CUDA_VISIBLE_DEVICES": "-1"}
-    assert gpu_environment(("GPU-a",), False, {}) == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
-    ordered = {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert gpu_environment(("2", "3"), False, {}) == ordered
-    own = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
-    assert gpu_environment(("2",), True, own) == {"CUDA_VISIBLE_DEVICES": "2"}
-    assert gpu_environment(("GPU-a",), True, {})["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+@pytest.mark.parametrize(
+    ("amount", "assigned", "env", "executor_sees", "gpus", "told"),
+    [
+        (1, ["GPU-a"], {}, None, ("GPU-a",), {"CUDA_VISIBLE_DEVICES": "GPU-a"}),
+        (2, ["2", "3"], {}, None, ("2", "3"), {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+        (1, ["2"], {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, None, ("2",), {"CUDA_VISIBLE_DEVICES": "2"}),
+        (
+            0.5, ["GPU-a"], {}, None, ("GPU-a",),
+            {"CUDA_VISIBLE_DEVICES": "GPU-a", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
+        ),
+        (0.5, ["GPU-a"], {"TF_FORCE_GPU_ALLOW_GROWTH": "false"}, None, ("GPU-a",), {"CUDA_VISIBLE_DEVICES": "GPU-a"}),
+        (0, ["0"], {}, "0,1", (), {"CUDA_VISIBLE_DEVICES": "-1"}),
+        (0, [], {}, None, (), {"CUDA_VISIBLE_DEVICES": "-1"}),
+        (None, [], {}, "0,1", (), {"CUDA_VISIBLE_DEVICES": "0,1"}),
+        (None, [], {}, None, (), {"CUDA_VISIBLE_DEVICES": "-1"}),
+    ],
+)  # fmt: skip
+def test_what_a_node_is_told_of_its_gpus(
+    amount: float | None, assigned: Any, env: Any, executor_sees: str | None, gpus: Any, told: dict[str, str]
+) -> None:
+    assert gpus_of_node(amount, assigned, env, executor_sees) == (gpus, told)
