@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from py4j.java_collections import JavaMap
-from test_standalone import daemon, wait_for
+from standalone import daemon, wait_for
 
 CONF = Path(__file__).parent.parent / "conf"
 PROGRAM = Path(__file__).parent / "programs" / "show_conf.py"

@@ -20,7 +20,7 @@ import cloudpickle
 
 from tfspark.driver.lifecycle import JobEnded
 from tfspark.driver.profiles import Resources
-from tfspark.driver.resources import WITHOUT_GPUS, Group
+from tfspark.driver.resources import Group
 from tfspark.errors import ConfigurationError, DependencyError
 from tfspark.spec import NodeId
 
@@ -230,9 +230,11 @@ class NodeJobs:
         barrier = not resources.settings.dynamic
         # Spark's own check of a barrier stage counts only profiles that it has heard of.
         jobs = [(group, resources.profile(group.need)) for group in groups]
-        self._jobs = [
-            self._start(spark, tag, launch_of(launch, group, resources), profile, barrier) for group, profile in jobs
-        ]
+        with self._lock:
+            self._jobs = [
+                self._start(spark, tag, launch_of(launch, group, resources), profile, barrier)
+                for group, profile in jobs
+            ]
 
     def _start(
         self, spark: SparkSession, tag: str, launch: Launch, profile: ResourceProfile | None, barrier: bool
@@ -270,8 +272,7 @@ class NodeJobs:
 
 def launch_of(launch: Launch, group: Group, resources: Resources) -> Launch:
     """Return what the nodes of a group need to know."""
-    asked = resources.asks_for_gpus or group.nodes[0].role in WITHOUT_GPUS
-    return replace(launch, held=group.nodes, gpus=float(group.need.gpus) if asked else None)
+    return replace(launch, held=group.nodes, gpus=float(group.need.gpus) if resources.asks_for_gpus else None)
 
 
 def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | None, barrier: bool) -> DataFrame:
