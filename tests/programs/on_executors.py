@@ -98,8 +98,13 @@ def sum_over_workers(args: Any, ctx: Any) -> tuple[float, dict[str, list[str]]]:
 
     strategy = ctx.strategy()
     rows = sum(len(b["id"]) for b in ctx.dataset(8))
-    values = strategy.run(tf.function(lambda: tf.distribute.get_replica_context().all_reduce("SUM", float(rows))))
-    return float(values), ctx.cluster_spec
+
+    @tf.function
+    def total() -> tf.Tensor:
+        own = tf.constant(float(rows))
+        return strategy.run(lambda: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own))
+
+    return float(total()), ctx.cluster_spec
 
 
 def all_reduce(spark: Any) -> Any:

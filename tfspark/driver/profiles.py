@@ -141,21 +141,17 @@ def task_slots(spark: SparkSession) -> int:
 
 def read_settings(sc: SparkContext) -> Settings:
     """Read what Spark is set to."""
-    conf = sc.getConf()
-    manager = Manager.of(sc.master)
-    cores = conf.get("spark.executor.cores")
-    default_cores = {Manager.YARN: "1", Manager.KUBERNETES: "1"}.get(manager)
-    cores = cores or default_cores
+    conf, manager = sc.getConf(), Manager.of(sc.master)
+    cpus = Fraction(conf.get("spark.task.cpus") or "1")
+    if manager is Manager.LOCAL:
+        return Settings(manager, Need(cpus))
+    cores = conf.get("spark.executor.cores") or ("1" if manager in (Manager.YARN, Manager.KUBERNETES) else None)
     return Settings(
         manager,
-        Need(
-            Fraction(conf.get("spark.task.cpus") or "1"),
-            # Spark pays no attention to it in local mode.
-            Fraction(conf.get("spark.task.resource.gpu.amount") or "0") if manager is not Manager.LOCAL else 0,
-        ),
-        int(cores) if cores and manager is not Manager.LOCAL else None,
-        int(conf.get("spark.executor.resource.gpu.amount") or "0") if manager is not Manager.LOCAL else 0,
-        (conf.get("spark.dynamicAllocation.enabled") or "false").lower() == "true" and manager is not Manager.LOCAL,
+        Need(cpus, Fraction(conf.get("spark.task.resource.gpu.amount") or "0")),
+        int(cores) if cores else None,
+        int(conf.get("spark.executor.resource.gpu.amount") or "0"),
+        (conf.get("spark.dynamicAllocation.enabled") or "false").lower() == "true",
     )
 
 
