@@ -66,9 +66,8 @@ class SparkHosts(Hosts):
             work = str(self.directory / name / "work")
             size = ("--cores", "2", "--memory", "2g", "--work-dir", work)
             logs.append(self.daemon(name, "worker.Worker", *size, self.url))
-        for log in logs[1:]:
-            registered = "Successfully registered with master"
-            assert eventually(lambda log=log: registered in log.read_text(), 90.0), log.read_text()[-2000:]
+        registered = "Successfully registered with master"
+        assert eventually(lambda: all(registered in log.read_text() for log in logs[1:]), 90.0), logs
 
     def nodes(self, name: str) -> list[str]:
         """Return the command lines of the cluster's processes on a host."""
