@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow test spark-test lint format install clean help
+.PHONY: demo airflow test browser spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -15,8 +15,11 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install airflow  ## run all tests
+test: install airflow browser  ## run all tests
 	$(BIN)/python -m pytest
+
+browser:  ## install Chromium, which the tests of web pages drive, where it is missing
+	.ci/install-browser
 
 spark-test: install  ## run the tests on another Spark: make spark-test SPARK=4.0.5 TESTS=tests/test_connector.py
 	test -d build/spark-$(SPARK) || $(BIN)/python -m pip install --quiet --target build/spark-$(SPARK) pyspark==$(SPARK)
@@ -26,6 +29,9 @@ lint: install  ## what CI checks besides tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy tfspark
+
+docs: install  ## build the documentation into build/site; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 format: install  ## rewrite the sources as the linters want them
 	$(BIN)/ruff check --fix
@@ -41,12 +47,12 @@ clean:  ## remove all that was made here, $(VENV) included
 $(STAMP): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "tfspark needs Python 3.10 or newer with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,java]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs,java]'
 	$(BIN)/tfspark jar
 	touch $@
 
 # An environment of its own, as Airflow pins much; all versions are given, so that nothing has to be resolved.
 $(AIRFLOW)/.installed: jobs/airflow/requirements.txt
 	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
-	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $<
 	touch $@

@@ -1,7 +1,7 @@
 """tfspark beside what else there is: the same jobs, through each library's own interface, in one table.
 
-- TensorFlowOnSpark 2.2.5 through its own API (never `tfspark.compat`), elephas 7.3, Spark's `predict_batch_udf`,
-  `tf.data` alone in one process;
+- TensorFlowOnSpark 2.2.5 through its own API, and the same programs on `tfspark.compat`; elephas 7.3; Spark's
+  `predict_batch_udf`; `tf.data` alone in one process;
 - starting, stopping, feeding, fitting fed from Spark, inference, TFRecord files written and read, lines of user code.
 
 Standard output carries figures as JSON lines; the table goes to docs/performance.md, with versions and the machine.
@@ -13,6 +13,7 @@ Peers that are not installed are left out and named:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import io
@@ -27,6 +28,7 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ import _common as common
 NAME = "peers"
 BATCH = 256
 OURS = "tfspark"
+TFOS = "TensorFlowOnSpark"
+COMPAT = "its programs on tfspark"
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
@@ -47,8 +51,8 @@ class Run:
     ----------
     seconds
         By job and library, one value for each round.
-    rates
-        Whether a job's figure is a number of rows by its seconds.
+    errors
+        Why a library does not do a job here.
     """
 
     spark: Any
@@ -97,7 +101,7 @@ def fit_tfspark(spark: Any, df: Any) -> None:
         cluster.feed(df, shapes={"x": common.FEATURES})
 
 
-def fit_tensorflowonspark(spark: Any, df: Any) -> None:
+def fit_tensorflowonspark(spark: Any, df: Any, package: str = "tensorflowonspark") -> None:
     def main(args: Any, ctx: Any) -> None:
         import numpy as np
 
@@ -108,8 +112,7 @@ def fit_tensorflowonspark(spark: Any, df: Any) -> None:
             if batch:
                 model.train_on_batch(np.array([x for x, _ in batch], np.float32), np.array([y for _, y in batch]))
 
-    from tensorflowonspark import TFCluster
-
+    TFCluster = importlib.import_module(f"{package}.TFCluster")
     cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
     cluster.train(df.rdd.map(pair), num_epochs=1)
     cluster.shutdown()
@@ -143,7 +146,7 @@ def infer_tfspark(spark: Any, df: Any, model: str) -> int:
     return int(tfspark.predict(df, model).selectExpr("sum(size(scores))").first()[0])
 
 
-def infer_tensorflowonspark(spark: Any, df: Any, model: str) -> int:
+def infer_tensorflowonspark(spark: Any, df: Any, model: str, package: str = "tensorflowonspark") -> int:
     def main(args: Any, ctx: Any) -> None:
         import numpy as np
         import tensorflow as tf
@@ -156,8 +159,7 @@ def infer_tensorflowonspark(spark: Any, df: Any, model: str) -> int:
             if batch:
                 feed.batch_results(predict(x=np.array(batch, np.float32))["scores"].numpy().tolist())
 
-    from tensorflowonspark import TFCluster
-
+    TFCluster = importlib.import_module(f"{package}.TFCluster")
     cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
     values = cluster.inference(df.rdd.map(lambda row: row.x)).map(len).sum()
     cluster.shutdown()
@@ -260,9 +262,8 @@ def lifecycle_tfspark(run: Run) -> None:
         cluster.wait()
 
 
-def lifecycle_tensorflowonspark(run: Run) -> None:
-    from tensorflowonspark import TFCluster
-
+def lifecycle_tensorflowonspark(run: Run, peer: str = TFOS, package: str = "tensorflowonspark") -> None:
+    TFCluster = importlib.import_module(f"{package}.TFCluster")
     target = os.path.join(run.directory, "entered")
 
     def main(args: Any, ctx: Any) -> None:
@@ -273,7 +274,6 @@ def lifecycle_tensorflowonspark(run: Run) -> None:
         while not feed.should_stop():
             feed.next_batch(BATCH)
 
-    peer = "TensorFlowOnSpark"
     with run.clock("start", peer):
         cluster = TFCluster.run(run.spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
         common.wait_until(lambda: os.path.exists(target), "map_fun")
@@ -286,22 +286,30 @@ def lifecycle_tensorflowonspark(run: Run) -> None:
 
 # --- all of them
 
-PEERS = {"TensorFlowOnSpark": "tensorflowonspark", "elephas": "elephas"}
+PEERS = {TFOS: "tensorflowonspark", "elephas": "elephas"}
+ON_OURS = "tfspark.compat.tensorflowonspark"
 
-FITS = {
+LIFECYCLES: dict[str, Callable[[Run], None]] = {
+    OURS: lifecycle_tfspark,
+    TFOS: lifecycle_tensorflowonspark,
+    COMPAT: partial(lifecycle_tensorflowonspark, peer=COMPAT, package=ON_OURS),
+}
+FITS: dict[str, Callable[..., None]] = {
     OURS: fit_tfspark,
-    "TensorFlowOnSpark": fit_tensorflowonspark,
+    TFOS: fit_tensorflowonspark,
+    COMPAT: partial(fit_tensorflowonspark, package=ON_OURS),
     "elephas": fit_elephas,
     "tf.data alone": fit_tf_data,
 }
-INFERENCES = {
+INFERENCES: dict[str, Callable[..., int]] = {
     OURS: infer_tfspark,
-    "TensorFlowOnSpark": infer_tensorflowonspark,
+    TFOS: infer_tensorflowonspark,
+    COMPAT: partial(infer_tensorflowonspark, package=ON_OURS),
     "predict_batch_udf": infer_predict_batch_udf,
     "elephas": infer_elephas,
 }
-WRITES = {OURS: write_tfspark, "TensorFlowOnSpark": write_tensorflowonspark}
-READS = {OURS: read_tfspark, "TensorFlowOnSpark": read_tensorflowonspark, "tf.data alone": read_tf_data}
+WRITES = {OURS: write_tfspark, TFOS: write_tensorflowonspark}
+READS = {OURS: read_tfspark, TFOS: read_tensorflowonspark, "tf.data alone": read_tf_data}
 
 JOBS = {
     "start": ("start of a cluster, until main runs", "s"),
@@ -338,7 +346,7 @@ def attempt(run: Run, job: str, library: str, measure: Callable[[], None]) -> No
 def one_round(run: Run, libraries: set[str], model: str) -> None:
     """Measure everything once, the libraries of each job one after another."""
     spark, df = run.spark, run.df
-    for library, lifecycle in ((OURS, lifecycle_tfspark), ("TensorFlowOnSpark", lifecycle_tensorflowonspark)):
+    for library, lifecycle in LIFECYCLES.items():
         if library in libraries:
             attempt(run, "start", library, lambda f=lifecycle: f(run))
     for library, fit in FITS.items():
@@ -434,7 +442,7 @@ def main() -> None:
     missing = {library for library, module in PEERS.items() if importlib.util.find_spec(module) is None}
     for library in missing:
         print(f"{library} is not installed: left out", file=sys.stderr)
-    libraries = {OURS, *PEERS, "predict_batch_udf", "tf.data alone"} - missing
+    libraries = {OURS, COMPAT, *PEERS, "predict_batch_udf", "tf.data alone"} - missing
     with (
         common.session(options.master, "tfspark peers benchmark", options.verbose) as spark,
         tempfile.TemporaryDirectory() as directory,
@@ -453,7 +461,7 @@ def main() -> None:
             print(f"round {r + 1} of {options.rounds}", file=sys.stderr)
             one_round(run, libraries, model)
         for library, fit in FITS.items():
-            if library in libraries:
+            if library in libraries and library != COMPAT:
                 run.seconds["lines", library] = [float(code_lines(fit))]
         for job, unit, library, value, ratio in summary(run):
             common.figure(NAME, f"{job}: {library}", unit, [value], ratio=round(ratio, 3))

@@ -11,9 +11,10 @@ follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/latest.weights.h5 holds wei
 export: started again with the same --output the job goes on with both. A job that is cut off loses what it had learned
 since its last export.
 
-SIGTERM ends it in order: the micro-batch that is being delivered is the last, and a model is exported.
+A file OUTPUT/stop ends it in order: between two micro-batches, with a last export; so does SIGTERM to the driver's
+Python process. SIGTERM to spark-submit takes the JVM away at once and so cuts the job off, with nothing left behind.
 
-Exit codes: 0 the stream has ended, or SIGTERM was obeyed; 1 failed, for example in a node; 2 wrong usage.
+Exit codes: 0 ended in order; 1 failed, for example in a node; 2 wrong usage; 143 cut off by SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("streaming")
 
 LOOK_SECONDS = 1.0
-"""How often the job looks whether it was told to stop."""
+"""How often the job looks whether it is to stop."""
 
 
 def build_model(features: list[str], task: str, learning_rate: float) -> Any:
@@ -71,7 +72,8 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
             draft = latest.with_name("draft.weights.h5")
             model.save_weights(draft, overwrite=True)
             draft.rename(latest)
-        versions.append(ctx.export(model, args["model"]))
+            versions.append(ctx.export(model, args["model"]))
+            logger.info("exported %s", versions[-1])
 
     def batch_ended(step: int, logs: dict[str, float]) -> None:
         losses.append(float(logs["loss"]))
@@ -88,7 +90,9 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping: threading.Event) -> dict[str, Any]:
-    """Train until the stream ends or `stopping` is set."""
+    """Train until the stream ends, `stopping` is set or the file ``stop`` is there."""
+    from pyspark.errors import StreamingQueryException
+
     stream = spark.readStream.format(args.format).schema(args.schema).options(**dict(args.option))
     stream = stream.option("maxFilesPerTrigger", args.files_per_batch)
     # Workers take steps together, so each wants its part of every micro-batch.
@@ -96,14 +100,20 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping
     node_args = {"features": [c for c in rows.columns if c != args.label], "label": args.label, "seed": args.seed}
     node_args |= {n: getattr(args, n) for n in ("task", "learning_rate", "batch_size", "export_steps")}
     node_args |= {"model": str(directory / "model"), "weights": str(directory / "latest.weights.h5")}
+    stop = directory / "stop"
+    stop.unlink(missing_ok=True)
     trigger = {"availableNow": True} if args.available_now else {"processingTime": args.every}
     with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
         query = cluster.feed_stream(rows, trigger=trigger, checkpointLocation=str(directory / "stream"))
-        # A signal must not interrupt the conversation with the JVM, so the event is looked at in between.
-        while not query.awaitTermination(LOOK_SECONDS):
-            if stopping.is_set():
-                logger.info("told to stop")
-                query.stop()
+        try:
+            # A signal must not interrupt the conversation with the JVM, so the event is looked at in between.
+            while not query.awaitTermination(LOOK_SECONDS):
+                if (stopping.is_set() or stop.exists()) and not query.status["isTriggerActive"]:
+                    query.stop()
+        except StreamingQueryException:
+            # If a node has failed this raises its own error.
+            cluster.wait()
+            raise
     return dict(cluster.results["worker", 0])
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pyspark
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -50,15 +51,15 @@ class Standalone:
     def _start(self, workers: int, cores: int) -> None:
         log = self.directory / "master"
         ports = ("--port", "0", "--webui-port", "0")
-        self._running.append(_daemon(log, f"{_DEPLOY}.master.Master", *_LOOPBACK, *ports))
-        self.url = _wait_for(log, r"Starting Spark master at (spark://\S+)", self._running[0])[1]
+        self._running.append(daemon(log, f"{_DEPLOY}.master.Master", *_LOOPBACK, *ports))
+        self.url = wait_for(log, r"Starting Spark master at (spark://\S+)", self._running[0])[1]
         for i in range(workers):
             size = ("--cores", str(cores), "--memory", "2g", "--webui-port", "0")
             work = ("--work-dir", str(self.directory / f"work-{i}"))
             log = self.directory / f"worker-{i}"
-            self._running.append(_daemon(log, f"{_DEPLOY}.worker.Worker", *_LOOPBACK, *size, *work, self.url))
+            self._running.append(daemon(log, f"{_DEPLOY}.worker.Worker", *_LOOPBACK, *size, *work, self.url))
         for i, worker in enumerate(self._running[1:]):
-            _wait_for(self.directory / f"worker-{i}", "Successfully registered with master", worker)
+            wait_for(self.directory / f"worker-{i}", "Successfully registered with master", worker)
 
     def stop(self) -> None:
         """End all of them."""
@@ -66,6 +67,10 @@ class Standalone:
             process.terminate()
         for process in reversed(self._running):
             process.wait(timeout=30)
+
+    def executing(self) -> list[psutil.Process]:
+        """Return the executors and all that they have started."""
+        return [p for worker in self._running[1:] for p in psutil.Process(worker.pid).children(recursive=True)]
 
     def command(self, program: Path | str, *arguments: object, conf: Sequence[str] = ()) -> list[str]:
         """Return the spark-submit command line of a program; `conf` are more options of spark-submit."""
@@ -84,7 +89,6 @@ class Standalone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
         )
 
 
@@ -99,14 +103,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def _daemon(log: Path, *command: str) -> subprocess.Popen[bytes]:
+def daemon(log: Path, *command: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Start a master or a worker; `variables` are added to its environment."""
     spark_class = str(SPARK_HOME / "bin" / "spark-class")
-    own = {**environment(), "SPARK_NO_DAEMONIZE": "1", "SPARK_DAEMON_MEMORY": "256m"}
+    own = {**environment(), "SPARK_NO_DAEMONIZE": "1", "SPARK_DAEMON_MEMORY": "256m", **variables}
     with open(log, "wb") as out:
         return subprocess.Popen([spark_class, *command], stdout=out, stderr=subprocess.STDOUT, env=own)
 
 
-def _wait_for(log: Path, pattern: str, process: subprocess.Popen[bytes]) -> re.Match[str]:
+def wait_for(log: Path, pattern: str, process: subprocess.Popen[bytes]) -> re.Match[str]:
     """Follow a log until it says something; ends with the process."""
     with subprocess.Popen(["tail", f"--pid={process.pid}", "-n", "+1", "-F", str(log)], stdout=subprocess.PIPE) as tail:
         try:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sentences import write_sentences
 from standalone import JOBS, SPARK_HOME, Standalone, environment
-from test_jobs import write_sentences
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / "build" / "airflow-venv"

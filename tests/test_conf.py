@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 from py4j.java_collections import JavaMap
-from test_standalone import daemon, wait_for
+from standalone import daemon, wait_for
 
 CONF = Path(__file__).parent.parent / "conf"
 PROGRAM = Path(__file__).parent / "programs" / "show_conf.py"
 INSTALLED = "/opt/tfspark/conf"
+WARNING = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+\S+ WARN  shown: a warning$", re.M)
 DEFAULTS = sorted(CONF.glob("spark-defaults-*.conf"))
 
 HOMES_OF_SETTINGS = [
@@ -220,7 +221,7 @@ def test_a_standalone_cluster_with_gpus(gpu_master: str, tmp_path: Path) -> None
     assert shown["settings"]["spark.scheduler.mode"] == "FAIR"
     assert shown["pools"] == ["default", "feeding"]
     assert "jvm_heap_used" in shown["metrics"].lower()
-    assert re.search(r"^\d{4}-\d\d-\d\dT[\d:.]+\S+ WARN  +shown: a warning$", log, re.M)
+    assert WARNING.search(log)
     assert "Unable to load native-hadoop" not in log
 
 
@@ -229,4 +230,4 @@ def test_the_local_file_shows_in_the_session(spark: Any, tmp_path: Path) -> None
     shown, log = submit(properties)
     wanted = settings(spark, properties)
     assert {k: shown["settings"].get(k) for k in wanted} == wanted
-    assert "Using Spark's default log4j profile" not in log.split("shown: a warning")[0].split("WARN")[-1]
+    assert WARNING.search(log) and "Using Spark's default log4j profile" not in log

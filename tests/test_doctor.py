@@ -63,7 +63,7 @@ def test_a_cluster_with_faults_of_many_kinds(tmp_path: Path) -> None:
     script = tmp_path / "gpus.sh"
     script.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["0", "1"]}'\n""")
     script.chmod(0o755)
-    gpus = {"worker.resource.gpu.amount": 2, "executor.resource.gpu.amount": 2, "task.resource.gpu.amount": 1}
+    gpus = {"worker.resource.gpu.amount": 2, "executor.resource.gpu.amount": 2}
     settings = [f"--conf=spark.{k}={v}" for k, v in gpus.items()]
     settings.append(f"--conf=spark.worker.resource.gpu.discoveryScript={script}")
     # /proc/self/cwd is another directory for every process that has one of its own.
@@ -187,7 +187,7 @@ def test_an_executor_that_differs_is_named(change: dict[str, Any], check: str, t
 @pytest.mark.parametrize(
     ("master", "settings", "text"),
     [
-        ("yarn", {"spark.dynamicAllocation.enabled": "true", "spark.executor.memoryOverhead": "2g"}, "barrier jobs"),
+        ("yarn", {}, "spark.executor.memoryOverhead is not set"),
         ("k8s://https://m", {}, "spark.executor.memoryOverhead is not set"),
         ("spark://m:7077", {"spark.executor.pyspark.memory": "1g"}, "limits the address space"),
     ],
@@ -207,6 +207,7 @@ def test_a_lost_shared_file_is_noticed() -> None:
     [
         ("[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: 3.11", "3.12"),
         ("Traceback\nNo module named 'pyspark'", "has no pyspark"),
+        ("Barrier execution mode does not support dynamic resource allocation for now", "refuses barrier stages"),
         ("something else", "a barrier job fails: something else"),
     ],
 )

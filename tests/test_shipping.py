@@ -68,9 +68,3 @@ def test_executors_run_the_python_that_is_shipped(standalone: Standalone, archiv
         for path in (worker["python"], worker["tfspark"]):
             assert Path(path).is_relative_to(standalone.directory) and "environment" in Path(path).parts
     assert sum(worker["rows"] for worker in workers) == 100
-
-
-def test_executors_without_it_are_told_so(standalone: Standalone) -> None:
-    done = standalone.submit(PROGRAM)
-    assert done.returncode == 1
-    assert "'parcel' is not installed" in done.stdout and "ship one with --archives" in done.stdout

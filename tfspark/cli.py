@@ -12,7 +12,8 @@ from tfspark import __version__
 from tfspark.compat import migrate
 from tfspark.doctor.command import add_parser as add_doctor
 from tfspark.errors import TFSparkError
-from tfspark.records.command import add_parser
+from tfspark.model_server.command import add_parser as add_serve
+from tfspark.records.command import add_parser as add_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description='For spark-submit --jars "$(tfspark jar)".',
     ).set_defaults(run=_jar)
     add_doctor(verbs)
-    add_parser(verbs)
+    add_records(verbs)
+    add_serve(verbs)
     migrate.add_parser(verbs)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

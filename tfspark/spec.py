@@ -23,6 +23,10 @@ class Role(str, Enum):
     EVALUATOR = "evaluator"
 
 
+ROLES_WITHOUT_GPUS = (Role.PS.value, "evaluator")
+"""They wait most of the time, and those that train would miss a GPU."""
+
+
 class StrategyName(str, Enum):
     """How the nodes of a cluster train together; the values that ``Cluster(strategy=...)`` takes."""
 

@@ -31,28 +31,29 @@ def job(name: str, script: str, *arguments: str) -> SparkSubmitOperator:
         task_id=name,
         name=f"tickets-{name}-{{{{ ds }}}}",
         application=str(JOBS / script),
+        conf={"spark.log.level": "WARN", "spark.ui.showConsoleProgress": "false"},
         application_args=[*arguments, *where],
     )
 
 
 @task
-def gate(run_id: str, params: dict[str, Any]) -> float:
+def gate(ds: str, params: dict[str, Any]) -> float:
     """Fail, for good, if the model is not good enough: retrying does not make it better."""
-    result = json.loads(Path(params["output"], "training", run_id, "result.json").read_text())
+    result = json.loads(Path(params["output"], "training", ds, "result.json").read_text())
     if result["accuracy"] < params["min_accuracy"]:
         raise AirflowFailException(f"accuracy {result['accuracy']:.4f} is below {params['min_accuracy']}")
     return float(result["accuracy"])
 
 
 @task
-def export(run_id: str, params: dict[str, Any]) -> str:
+def export(ds: str, params: dict[str, Any]) -> str:
     """Publish the model as the version that the date is, whole or not at all."""
     served = Path(params["output"], "served")
-    version = served / run_id.replace("-", "")
+    version = served / ds.replace("-", "")
     if not version.exists():
-        staging = served / f".staging-{run_id}"
+        staging = served / f".staging-{ds}"
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(Path(params["output"], "training", run_id, "model", "1"), staging)
+        shutil.copytree(Path(params["output"], "training", ds, "model", "1"), staging)
         staging.rename(version)
     return str(version)
 
@@ -89,4 +90,4 @@ with DAG(
         *("--model", "{{ params.output }}/served/{{ ds_nodash }}", "--data", "{{ params.new }}/{{ ds }}"),
         *("--format", "parquet", "--keep", "id", "--rename", "probabilities=scores"),
     )
-    records >> training >> gate("{{ ds }}") >> export("{{ ds }}") >> predictions
+    records >> training >> gate() >> export() >> predictions

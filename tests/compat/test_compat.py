@@ -57,9 +57,7 @@ def test_an_original_that_was_imported_is_not_replaced(unimported: None) -> None
 
 
 def test_calls_say_what_they_have_become(tmp_path: Path) -> None:
-    with pytest.warns(
-        DeprecationWarning, match=r"tensorflowonspark's TFManager.start: with tfspark, ctx.rows\(\)"
-    ) as said:
+    with pytest.warns(DeprecationWarning, match=r"TFManager\.start: with tfspark, ctx\.rows\(\)") as said:
         TFManager.start(b"", [])
     assert said[0].filename == __file__
     with pytest.warns(DeprecationWarning, match="tfspark.Cluster waits"):

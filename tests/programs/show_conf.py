@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 if __name__ == "__main__":
-    from pyspark.resource import TaskResourceProfile, TaskResourceRequests
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
     from pyspark.sql import SparkSession
 
     spark = SparkSession.builder.appName("show").getOrCreate()
@@ -38,8 +38,9 @@ if __name__ == "__main__":
             yield list(context.resources()["gpu"].addresses)
 
         server = socket.create_server(("127.0.0.1", 0))
+        server.settimeout(200)
         address = server.getsockname()
-        profile = TaskResourceProfile(TaskResourceRequests().cpus(1).resource("gpu", 1))
+        profile = ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", 1)).build
         jobs: list[Any] = []
         rdd = sc.parallelize(range(2), 2).withResources(profile).barrier().mapPartitions(hold_gpu)
         thread = threading.Thread(target=lambda: jobs.extend(rdd.collect()))

@@ -167,11 +167,31 @@ def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
-        rdd = spark.sparkContext.parallelize(range(tasks), tasks).barrier().mapPartitions(probe.examine(order))
-        return list(rdd.collect())
+        sc = spark.sparkContext
+        profile = _gpu_profile(spark)
+        if profile is not None:
+            java_profile = profile._java_resource_profile
+            sc._jsc.sc().resourceProfileManager().addResourceProfile(java_profile)  # type: ignore[attr-defined]
+            tasks = min(tasks, int(sc._jsc.sc().maxNumConcurrentTasks(java_profile)))  # type: ignore[attr-defined]
+        rdd = sc.parallelize(range(tasks), tasks)
+        if profile is not None:
+            rdd = rdd.withResources(profile)
+        return list(rdd.barrier().mapPartitions(probe.examine(order)).collect())
     finally:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _gpu_profile(spark: SparkSession) -> Any:
+    """Have each task be given a GPU, as a node would be, where executors have some but tasks get none by default."""
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+
+    conf = spark.sparkContext.getConf()
+    wanted = int(conf.get("spark.executor.resource.gpu.amount") or "0")
+    if not wanted or conf.get("spark.task.resource.gpu.amount") or spark.sparkContext.master.startswith("local["):
+        return None
+    request = TaskResourceRequests().cpus(int(conf.get("spark.task.cpus") or "1")).resource("gpu", 1)
+    return ResourceProfileBuilder().require(request).build
 
 
 def _connector_error(spark: SparkSession) -> str | None:

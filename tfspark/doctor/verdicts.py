@@ -24,12 +24,6 @@ def judge_slots(s: Survey) -> Iterator[Finding]:
         yield broken("slots", s.shortage.message, s.shortage.hint or "")
     else:
         yield ok("slots", f"{s.slots} task slots on {s.master}")
-    if s.settings.get("spark.dynamicAllocation.enabled") == "true" and not s.is_local:
-        yield broken(
-            "slots",
-            "spark.dynamicAllocation.enabled is true: Spark refuses barrier jobs, in which nodes run",
-            "Set it to false, and spark.executor.instances to what you need.",
-        )
 
 
 def judge_connector(s: Survey) -> Iterator[Finding]:
@@ -57,7 +51,14 @@ def judge_job(s: Survey) -> Iterator[Finding]:
             yield unknown("executors", "no executor could be looked at, as there is no free slot")
         return
     told = describe_python(s.settings)
-    if "Cannot run program" in error:
+    if "dynamic resource allocation" in error:
+        yield warning(
+            "executors",
+            "not looked at: with spark.dynamicAllocation.enabled Spark refuses barrier stages",
+            "Look again with --conf spark.dynamicAllocation.enabled=false. Clusters, too, start their nodes together, "
+            "or none of them, only without it.",
+        )
+    elif "Cannot run program" in error:
         yield broken("executors", f"executors cannot run {told}: no such program there", _PYTHON_HINT)
     elif "PYTHON_VERSION_MISMATCH" in error or "different version" in error:
         yield broken("executors", _line(error, "different"), _SAME_ENVIRONMENT)

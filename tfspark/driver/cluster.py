@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import secrets
 import threading
 import time
@@ -18,15 +19,19 @@ import cloudpickle
 
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
-from tfspark.driver.display import Display, NodeStatus, status_of
+from tfspark.driver.display import Display
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.gang import Gang, GangPlan
 from tfspark.driver.journal import FeedEntry, Journal
 from tfspark.driver.profiles import Resources
 from tfspark.driver.recovery import replace_executors, worth_a_restart
 from tfspark.driver.resources import Wishes
+from tfspark.driver.results import Results
 from tfspark.driver.sources import Columns, Source, is_rdd, pickled_source, planned, source_of
+from tfspark.driver.status import Status, status_of
 from tfspark.driver.termination import grace_after, leave_in_order
+from tfspark.driver.tracking import Tracking, active_trackers
+from tfspark.driver.watching import Watching, WatchOptions
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, resuming_nodes, training_nodes
@@ -103,7 +108,19 @@ class Cluster:
         default if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
         (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
-        ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
+        ``True`` for a live table, ``False`` for log lines; by default live in a notebook or a terminal.
+    log_dir
+        Directory for TensorBoard, ``ctx.log_dir`` in the nodes, which share it with the driver: Spark's metrics go
+        there, and those of ``ctx.fit``.
+    tensorboard
+        Run TensorBoard on `log_dir`, beside the driver, as long as the cluster lives.
+    profile
+        First and last step for TensorFlow's profiler on the chief.
+    debug_dumps
+        Have TensorFlow's debugger dump what the nodes compute: ``True``, or how much it says of each tensor, such as
+        ``"FULL_TENSOR"``. Slow.
+    ui
+        Serve a live page and Prometheus metrics; by default if Spark serves its UI (``spark.ui.enabled``).
 
     Raises
     ------
@@ -136,6 +153,11 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         tls: bool | None = None,
         progress: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        tensorboard: bool = False,
+        profile: int | tuple[int, int] | None = None,
+        debug_dumps: bool | str = False,
+        ui: bool | None = None,
     ) -> None:
         self._node_ids = plan_nodes(workers, chief, ps, evaluator)
         own = strategy if callable(strategy) else None
@@ -150,6 +172,8 @@ class Cluster:
         if spool_bytes < 1:
             raise ConfigurationError(f"spool_bytes={spool_bytes}: a spool holds at least one byte.")
         self._spark = spark
+        with_ui = launcher.has_ui(spark) if ui is None else ui
+        watched = WatchOptions.of(log_dir, tensorboard, profile, debug_dumps, with_ui)
         self._resources = Resources(spark, self._node_ids, Wishes.of(gpus_per_node, cpus_per_node, spread))
         self._plan = GangPlan(
             nodes=self._node_ids,
@@ -159,12 +183,14 @@ class Cluster:
             limits=lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout),
             spool_bytes=spool_bytes,
             ports=check_ports(ports),
-            options={"strategy": self._strategy.value, "checkpoint_dir": checkpoint_dir},
+            options={"strategy": self._strategy.value, "checkpoint_dir": checkpoint_dir, **watched.for_nodes()},
             env=dict(env or {}),
         )
         self._max_restarts = max_restarts
-        self._display = Display(progress)
         self._tag = f"tfspark-{secrets.token_hex(6)}"
+        self._tracking = Tracking([])
+        self._watching = Watching(watched, self._tag)
+        self._display = Display(progress, lambda: self._watching.links)
         self._journal = Journal(keep=max_restarts > 0)
         self._gang: Gang | None = None
         self._changing = threading.Lock()
@@ -192,14 +218,17 @@ class Cluster:
         if self._gang is not None:
             raise ConfigurationError("This cluster was started before.", hint="Make a new Cluster.")
         began = self._display.begin()
+        self._tracking = Tracking(active_trackers())
         _live.add(self)
         leave_in_order(lambda: bool(_live))
         with self._guard():
             gang = self._next_gang()
+            self._watching.start(self._spark, lambda: self._require_started().coordinator)
             try:
-                gang.start()
+                gang.start(self._watching.description)
             except TFSparkError as e:
                 self._recover(gang, e)
+            self._watching.finish_start()
         self.start_seconds = time.monotonic() - began
         return self
 
@@ -210,7 +239,12 @@ class Cluster:
             n = len(self.restarts)
             tag = f"{self._tag}-{n}" if n else self._tag
             self._gang = Gang(self._spark, self._plan, tag, n, self._display)
+            self._gang.coordinator.on_report = self._on_report
             return self._gang
+
+    def _on_report(self, node: NodeId, step: int, metrics: dict[str, float]) -> None:
+        self._tracking.report(node, step, metrics)
+        self._watching.report(node, step, metrics)
 
     def _recovering(self, action: Callable[[Gang], T]) -> T:
         """Have the nodes do something; if one of them fails, start them again and have them do it again."""
@@ -250,7 +284,7 @@ class Cluster:
             replace_executors(self._spark, silent)
             gang = self._next_gang()
             try:
-                gang.start()
+                gang.start(self._watching.description)
                 for entry in self._journal.entries:
                     gang.feed(entry)
                 return
@@ -545,6 +579,8 @@ class Cluster:
         if self._gang is not None:
             self._gang.close()
         self._display.close()
+        self._watching.close()
+        self._tracking.close()
         _live.discard(self)
 
     def __enter__(self) -> Cluster:
@@ -562,16 +598,29 @@ class Cluster:
     def results(self) -> dict[tuple[str, int], Any]:
         """What ``main`` returned, by ``(role, index)``; only nodes that have finished."""
         coordinator = self._require_started().coordinator
-        return {n.key: cloudpickle.loads(coordinator.results[n]) for n in self._node_ids if n in coordinator.results}
+        known = [n for n in self._node_ids if n in coordinator.results]
+        return Results({n.key: cloudpickle.loads(coordinator.results[n]) for n in known})
 
     @property
     def nodes(self) -> ClusterSpec:
         """Addresses of the nodes."""
         return self._require_started().coordinator.spec
 
-    def status(self) -> list[NodeStatus]:
-        """Return what is known of each node now."""
-        return status_of(self._require_started().coordinator)
+    def status(self) -> Status:
+        """Return what is known of each node now, a `NodeStatus` for each, and the addresses to watch them at."""
+        coordinator = self._require_started().coordinator
+        nodes = coordinator.look(lambda: status_of(coordinator))
+        return Status(nodes, self.tensorboard_url, self.ui_url)
+
+    @property
+    def tensorboard_url(self) -> str | None:
+        """Address of this cluster's TensorBoard while it lives; ``None`` without ``tensorboard=True``."""
+        return self._watching.tensorboard_url
+
+    @property
+    def ui_url(self) -> str | None:
+        """Address of the live page while the cluster lives; its metrics for Prometheus are at ``metrics`` below it."""
+        return self._watching.ui_url
 
     @property
     def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
@@ -580,7 +629,13 @@ class Cluster:
 
     def __repr__(self) -> str:
         phase = self._gang.life.phase.value if self._gang else "not started"
-        return f"Cluster({len(self._node_ids)} nodes, {phase})"
+        links = "".join(f", {name}: {url}" for name, url in self._watching.links.items())
+        return f"Cluster({len(self._node_ids)} nodes, {phase}{links})"
+
+    def _repr_html_(self) -> str:
+        from tfspark.driver.html import snapshot_html
+
+        return snapshot_html(self._watching.snapshot()) if self._gang else f"<p>{self!r}</p>"
 
     # --- inside
 

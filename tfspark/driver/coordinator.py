@@ -13,9 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tfspark.driver import lifecycle as lc
+from tfspark.driver.bottleneck import InputTimes
 from tfspark.driver.ledger import FeedLedger, Target
+from tfspark.driver.monitor import Monitor, Sample
 from tfspark.errors import FeedError, SchemaError, TFSparkError
 from tfspark.spec import (
     ClusterSpec,
@@ -33,6 +36,8 @@ from tfspark.transport.server import MessageServer
 
 logger = logging.getLogger(__name__)
 node_logger = logging.getLogger("tfspark.node")
+
+T = TypeVar("T")
 
 TICK_SECONDS = 0.25
 KEPT_LOG_LINES = 200
@@ -79,6 +84,8 @@ class Coordinator:
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
         self.startup: dict[NodeId, dict[str, float]] = {}
+        self.monitor = Monitor(nodes)
+        self.on_report: Callable[[NodeId, int, dict[str, float]], None] = lambda node, step, metrics: None
         self.log: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self.feed_error: TFSparkError | None = None
         self.ledger: FeedLedger | None = None
@@ -88,6 +95,7 @@ class Coordinator:
         self._on_rejoin: Callable[[NodeId], None] | None = None
         self.resume_at: int | None = None
         self._proposals: dict[NodeId, int] = {}
+        self.began = self.feed_began = time.monotonic()
         self._feed = -1
         self._cancel_job = cancel_job
         self._events: list[m.Message] = []
@@ -165,6 +173,16 @@ class Coordinator:
         with self._changed:
             return bool(self._changed.wait_for(condition, timeout))
 
+    def look(self, at: Callable[[], T]) -> T:
+        """Return what `at` returns, called while nothing changes."""
+        with self._changed:
+            return at()
+
+    @property
+    def feeding(self) -> bool:
+        """Whether a feed is under way."""
+        return self._feed >= 0
+
     @property
     def spec(self) -> ClusterSpec:
         """Addresses of all nodes that have registered."""
@@ -177,6 +195,7 @@ class Coordinator:
             self.ledger = FeedLedger(targets, message.seed if message.reproducible else None)
             self.ledgers[message.feed] = self.ledger
             self.feed_error = None
+            self.feed_began = time.monotonic()
             self._feed = message.feed
             self._publish(message)
             return self.ledger
@@ -256,6 +275,8 @@ class Coordinator:
 
     def _on_heartbeat(self, msg: m.Heartbeat) -> bytes:
         node = NodeId(msg.role, msg.index)
+        self.monitor.nodes[node].memory_bytes = msg.rss_bytes
+        self.monitor.nodes[node].lines.extend(msg.lines)
         for line in msg.lines:
             self.log.append(f"[{node}] {line}")
             node_logger.info("[%s] %s", node, line)
@@ -308,13 +329,20 @@ class Coordinator:
             return json.dumps({"epochs": self.resume_at}).encode()
 
     def _on_report(self, msg: m.Report) -> bytes:
+        node = NodeId(msg.role, msg.index)
         with self._changed:
-            self.reports[NodeId(msg.role, msg.index)] = Reported(msg.step, msg.metrics, time.monotonic())
+            self.reports[node] = Reported(msg.step, msg.metrics, time.monotonic())
+            self.monitor.nodes[node].curve.add(msg.step, msg.metrics)
             self._changed.notify_all()
+        self.on_report(node, msg.step, msg.metrics)
         return b"{}"
 
     def _on_pulse(self, msg: m.Pulse) -> bytes:
-        self.post(lc.Pulse(NodeId(msg.role, msg.index), msg.waiting_seconds))
+        node, spent = NodeId(msg.role, msg.index), msg.input_seconds
+        times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
+        self.monitor.nodes[node].gpus = tuple(msg.gpus)
+        self.monitor.nodes[node].pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
+        self.post(lc.Pulse(node, msg.waiting_seconds))
         return b"{}"
 
     def _on_commit(self, msg: m.Commit) -> bytes:

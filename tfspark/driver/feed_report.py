@@ -39,6 +39,11 @@ class FeedReport:
             f"{self.rows_per_second:,.0f} rows/s, {self.bytes / 1e6 / max(self.seconds, 1e-9):,.1f} MB/s"
         )
 
+    def _repr_html_(self) -> str:
+        from tfspark.driver.html import feed_report_html
+
+        return feed_report_html(self)
+
     @classmethod
     def total(cls, reports: Sequence[FeedReport]) -> FeedReport:
         """Return what several feeds, one after the other, have moved."""

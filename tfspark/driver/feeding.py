@@ -89,7 +89,7 @@ class Feeding:
                 raise
             rows = ledger.rows
             seconds = time.monotonic() - began
-            self._display.final(coordinator, "feeding", ledger)
+            self._display.final(coordinator, "feeding")
             by_worker = {n.key: r for n, r in rows.items()}
             return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, entry.epochs)
 

@@ -86,8 +86,13 @@ class Gang:
         """What is known of the nodes."""
         return self.coordinator.lifecycle
 
-    def start(self) -> None:
+    def start(self, description: str | None = None) -> None:
         """Launch the nodes and wait until all have registered.
+
+        Parameters
+        ----------
+        description
+            Describes their Spark jobs in Spark's UI.
 
         Raises
         ------
@@ -102,14 +107,14 @@ class Gang:
         """
         # After a failure Spark may have to start executors first.
         groups = self._plan.resources.groups(patience=self._plan.limits.start if self._restarts else None)
-        self._job = self._launch(groups)
+        self._job = self._launch(groups, description)
         life = self.life
         self._display.until(self.coordinator, "starting", lambda: life.concluded or life.phase is not lc.Phase.STARTING)
         self._display.final(self.coordinator, "starting")
         if life.error is not None:
             raise life.error
 
-    def _launch(self, groups: Sequence[Group]) -> launcher.NodeJobs:
+    def _launch(self, groups: Sequence[Group], description: str | None) -> launcher.NodeJobs:
         from tfspark.executor.task import Launch
 
         plan, spark, coordinator = self._plan, self._spark, self.coordinator
@@ -125,7 +130,7 @@ class Gang:
             env=dict(plan.env),
             ports=plan.ports,
         )
-        return launcher.NodeJobs(spark, self._tag, launch, groups, plan.resources, coordinator.post)
+        return launcher.NodeJobs(spark, self._tag, launch, groups, plan.resources, coordinator.post, description)
 
     def feed(self, entry: FeedEntry) -> FeedReport:
         """Send what nodes have not yet seen of a feed; waits, if there are checkpoints, until they say where they are.

@@ -20,7 +20,7 @@ import cloudpickle
 
 from tfspark.driver.lifecycle import JobEnded
 from tfspark.driver.profiles import Resources
-from tfspark.driver.resources import WITHOUT_GPUS, Group
+from tfspark.driver.resources import Group
 from tfspark.errors import ConfigurationError, DependencyError
 from tfspark.spec import NodeId
 
@@ -132,6 +132,11 @@ def wants_tls(spark: SparkSession) -> bool:
     return any((conf.get(k) or "false").lower() == "true" for k in keys)
 
 
+def has_ui(spark: SparkSession) -> bool:
+    """Tell whether Spark serves its web UI."""
+    return (spark.sparkContext.getConf().get("spark.ui.enabled") or "true").lower() == "true"
+
+
 class TaggedJob:
     """A Spark job in a thread of its own that can be cancelled.
 
@@ -204,6 +209,8 @@ class NodeJobs:
         Knows the profiles of the groups.
     on_end
         Called, in a thread, when the first of the jobs has failed, which cancels the others, or when all have ended.
+    description
+        Describes them in Spark's UI.
     """
 
     def __init__(
@@ -214,17 +221,20 @@ class NodeJobs:
         groups: Sequence[Group],
         resources: Resources,
         on_end: Callable[[JobEnded], None],
+        description: str | None = None,
     ) -> None:
-        self._on_end = on_end
+        self._on_end, self._description = on_end, description
         self._running = len(groups)
         self._failed = False
         self._lock = threading.Lock()
         barrier = not resources.settings.dynamic
         # Spark's own check of a barrier stage counts only profiles that it has heard of.
         jobs = [(group, resources.profile(group.need)) for group in groups]
-        self._jobs = [
-            self._start(spark, tag, launch_of(launch, group, resources), profile, barrier) for group, profile in jobs
-        ]
+        with self._lock:
+            self._jobs = [
+                self._start(spark, tag, launch_of(launch, group, resources), profile, barrier)
+                for group, profile in jobs
+            ]
 
     def _start(
         self, spark: SparkSession, tag: str, launch: Launch, profile: ResourceProfile | None, barrier: bool
@@ -232,7 +242,12 @@ class NodeJobs:
         def ended(_: Any, error: BaseException | None) -> None:
             self._ended(launch, error)
 
-        return TaggedJob(spark, tag, lambda: node_job(spark, launch, profile, barrier).collect(), ended)
+        def hold() -> Any:
+            if self._description is not None:
+                spark.sparkContext.setJobDescription(self._description)
+            return node_job(spark, launch, profile, barrier).collect()
+
+        return TaggedJob(spark, tag, hold, ended)
 
     def _ended(self, launch: Launch, error: BaseException | None) -> None:
         with self._lock:
@@ -257,8 +272,7 @@ class NodeJobs:
 
 def launch_of(launch: Launch, group: Group, resources: Resources) -> Launch:
     """Return what the nodes of a group need to know."""
-    asked = resources.asks_for_gpus or group.nodes[0].role in WITHOUT_GPUS
-    return replace(launch, held=group.nodes, gpus=float(group.need.gpus) if asked else None)
+    return replace(launch, held=group.nodes, gpus=float(group.need.gpus) if resources.asks_for_gpus else None)
 
 
 def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | None, barrier: bool) -> DataFrame:

@@ -1,68 +1,33 @@
-"""What people see while a cluster works: a live table in a terminal, plain log lines elsewhere."""
+"""What people see while a cluster works: a live table in a terminal or a notebook, plain log lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from tfspark.driver import notebook
+from tfspark.driver.status import NodeStatus, Snapshot, format_metrics
 
 logger = logging.getLogger("tfspark")
+node_logger = logging.getLogger("tfspark.node")
 
 PLAIN_SECONDS = 5.0
 """Pause between two plain lines of the same phase."""
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One moment of a cluster.
-
-    Attributes
-    ----------
-    phase
-        ``"starting"``, ``"feeding"``, ``"training"`` ...
-    seconds
-        Since the phase began.
-    nodes
-        State by node name.
-    rows_by_node, rows, bytes
-        Fed so far.
-    metrics
-        Newest ``(step, metrics)`` by node name.
-    """
-
-    phase: str
-    seconds: float
-    nodes: Mapping[str, str] = field(default_factory=dict)
-    rows_by_node: Mapping[str, int] = field(default_factory=dict)
-    rows: int = 0
-    bytes: int = 0
-    metrics: Mapping[str, tuple[int, Mapping[str, float]]] = field(default_factory=dict)
-
-    def line(self) -> str:
-        """Say it in one line."""
-        if self.phase == "starting":
-            up = sum(s in ("registered", "running") for s in self.nodes.values())
-            return f"starting: {up} of {len(self.nodes)} nodes up after {self.seconds:.1f} s"
-        parts = []
-        if self.phase == "feeding":
-            shares = ", ".join(f"{n} {r:,}" for n, r in self.rows_by_node.items())
-            parts.append(f"{self.rows:,} rows ({shares}), {self._rates()}")
-        if self.metrics:
-            node, (step, metrics) = next(iter(self.metrics.items()))
-            parts.append(f"{node} step {step}: {format_metrics(metrics)}")
-        return f"{self.phase}: {'; '.join(parts) or f'{self.seconds:.0f} s'}"
-
-    def _rates(self) -> str:
-        seconds = max(self.seconds, 1e-9)
-        return f"{self.rows / seconds:,.0f} rows/s, {self.bytes / 1e6 / seconds:,.1f} MB/s"
+TERMINAL_LINES = 4
+"""Log lines below the table in a terminal."""
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Write metrics in a line, the epoch as a whole number."""
-    return ", ".join(f"{k} {v:.0f}" if k == "epoch" else f"{k} {v:.4g}" for k, v in metrics.items())
+class View(Protocol):
+    """A place where snapshots are shown."""
+
+    def show(self, snapshot: Snapshot, final: bool = False) -> None:
+        """Show a snapshot; `final` ends the phase."""
+
+    def close(self) -> None:
+        """Give the place back."""
 
 
 class Progress:
@@ -71,24 +36,35 @@ class Progress:
     Parameters
     ----------
     live
-        A live table (rich); otherwise log lines. By default, live where standard error is a terminal.
+        A table that is kept up to date, in the notebook if there is one, else in the terminal; otherwise log lines. By
+        default, live in a notebook, and where standard error is a terminal.
     """
 
     def __init__(self, live: bool | None = None) -> None:
-        self._live_wanted = sys.stderr.isatty() if live is None else live
-        self._live: Any = None
+        in_notebook = notebook.is_running()
+        if live is None:
+            live = in_notebook or sys.stderr.isatty()
+        self._view: View = LogLines() if not live else notebook.NotebookView() if in_notebook else Terminal()
+
+    def show(self, snapshot: Snapshot, final: bool = False) -> None:
+        """Show a snapshot; `final` ends the phase."""
+        self._view.show(snapshot, final)
+
+    def close(self) -> None:
+        """Give the place back."""
+        self._view.close()
+
+
+class LogLines:
+    """A log line now and then."""
+
+    def __init__(self) -> None:
         self._last_line = 0.0
         self._last_phase = ""
         self._last_text = ""
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
-        """Show a snapshot; `final` ends the phase."""
-        if self._live_wanted:
-            self._show_live(snapshot, final)
-        else:
-            self._show_line(snapshot, final)
-
-    def _show_line(self, snapshot: Snapshot, final: bool) -> None:
+        """Log the snapshot if it is time."""
         now = time.monotonic()
         if snapshot.phase != self._last_phase:
             self._last_phase, self._last_line = snapshot.phase, now
@@ -97,14 +73,25 @@ class Progress:
             self._last_line, self._last_text = now, text
             logger.info("%s", text)
 
-    def _show_live(self, snapshot: Snapshot, final: bool) -> None:
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class Terminal:
+    """A live table (rich) on standard error."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+
+    def show(self, snapshot: Snapshot, final: bool = False) -> None:
+        """Redraw the table."""
         from rich.console import Console
         from rich.live import Live
 
         if self._live is None:
             self._live = Live(console=Console(stderr=True), refresh_per_second=4, transient=False)
             self._live.start()
-        self._live.update(_table(snapshot))
+        self._live.update(rendered(snapshot))
         if final:
             self.close()
 
@@ -115,17 +102,50 @@ class Progress:
             self._live = None
 
 
-def _table(s: Snapshot) -> Any:
+def rendered(s: Snapshot) -> Any:
+    """Return the snapshot as rich draws it: a table, what to do about it, and the newest log lines."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     title = f"tfspark · {s.phase} · {s.seconds:.0f} s"
     if s.rows:
-        title += f" · {s.rows:,} rows · {s._rates()}"
+        title += f" · {s.rows:,} rows · {s.feed_rates}"
     table = Table(title=title, title_justify="left", expand=False)
-    for heading in ("node", "state", "rows", "step", "metrics"):
-        table.add_column(heading, justify="right" if heading in ("rows", "step") else "left")
-    for node, state in s.nodes.items():
-        step, metrics = s.metrics.get(node, (0, {}))
-        rows = s.rows_by_node.get(node, 0)
-        table.add_row(node, state, f"{rows:,}" if rows else "", str(step or ""), format_metrics(metrics))
-    return table
+    with_gpus = any(n.gpus for n in s.nodes)
+    for heading, right in _COLUMNS:
+        if heading != "GPUs" or with_gpus:
+            table.add_column(heading, justify="right" if right else "left")
+    for n in s.nodes:
+        cells = _cells(n)
+        if not with_gpus:
+            del cells[2]
+        table.add_row(*map(Text, cells))
+    below = [Text(s.advice, style="yellow")] if s.advice else []
+    below += [Text(f"{name}: {url}") for name, url in s.links.items()]
+    # Whoever lets the nodes' lines into the log has them there.
+    if not node_logger.isEnabledFor(logging.INFO):
+        below += [Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in s.lines[-TERMINAL_LINES:]]
+    return Group(table, *below)
+
+
+_COLUMNS = (
+    ("node", False), ("host", False), ("GPUs", False), ("state", False), ("rows fed", True), ("rows/s", True),
+    ("step", True), ("s/step", True), ("waiting", True), ("metrics", False),
+)  # fmt: skip
+
+
+def _cells(n: NodeStatus) -> list[str]:
+    share = n.input_times.waiting_share
+    return [
+        n.name,
+        n.host,
+        ", ".join(n.gpus),
+        n.state,
+        f"{n.rows:,}" if n.rows else "",
+        f"{n.rows_per_second:,.0f}" if n.rows_read else "",
+        str(n.step or ""),
+        f"{n.step_seconds:.3g}" if n.step_seconds is not None else "",
+        f"{share:.0%}" if share is not None else "",
+        format_metrics(n.metrics),
+    ]

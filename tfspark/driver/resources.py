@@ -12,13 +12,10 @@ from enum import Enum
 from fractions import Fraction
 
 from tfspark.errors import ConfigurationError, ResourceError
-from tfspark.spec import NodeId, Role
+from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 
 Amount = Fraction | int
 """Whole or not, exactly: a third of a GPU three times is a GPU."""
-
-WITHOUT_GPUS = (Role.PS.value, "evaluator")
-"""Roles that never get a GPU: they wait most of the time, and one that trains would miss it."""
 
 GPU_SETTINGS = {
     "standalone": "spark.worker.resource.gpu.amount and .discoveryScript on the workers, and "
@@ -154,11 +151,16 @@ def plan_groups(
         If Spark cannot be asked for this, or no executor can ever offer it.
     """
     cpus = wishes.cpus or settings.task.cpus
+    if wishes.spread and settings.dynamic and settings.executor_cpus is None:
+        raise ResourceError(
+            "spread=True counts on executors of a known size.",
+            hint="With dynamic allocation, set spark.executor.cores.",
+        )
     if wishes.spread:
         cpus = max(cpus, _cpus_of_executor(settings, executors) // 2 + 1)
     gpus = settings.task.gpus if wishes.gpus is None else wishes.gpus
-    first = [n for n in nodes if n.role not in WITHOUT_GPUS]
-    rest = [n for n in nodes if n.role in WITHOUT_GPUS]
+    first = [n for n in nodes if n.role not in ROLES_WITHOUT_GPUS]
+    rest = [n for n in nodes if n.role in ROLES_WITHOUT_GPUS]
     needs = [(first, Need(cpus, gpus)), (rest, Need(cpus, 0))] if gpus else [(list(nodes), Need(cpus, 0))]
     groups = tuple(Group(tuple(ns), need) for ns, need in needs if ns)
     for group in groups:
@@ -279,8 +281,10 @@ def shortage_error(
     spread: bool = False,
 ) -> ResourceError:
     """Say how many there are, how many are needed, and which setting to change."""
+    if not shortage.of_gpus and spread and shortage.group is not None:
+        return _too_few_executors(groups, executors)
     if not shortage.of_gpus:
-        return _too_few_cpus(groups, feeding, executors, settings, spread)
+        return _too_few_cpus(groups, feeding, executors, settings)
     if shortage.group is None:
         assert feeding is not None
         share = shown(feeding.gpus)
@@ -301,18 +305,24 @@ def shortage_error(
     )
 
 
+def _too_few_executors(groups: Sequence[Group], executors: Sequence[Executor]) -> ResourceError:
+    nodes = sum(len(g.nodes) for g in groups)
+    cpus = groups[0].need.cpus
+    fit = sum(e.cpus >= cpus for e in executors)
+    return ResourceError(
+        f"spread=True asks for {nodes} executors of at least {shown(cpus)} CPU(s), one for each node, but Spark has "
+        f"{fit}.",
+        hint="Raise spark.executor.instances, or ask for fewer workers. On a standalone master an executor takes "
+        "all cores of its host unless spark.executor.cores says fewer.",
+    )
+
+
 def _too_few_cpus(
-    groups: Sequence[Group], feeding: Need | None, executors: Sequence[Executor], settings: Settings, spread: bool
+    groups: Sequence[Group], feeding: Need | None, executors: Sequence[Executor], settings: Settings
 ) -> ResourceError:
     nodes = sum(len(g.nodes) for g in groups)
     cpus = max(g.need.cpus for g in groups)
     slots = sum(int(e.cpus // cpus) for e in executors)
-    if spread:
-        return ResourceError(
-            f"spread=True asks for {nodes} executors, one for each node, but Spark has {len(executors)}.",
-            hint="Raise spark.executor.instances, or ask for fewer workers. On a standalone master an executor takes "
-            "all cores of its host unless spark.executor.cores says fewer.",
-        )
     needed = nodes + (1 if feeding else 0)
     each = "" if cpus == 1 else f" of {shown(cpus)} CPU(s)"
     extra = " and 1 to feed them" if feeding else ""

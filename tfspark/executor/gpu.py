@@ -44,22 +44,36 @@ def visible_devices(addresses: Sequence[str], executor_sees: str | None) -> tupl
     return tuple(devices)
 
 
-def gpu_environment(devices: Sequence[str], shared: bool, env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which a process sees these devices and no others.
+def gpus_of_node(
+    amount: float | None, addresses: Sequence[str], env: Mapping[str, str], executor_sees: str | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the GPUs of a node, and the variables by which its process sees them and no others.
 
     Parameters
     ----------
-    shared
-        Whether other processes use them at the same time: TensorFlow then takes memory as it needs it.
+    amount
+        What it was given, maybe a share of one; ``None`` if Spark was not asked and knows of none, so that what the
+        executor itself sees goes.
+    addresses, executor_sees
+        As for `visible_devices`.
     env
         What is set already, and stays if it is a matter of taste.
+
+    Raises
+    ------
+    ResourceError
+        If Spark assigned a device that the executor does not see.
     """
-    if not devices:
-        return {VISIBLE: NONE}
+    if amount is None and executor_sees is not None:
+        return (), {VISIBLE: executor_sees}
+    devices = visible_devices(addresses, executor_sees) if amount else ()
+    if not amount or not devices:
+        return (), {VISIBLE: NONE}
     made = {VISIBLE: ",".join(devices)}
     if all(d.isdecimal() for d in devices) and "CUDA_DEVICE_ORDER" not in env:
         # Discovery scripts number GPUs as nvidia-smi does; CUDA, unless told so, begins with the fastest.
         made["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if shared and "TF_FORCE_GPU_ALLOW_GROWTH" not in env:
+    if amount < 1 and "TF_FORCE_GPU_ALLOW_GROWTH" not in env:
+        # Others use it at the same time, and TensorFlow would take all of its memory.
         made["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    return made
+    return devices, made

@@ -26,9 +26,9 @@ import pyarrow.flight as flight
 
 from tfspark.errors import TFSparkError
 from tfspark.executor import process as proc
-from tfspark.executor.gpu import VISIBLE, gpu_environment, visible_devices
+from tfspark.executor.gpu import VISIBLE, gpus_of_node
 from tfspark.executor.host import address_towards, local_directory
-from tfspark.spec import NodeId
+from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Attach, Exited, Heartbeat, Raised
@@ -149,8 +149,11 @@ class Supervisor:
         answer = self.client.ask(Attach(role, index, self.attempt, host, self._executor))
         if not answer["go"]:
             return
+        amount = 0 if self.node.role in ROLES_WITHOUT_GPUS else self.launch.gpus
         try:
-            gpus, env = self._gpus()
+            gpus, env = gpus_of_node(
+                amount, self._addresses, {**os.environ, **self.launch.env}, os.environ.get(VISIBLE)
+            )
         except TFSparkError as e:
             self.client.send(Raised(role, index, f"{type(e).__name__}: {e.message}", "", e.hint or "", final=True))
             self.client.send(Exited(role, index, 1, [], False))
@@ -187,14 +190,6 @@ class Supervisor:
             self._process = None
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _gpus(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Return the node's GPUs and the variables that make it see them."""
-        amount, sees = self.launch.gpus, os.environ.get(VISIBLE)
-        if amount is None:
-            return (), {VISIBLE: sees} if sees is not None else gpu_environment((), False, {})
-        devices = visible_devices(self._addresses if amount else (), sees)
-        return devices, gpu_environment(devices, 0 < amount < 1, {**os.environ, **self.launch.env})
 
     def _payload(self, host: str, port: int, gpus: Sequence[str]) -> bytes:
         launch = self.launch

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tfspark.driver.launcher import check_slots, task_slots
+from tfspark.driver.profiles import Resources, task_slots
+from tfspark.driver.resources import Wishes
+from tfspark.spec import plan_nodes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -72,7 +74,7 @@ def reserved(spark: SparkSession, nodes: int) -> Iterator[None]:
     ResourceError
         If Spark has too few slots for this cluster alone.
     """
-    check_slots(spark, nodes, feeding=True)
+    Resources(spark, plan_nodes(nodes), Wishes()).require_default_task()
     if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
         # How many there could be, Spark knows when they are asked for.
         yield

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
+from tfspark.node.debugging import Debugging
 from tfspark.spec import ClusterSpec, Role, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class NodeContext:
         What ``Cluster(checkpoint_dir=...)`` said; ``None`` if nothing.
     restarts
         How often the nodes of this cluster have been started again.
+    log_dir
+        Directory that ``Cluster(log_dir=...)`` names for TensorBoard, ``None`` without one.
     """
 
     def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
@@ -52,6 +55,7 @@ class NodeContext:
         self._reported_at = 0.0
         self._checkpoints: list[TrainingCheckpoint] = []
         self._saver: tuple[Any, Any] | None = None
+        self._metrics: dict[str, float] = {}
         self.role = link.node.role
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
@@ -61,6 +65,8 @@ class NodeContext:
         if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
             # Whoever restores nothing begins at the beginning.
             link.spool.before_first_wait(lambda: link.resume(0))
+        self._debugging = Debugging(options, f"{self.role}-{self.index}", self.is_chief)
+        self.log_dir = self._debugging.log_dir
 
     def __repr__(self) -> str:
         return f"NodeContext({self.role} {self.index} of {self.num_workers})"
@@ -460,7 +466,8 @@ class NodeContext:
 
         Every row weighs the same however rows are spread over workers and batches. With a `checkpoint_dir` the model
         and its optimizer are saved there after each epoch, and training goes on from the newest checkpoint of a run
-        that did not get to its end.
+        that did not get to its end. With a `log_dir`, the chief writes the metrics for TensorBoard as well, by Keras'
+        own callback.
 
         Parameters
         ----------
@@ -516,7 +523,7 @@ class NodeContext:
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
             initial_epoch=first,
             epochs=last,
-            callbacks=[*saving, *callbacks, ReportMetrics(self)],
+            callbacks=[*saving, *callbacks, ReportMetrics(self), *self._debugging.callbacks(callbacks)],
             verbose=verbose,
             validation_data=validation_data,
             **fit_args,
@@ -546,13 +553,27 @@ class NodeContext:
         metrics
             Numbers by name.
         """
+        self._metrics = {k: float(v) for k, v in metrics.items()}
+        self._link.step = int(step)
+        self._debugging.step_ended(self._link.step)
         now = time.monotonic()
         if flush or now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
-            self._link.report(int(step), {k: float(v) for k, v in metrics.items()})
+            self._link.report(int(step), self._metrics)
 
     def export(self, model: Any, directory: str, **options: Any) -> str:
         """Export a Keras model as a SavedModel in ``<directory>/<next version>``; only the chief writes.
+
+        Parameters
+        ----------
+        model
+            A built Keras model.
+        directory
+            Shared by all readers; a local or mounted path.
+        options
+            Those of `tfspark.saved_models.export.export_model`: ``keep``, ``preprocessing``, ``classes``, ... The
+            model card gets the metrics that were reported last, and the columns and rows of the feed, unless
+            ``metrics`` or ``data`` say otherwise.
 
         Returns
         -------
@@ -561,6 +582,11 @@ class NodeContext:
         """
         if not self.is_chief:
             return directory
-        from tfspark.node.export import export_saved_model
+        from tfspark.node.export import export, training_data
 
-        return export_saved_model(model, directory, **options)
+        data = training_data(self._link.spool.last_feed, self.num_workers)
+        return export(model, directory, metrics=self._metrics, data=data, options=options)
+
+    def close(self) -> None:
+        """Write what profiler and debugger still hold; called when ``main`` has ended."""
+        self._debugging.close()

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.layout import Layout, graph, rows_of
 from tfspark.schema import ColumnSpec
+from tfspark.transport.input_clock import InputState
 from tfspark.transport.spool import EpochReader, Feed, Spool
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,12 @@ def read_chunks(reader: EpochReader, layout: Layout, terms: DatasetTerms) -> Ite
     for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
         if rng is not None:
             table = table.take(pa.array(rng.permutation(table.num_rows)))
-        yield layout.arrays(table)
+        arrays = layout.arrays(table)
+        reader.clock.enter(InputState.AHEAD)
+        yield arrays
+        reader.clock.enter(InputState.PREPARING)
+    # What was made lasts until the consumer has reached its end.
+    reader.clock.enter(InputState.AHEAD)
 
 
 def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, remote: bool = False) -> tf.data.Dataset:

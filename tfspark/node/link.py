@@ -62,6 +62,8 @@ class CoordinatorLink:
         self.released = False
         self.training_ended = threading.Event()
         self._resumed: int | None = None
+        self.step = 0
+        self._gpus = list(plan["options"].get("gpus", ()))
         self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -173,7 +175,16 @@ class CoordinatorLink:
 
     def _beat(self) -> None:
         while not self._leaving.is_set():
-            message = m.Pulse(self.node.role, self.node.index, self.spool.waiting_seconds, self.spool.rows_read)
+            spool, seconds = self.spool, {s.value: t for s, t in self.spool.clock.seconds.items()}
+            message = m.Pulse(
+                self.node.role,
+                self.node.index,
+                spool.waiting_seconds,
+                spool.rows_read,
+                seconds,
+                self.step,
+                self._gpus,
+            )
             # Who follows events notices a coordinator that is gone.
             with contextlib.suppress(flight.FlightError):
                 self._client.send(message)

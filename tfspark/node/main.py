@@ -123,7 +123,10 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
             return 0
         ctx = NodeContext(link, spec, {**plan["options"], "make_strategy": strategy})
         link.entered(times)
-        result = cloudpickle.dumps(function(args, ctx))
+        try:
+            result = cloudpickle.dumps(function(args, ctx))
+        finally:
+            ctx.close()
     except BaseException as e:
         return _report_failure(e, link)
     link.finished(result)

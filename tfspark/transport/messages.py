@@ -175,12 +175,19 @@ class Report(Message):
 
 @dataclass(frozen=True)
 class Pulse(Message):
-    """The node's process runs; how long its dataset has waited for rows, and how many it has read in all."""
+    """The node's process runs; how long its dataset has waited for rows, and how many it has read in all.
+
+    ``input_seconds`` says where the time of its input went, by the names of `InputState`; ``step`` is the newest that
+    ``main`` has reported; ``gpus`` are the addresses of its GPUs.
+    """
 
     role: str
     index: int
     waiting_seconds: float
     rows_read: int
+    input_seconds: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    gpus: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from tfspark.errors import ClusterStopped, FeedError, TFSparkError
 from tfspark.schema import ColumnSpec
+from tfspark.transport.input_clock import InputClock, InputState
 
 DEFAULT_CAPACITY_BYTES = 1 << 30
 """Rows that may wait unread in one node; beyond it feeding tasks are held back."""
@@ -163,17 +164,18 @@ class Spool:
         self._no_more = False
         self._error: TFSparkError | None = None
         self._cursor: tuple[int, int] | None = None
-        self._waiting_since: float | None = None
         self._before_first_wait: Callable[[], object] | None = None
+        self.clock = InputClock()
         self.rows_read = 0
         self.rows_of_last_epoch = 0
+        self.last_feed: Feed | None = None
 
     # --- told by the coordinator
 
     def begin_feed(self, feed: Feed) -> None:
         """Make room for the partitions of a feed."""
         with self._changed:
-            self._feeds[feed.number] = feed
+            self._feeds[feed.number] = self.last_feed = feed
             self._changed.notify_all()
 
     def end_feed(self, number: int, rows_by_node: dict[str, int], rows_here: int = 0) -> None:
@@ -360,8 +362,7 @@ class Spool:
     @property
     def waiting_seconds(self) -> float:
         """How long a reader has waited for the next partition of a feed that goes on; 0.0 if none waits."""
-        since = self._waiting_since
-        return time.monotonic() - since if since is not None else 0.0
+        return self.clock.waiting_seconds
 
 
 class EpochReader:
@@ -369,6 +370,7 @@ class EpochReader:
 
     def __init__(self, spool: Spool, feed: Feed, epoch: int) -> None:
         self._spool, self.feed, self.epoch = spool, feed, epoch
+        self.clock = spool.clock
         self._rows = 0
 
     @property
@@ -383,10 +385,10 @@ class EpochReader:
         i = 0
         while True:
             with spool._changed:
-                spool._waiting_since = time.monotonic()
+                self.clock.enter(InputState.WAITING)
                 while not (spool._error or feed.ended or (i < len(feed.partitions) and not feed.reproducible)):
                     spool._changed.wait()
-                spool._waiting_since = None
+                self.clock.enter(InputState.PREPARING)
                 spool._check()
                 if i >= len(feed.partitions):
                     return
@@ -431,11 +433,13 @@ class EpochReader:
     def complete(self) -> None:
         """The consumer has reached the end of this epoch."""
         if self.feed.name:
+            self.clock.enter(InputState.IDLE)
             return
         spool = self._spool
         with spool._changed:
             spool._cursor = (self.feed.number, self.epoch)
             spool.rows_of_last_epoch = self._rows
+            self.clock.enter(InputState.IDLE)
             if self._is_last:
                 for partition in self.feed.partitions:
                     self._drop(partition)

@@ -63,7 +63,7 @@ def run(plan: Plan, ctx: NodeContext) -> None:
     context = TFNodeContext(
         member.executor_id, member.job_name, member.task_index, spec, plan.default_fs, plan.working_dir, manager
     )
-    if plan.tensorboard and member == next(m for m in _by_preference(plan.members)):
+    if plan.tensorboard and member == _where_tensorboard_runs(plan.members):
         _show_tensorboard(plan.tensorboard, ctx)
     if member.in_background:
         _run_in_background(map_fun, tf_args, context, ctx)
@@ -103,9 +103,9 @@ def _names(tf_args: Any) -> Any:
         return ()
 
 
-def _by_preference(members: tuple[_members.Member, ...]) -> list[_members.Member]:
-    """Order nodes by where TensorBoard shall run: worker 0, else the master."""
-    return sorted(members, key=lambda m: (m.in_background, m.job_name != "worker", m.task_index))
+def _where_tensorboard_runs(members: tuple[_members.Member, ...]) -> _members.Member:
+    """Return worker 0, else the master."""
+    return min(members, key=lambda m: (m.in_background, m.job_name != "worker", m.task_index))
 
 
 def _show_tensorboard(log_dir: str, ctx: NodeContext) -> None:

@@ -49,12 +49,13 @@ def _serving(model: Any) -> Any:
     import keras
     import tensorflow as tf
 
+    structure = getattr(model, "_inputs_struct", model.inputs[0])
     names = getattr(model, "output_names", None) or [model.layers[-1].name]
-    specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in keras.tree.flatten(model.inputs)]
+    specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in keras.tree.flatten(structure)]
 
     @tf.function(input_signature=specs)
     def serve(*inputs: Any) -> dict[str, Any]:
-        outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        outputs = model(keras.tree.pack_sequence_as(structure, list(inputs)), training=False)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
     return serve

@@ -1,0 +1,114 @@
+"""Ports that are claimed before they are listened on, and addresses that are told to others."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pyarrow.flight as flight
+import pytest
+
+from tfspark.driver import launcher
+from tfspark.errors import ResourceError
+from tfspark.executor.host import address_towards
+from tfspark.spec import ClusterSpec, NodeAddress, NodeId
+from tfspark.transport.auth import new_secret
+from tfspark.transport.client import MessageClient
+from tfspark.transport.messages import Pulse
+from tfspark.transport.ports import Claim
+from tfspark.transport.server import MessageServer, location_of
+
+HOSTS = ["127.0.0.1", "::1"]
+
+
+def unused_port(host: str) -> int:
+    with Claim(host) as claim:
+        return claim.port
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_two_claims_never_hold_the_same_port(host: str) -> None:
+    port = unused_port(host)
+    with Claim(host, (port, port)) as first:
+        assert first.port == port
+        with pytest.raises(ResourceError, match=f"All ports from {port} to {port} are in use on {host}"):
+            Claim(host, (port, port))
+    with Claim(host, (port, port)) as again:
+        assert again.port == port
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("ranged", [True, False])
+def test_a_server_gets_the_port_while_it_is_claimed_and_no_second_one_does(host: str, ranged: bool) -> None:
+    port = unused_port(host)
+    claim = Claim(host, (port, port) if ranged else None)
+    with claim, flight.FlightServerBase(location_of(host, claim.port, tls=False)) as server:
+        assert server.port == claim.port
+        with pytest.raises(Exception, match="did not start"):
+            flight.FlightServerBase(location_of(host, claim.port, tls=False))
+
+
+def test_a_claim_passes_over_ports_that_others_listen_on() -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ResourceError, match="in use"):
+            Claim("127.0.0.1", (port, port))
+
+
+def test_a_port_whose_last_connection_has_just_ended_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        with socket.create_connection(address) as client:
+            accepted, _ = server.accept()
+            accepted.close()
+            assert client.recv(1) == b""
+    with pytest.raises(OSError, match="in use"), socket.socket() as plain:
+        plain.bind(address)
+    with Claim(address[0], (address[1], address[1])) as claim:
+        assert claim.port == address[1]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("tls", [True, False])
+def test_messages_by_ipv4_and_ipv6_within_a_range(host: str, tls: bool) -> None:
+    secret = new_secret(tls)
+    port = unused_port(host)
+    server = MessageServer(host, secret, {Pulse: lambda message: b"7"}, (port, port + 20))
+    client = MessageClient(host, server.port, secret.for_clients())
+    try:
+        assert port <= server.port <= port + 20
+        assert client.ask(Pulse("worker", 0, 0.0, 0)) == 7
+        assert address_towards(host, server.port) == host
+    finally:
+        client.close()
+        server.close()
+    with Claim(host, (server.port, server.port)):
+        """It has given its port back."""
+
+
+def test_spark_local_ip_comes_first_if_it_is_ours(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.5")
+    assert address_towards("127.0.0.1", 9) == "127.0.0.5"
+    monkeypatch.setenv("SPARK_LOCAL_IP", "[::1]")
+    assert address_towards("127.0.0.1", 9) == "::1"
+    monkeypatch.setenv("SPARK_LOCAL_IP", "203.0.113.7")
+    assert address_towards("127.0.0.1", 9) == "127.0.0.1"
+    assert "203.0.113.7 is no address of this host" in caplog.text
+
+
+def test_the_cluster_spec_writes_ipv6_in_brackets() -> None:
+    spec = ClusterSpec((NodeAddress(NodeId("worker", 0), "fd00::2", 2222, 1, 1),))
+    assert spec.jobs == {"worker": ["[fd00::2]:2222"]}
+
+
+def test_a_driver_with_an_ipv6_address() -> None:
+    class Context:
+        master = "spark://host:7077"
+
+        def getConf(self) -> dict[str, str]:
+            return {"spark.driver.host": "[fd00::1]", "spark.driver.bindAddress": "::"}
+
+    class Session:
+        sparkContext = Context()
+
+    assert launcher.driver_addresses(Session()) == ("::", "fd00::1")  # type: ignore[arg-type]

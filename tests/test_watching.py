@@ -1,0 +1,250 @@
+"""TensorBoard, the live page and its metrics: what they show, to whom, and that they go with the cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium
+from prometheus_client.parser import text_string_to_metric_families
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+import tfspark
+from tfspark.driver.bottleneck import Bottleneck, InputTimes
+from tfspark.driver.progress import rendered
+from tfspark.driver.status import NodeStatus, Snapshot
+from tfspark.driver.web import MOST_CONNECTIONS, WebServer
+from tfspark.errors import ConfigurationError
+from tfspark.tensorboard import TensorBoard
+
+SECONDS = 60.0
+
+HOSTILE = "</pre><script>document.title='taken'</script>"
+
+
+def seen(browser: Any, *words: str) -> str:
+    """Wait until the page shows all of the words; returns its text."""
+
+    def shown(_: Any) -> str:
+        text = str(browser.execute_script("return document.body.innerText"))
+        return text if all(w in text for w in words) else ""
+
+    return WebDriverWait(browser, SECONDS).until(shown)
+
+
+def fetch(url: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SECONDS) as answer:
+        return str(answer.read().decode())
+
+
+def answer_to(url: str, **headers: str) -> int:
+    """Return the status of an answer that is not a success."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        fetch(url, **headers)
+    return caught.value.code
+
+
+def train(args: Any, ctx: Any) -> Any:
+    """Fit a model, then wait for the driver to have looked at it."""
+    import keras
+
+    with ctx.strategy().scope():
+        x = keras.Input((1,), name="x")
+        model = keras.Model({"x": x}, keras.layers.Dense(1)(keras.layers.Dense(8, activation="relu")(x)))
+        model.compile("adam", "mse")
+    history = ctx.fit(model, batch_size=32, label="y")
+    print("fitted", HOSTILE, flush=True)
+    while ctx._link.spool.wait_for_feed() is not None:
+        for _ in ctx.dataset(64):
+            pass
+    return {"log_dir": ctx.log_dir, "loss": history["loss"]}
+
+
+def test_a_cluster_can_be_watched_by_tensorboard_and_page_and_takes_them_along(
+    spark: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    df = spark.range(0, 4000, 1, 4).selectExpr("array(cast(id / 4000 as float)) x", "cast(id / 2000 as float) y")
+    log_dir = tmp_path / "logs"
+    options: dict[str, Any] = {"tensorboard": True, "log_dir": str(log_dir), "profile": (3, 5), "ui": True}
+    caplog.set_level(logging.INFO, "tfspark")
+    with chromium() as browser, tfspark.Cluster(spark, train, workers=2, **options) as cluster:
+        board, page = cluster.tensorboard_url, cluster.ui_url
+        assert board is not None and page is not None
+        for told in (repr(cluster), repr(cluster.status()), caplog.text):
+            assert board in told and page in told
+        cluster.feed(df, epochs=3, shapes={"x": 1})
+
+        browser.get(page)
+        text = seen(browser, "worker 0", "worker 1", "fitted", "loss")
+        assert "running" in text and "TensorBoard" in text
+        assert browser.title == "tfspark", "what a node prints does not run in the page"
+        assert browser.find_elements(By.CSS_SELECTOR, "svg polyline")
+
+        metrics = {f.name: f for f in text_string_to_metric_families(fetch(page + "metrics"))}
+        read = {s.labels["node"]: s.value for s in metrics["tfspark_rows_read"].samples}
+        assert sum(read.values()) >= 3 * 4000
+        assert {s.labels["name"] for s in metrics["tfspark_reported"].samples} == {"epoch", "loss"}
+        (states,) = metrics["tfspark_nodes"].samples
+        assert (states.labels["state"], states.value) == ("running", 2.0)
+        status = json.loads(fetch(page + "status.json"))
+        assert [n["role"] for n in status["nodes"]] == ["worker", "worker"]
+
+        browser.get(board + "#scalars")
+        seen(browser, "epoch_loss", "spark/rows_fed", "spark/waiting_seconds", "spark/step_seconds", "reported/loss")
+        seen(browser, "train", "spark/worker-0", "spark/worker-1")
+        runs = json.loads(fetch(board + "data/plugin/scalars/tags"))
+        assert "epoch_loss" in runs["train"]
+        points = json.loads(fetch(f"{board}data/plugin/scalars/scalars?run=spark%2Fworker-1&tag=spark%2Frows_fed"))
+        assert points[-1][2] == cluster.feed_reports[0].rows_by_worker["worker", 1]
+        assert answer_to(board.replace(board.split("/")[3], "guessed")) == 404
+        pid = cluster._watching._board.pid  # type: ignore[union-attr]
+        assert os.path.exists(f"/proc/{pid}")
+        assert board.split("/")[3] not in Path(f"/proc/{pid}/cmdline").read_text()
+    assert not os.path.exists(f"/proc/{pid}")
+    assert cluster.tensorboard_url is None and cluster.ui_url is None
+    for url in (board, page):
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(url, timeout=5)
+    assert cluster.results["worker", 1]["log_dir"] == str(log_dir)
+    assert list(log_dir.glob("plugins/profile/*/*.xplane.pb"))
+
+
+def compute(args: Any, ctx: Any) -> None:
+    import tensorflow as tf
+
+    tf.debugging.check_numerics(tf.constant([1.0]) / tf.constant([2.0]), "fine")
+    raise ValueError("after the operations")
+
+
+def test_the_debuggers_dumps_are_written_although_main_fails(spark: Any, tmp_path: Path) -> None:
+    from tensorflow.python.debug.lib.debug_events_reader import DebugDataReader
+
+    with pytest.raises(tfspark.errors.NodeFailed):
+        tfspark.run(spark, compute, workers=1, log_dir=str(tmp_path), debug_dumps=True)
+    with DebugDataReader(str(tmp_path / "debug" / "worker-0")) as reader:
+        reader.update()
+        assert "RealDiv" in {e.op_type for e in reader.executions()}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tensorboard": True}, "needs a log_dir"),
+        ({"log_dir": "s3://bucket/logs"}, "local or mounted"),
+        ({"log_dir": "/tmp/x", "profile": (1, 5)}, "first and the last step"),
+        ({"log_dir": "/tmp/x", "profile": (5, 4)}, "first and the last step"),
+        ({"log_dir": "/tmp/x", "debug_dumps": "ALL"}, "FULL_HEALTH"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(spark: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        tfspark.Cluster(spark, train, workers=1, **options)
+
+
+OWNER = """
+import sys
+from tfspark.tensorboard import TensorBoard
+board = TensorBoard(sys.argv[1], "127.0.0.1", "127.0.0.1", "secret")
+print(board.url(), board.pid, "tensorflow" in sys.modules, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_tensorboard_dies_with_an_owner_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        url, pid, with_tensorflow = owner.stdout.readline().split()
+        assert url.endswith("/secret/") and with_tensorflow == "False"
+        watched = os.pidfd_open(int(pid))
+        owner.send_signal(signal.SIGKILL)
+    with selectors.DefaultSelector() as selector:
+        selector.register(watched, selectors.EVENT_READ)
+        assert selector.select(SECONDS), "TensorBoard goes on without its owner"
+    os.close(watched)
+
+
+def test_a_tensorboard_that_cannot_start_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    board = TensorBoard(str(tmp_path), "192.0.2.1", "192.0.2.1", "secret")
+    try:
+        assert board.url() is None
+    finally:
+        board.close()
+    assert "training goes on without it" in caplog.text and "unavailable address" in caplog.text
+
+
+SNAPSHOT = Snapshot(
+    "feeding",
+    10.0,
+    [
+        NodeStatus("worker", 0, "host-a", "running", 1, 500, 7, {"loss": 0.25}, ("0", "1"), 400, 40.0, 0.5,
+                   InputTimes(9.0, 1.0), Bottleneck.FEED, "input-bound: waited for Spark's rows 90% of the time"),
+        NodeStatus("worker", 1, HOSTILE, "failed", 2, 0, 0, {"nan": float("nan")}),
+    ],
+    rows=500,
+    bytes=5_000_000,
+    lines=[HOSTILE],
+    error="worker 1 failed",
+)  # fmt: skip
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    server = WebServer("127.0.0.1", "127.0.0.1", "right", lambda: SNAPSHOT, "name")
+    yield server
+    server.close()
+
+
+def test_the_page_answers_only_those_who_know_its_token(server: WebServer) -> None:
+    root = server.url.removesuffix("right/")
+    assert "input-bound" in fetch(server.url + "view")
+    assert "tfspark_nodes" in fetch(root + "metrics", Authorization="Bearer right")
+    for url in (root, root + "metrics", root + "wrong/metrics", root + "right", root + "right/../view"):
+        assert answer_to(url) == 404
+    assert answer_to(root + "metrics", Authorization="Bearer wrong") == 404
+    assert answer_to(root + "metrics", Authorization="Bearer \xff") == 404
+    with pytest.raises(urllib.error.HTTPError, match="501"):
+        urllib.request.urlopen(server.url, data=b"x")
+
+
+def test_the_page_takes_only_so_many_connections_at_a_time(server: WebServer) -> None:
+    port = int(re.findall(r":(\d+)/", server.url)[0])
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(MOST_CONNECTIONS)]
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as one_more:
+            assert one_more.recv(1) == b""
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_what_nodes_say_is_shown_as_text(server: WebServer) -> None:
+    view = fetch(server.url + "view")
+    assert "<script>" not in view and "&lt;script&gt;" in view
+    assert "worker 0 is input-bound: waited for Spark&#x27;s rows 90% of the time" in view
+    assert json.loads(fetch(server.url + "status.json"))["nodes"][1]["metrics"] == {"nan": None}
+
+
+def test_the_terminal_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    Console(width=160, force_terminal=False).print(rendered(SNAPSHOT))
+    shown = capsys.readouterr().out
+    for words in ("feeding · 10 s · 500 rows · 50 rows/s", "host-a", "0, 1", "90%", "loss 0.25", "input-bound"):
+        assert words in shown
+    assert SNAPSHOT.line().startswith("feeding: 500 rows (worker 0 500), 50 rows/s, 0.5 MB/s; worker 0 step 7: loss")

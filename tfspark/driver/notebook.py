@@ -1,0 +1,50 @@
+"""The live view in a notebook: one output that is updated in place."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tfspark.driver.html import snapshot_html
+from tfspark.driver.status import Snapshot
+
+UPDATE_SECONDS = 0.5
+"""Pause between two updates: each one is stored in the notebook's document until the next."""
+
+
+def is_running() -> bool:
+    """Tell whether this process is the kernel of a notebook; imports nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookView:
+    """Shows snapshots in the output of the cell that runs; a new cell gets an output of its own."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._cell: Any = None
+        self._shown_at = 0.0
+
+    def show(self, snapshot: Snapshot, final: bool = False) -> None:
+        """Replace what is shown."""
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+
+        now = time.monotonic()
+        if not final and now - self._shown_at < UPDATE_SECONDS:
+            return
+        self._shown_at = now
+        cell = get_ipython().execution_count
+        html = HTML(snapshot_html(snapshot))
+        if self._handle is None or cell != self._cell:
+            self._cell = cell
+            self._handle = display(html, display_id=True)
+        else:
+            self._handle.update(html)
+
+    def close(self) -> None:
+        """Leave the last state in the notebook; what comes is shown anew."""
+        self._handle = None
