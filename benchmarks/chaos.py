@@ -43,7 +43,6 @@ MAX_RESTARTS = 3
 LAST_FAULT_SECONDS = 14.0
 """Faults are planned within so many seconds from the start of a run; an undisturbed one takes about as long."""
 
-LIMIT_SECONDS = 180.0
 LEFT_SECONDS = 20.0
 """How long what belonged to a cluster may still be there after it has ended."""
 
@@ -196,7 +195,7 @@ def planned(rng: random.Random) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.planned)
 
 
-def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any) -> dict[str, Any]:
+def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any, limit: float) -> dict[str, Any]:
     """Train once, with faults; tell how it ended."""
     import tfspark
 
@@ -209,7 +208,7 @@ def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right
             stop_grace=1.0, hang_timeout=8.0, stall_timeout=20.0, start_timeout=90.0, progress=False,
         )  # fmt: skip
         hung: list[bool] = []
-        chaos, watchdog = Chaos(faults, str(orders), rng), _watchdog(cluster, hung)
+        chaos, watchdog = Chaos(faults, str(orders), rng), _watchdog(cluster, limit, hung)
         began = time.monotonic()
         chaos.start()
         try:
@@ -244,13 +243,13 @@ def _is_right_error(error: Exception, cluster: tfspark.Cluster, faults: list[Fau
     return len(cluster.restarts) == MAX_RESTARTS or (isinstance(error, FeedError) and starved)
 
 
-def _watchdog(cluster: tfspark.Cluster, hung: list[bool]) -> threading.Timer:
+def _watchdog(cluster: tfspark.Cluster, limit: float, hung: list[bool]) -> threading.Timer:
     def too_late() -> None:
         hung.append(True)
         faulthandler.dump_traceback(sys.stderr)
         cluster.stop(grace=0.0)
 
-    timer = threading.Timer(LIMIT_SECONDS, too_late)
+    timer = threading.Timer(limit, too_late)
     timer.daemon = True
     timer.start()
     return timer
@@ -316,6 +315,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=1, help="number of the first run, to repeat some of a series")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds within which a run must have ended")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     common.keep_stdout_for_figures()
@@ -324,14 +324,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         with common.session(options.master, NAME, **settings(directory)) as spark:
             common.surroundings(NAME, master=options.master, seed=options.seed)
-            undisturbed = run_once(spark, [], random.Random(0), None)
+            undisturbed = run_once(spark, [], random.Random(0), None, options.limit)
             right = undisturbed.pop("model")
             if right is None or right["rows"] != ROWS * EPOCHS:
                 raise SystemExit(f"the undisturbed run failed: {undisturbed}")
             for i in range(options.first, options.first + options.runs):
                 rng = random.Random(f"{options.seed}-{i}")
                 faults = planned(rng)
-                run = run_once(spark, faults, rng, right)
+                run = run_once(spark, faults, rng, right, options.limit)
                 del run["model"]
                 run["faults"] = [asdict(f) for f in faults]
                 run["left"] = left_over(directory)

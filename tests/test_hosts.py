@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +66,25 @@ class SparkHosts(Hosts):
             work = str(self.directory / name / "work")
             size = ("--cores", "2", "--memory", "2g", "--work-dir", work)
             logs.append(self.daemon(name, "worker.Worker", *size, self.url))
-        for log in logs[1:]:
-            assert said(log, "Successfully registered with master"), log.read_text()[-2000:]
+        registered = "Successfully registered with master"
+        assert eventually(lambda: all(registered in log.read_text() for log in logs[1:]), 90.0), logs
+
+    def nodes(self, name: str) -> list[str]:
+        """Return the command lines of the cluster's processes on a host."""
+        found = []
+        for pid in self.pids(name):
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        return [command for command in found if "tfspark.node" in command]
 
 
-def said(log: Path, text: str, seconds: float = 90.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while text not in log.read_text(errors="replace"):
+    pause = threading.Event()
+    while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.1)
+        pause.wait(0.1)
     return True
 
 
@@ -126,6 +137,8 @@ def test_a_host_that_is_cut_off_is_named_within_ten_seconds(hosts: SparkHosts) -
         assert "no sign of life" in end["message"] and "cut off" in end["message"]
         assert end["time"] - began < 10.0
         program.until("over")
+        # What runs there cannot be told; it gives up by itself.
+        assert eventually(lambda: not hosts.nodes(lost), 40.0), hosts.nodes(lost)
     finally:
         hosts.reconnect(lost)
 
