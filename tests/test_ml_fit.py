@@ -52,7 +52,7 @@ def build_two_headed() -> Any:
     inputs += [keras.Input((1,), name=name, dtype="string") for name in ("colour", "remark")]
     colour = keras.layers.StringLookup(vocabulary=["red", "green", "blue"], output_mode="one_hot")(inputs[1])
     words = keras.layers.TextVectorization(vocabulary=["good", "bad", "day"], output_mode="multi_hot")(inputs[2])
-    x = keras.layers.Concatenate()([inputs[0], colour, words])
+    x = keras.layers.Concatenate()([inputs[0], colour, keras.layers.Flatten()(words)])
     x = keras.layers.Dense(16, activation="relu")(keras.layers.BatchNormalization()(x))
     amount = keras.layers.Dense(1, name="amount")(x)
     kind = keras.layers.Dense(3, activation="softmax", name="kind")(x)
