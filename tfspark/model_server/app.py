@@ -108,7 +108,7 @@ class _Server:
 
     async def api(self, request: Request) -> Response:
         """Answer everything under ``/v1/models``."""
-        path = PATH.fullmatch(request.url.path)
+        path = PATH.fullmatch(request.scope["path"])
         asks = path is not None and path["verb"] is not None
         if path is None or asks != (request.method == "POST"):
             raise RequestError(f"Malformed request: {request.method} {request.url.path}")
