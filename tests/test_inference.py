@@ -90,6 +90,14 @@ def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, m
     assert plan.count("ArrowEvalPython") == 1
 
 
+def test_the_way_of_spark_without_arrow_udfs_gives_the_same(df: Any, model_dir: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tfspark.inference.frame.arrow_udfs", lambda: False)
+    found = tfspark.predict(df, model_dir, batch_size=7)
+    assert "ArrowEvalPython" not in found._jdf.queryExecution().executedPlan().toString()
+    assert found.columns == [*df.columns, "total", "which"]
+    check(found.collect())
+
+
 def test_what_cannot_work_is_said_before_a_job_runs(df: Any, model_dir: str, tmp_path: Path, keras_model: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"holds no SavedModel \(on .*\)"):
         tfspark.predict(df, tmp_path)
