@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from tfspark.driver.html import snapshot_html
@@ -26,6 +27,7 @@ class NotebookView:
     def __init__(self) -> None:
         self._handle: Any = None
         self._cell: Any = None
+        self._shown: Snapshot | None = None
         self._shown_at = 0.0
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
@@ -36,7 +38,7 @@ class NotebookView:
         now = time.monotonic()
         if not final and now - self._shown_at < UPDATE_SECONDS:
             return
-        self._shown_at = now
+        self._shown, self._shown_at = snapshot, now
         cell = get_ipython().execution_count
         html = HTML(snapshot_html(snapshot))
         if self._handle is None or cell != self._cell:
@@ -46,5 +48,9 @@ class NotebookView:
             self._handle.update(html)
 
     def close(self) -> None:
-        """Leave the last state in the notebook; what comes is shown anew."""
+        """Leave the last state in the notebook, without links that lead nowhere from now on."""
+        from IPython.display import HTML
+
+        if self._handle is not None and self._shown is not None:
+            self._handle.update(HTML(snapshot_html(replace(self._shown, links={}))))
         self._handle = None
