@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -9,6 +10,8 @@ from typing import Any
 
 from tfspark.driver.html import snapshot_html
 from tfspark.driver.status import Snapshot
+
+logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.5
 """Pause between two updates: each one is stored in the notebook's document until the next."""
@@ -51,6 +54,10 @@ class NotebookView:
         """Leave the last state in the notebook, without links that lead nowhere from now on."""
         from IPython.display import HTML
 
-        if self._handle is not None and self._shown is not None:
-            self._handle.update(HTML(snapshot_html(replace(self._shown, links={}))))
-        self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None and self._shown is not None:
+            try:
+                handle.update(HTML(snapshot_html(replace(self._shown, links={}))))
+            except Exception as e:
+                # The kernel may be on its way out; the cluster has more to clean up than this.
+                logger.debug("the notebook takes no more updates: %s", e)
