@@ -103,8 +103,8 @@ def test_a_cluster_can_be_watched_by_tensorboard_and_page_and_takes_them_along(
         status = json.loads(fetch(page + "status.json"))
         assert [n["role"] for n in status["nodes"]] == ["worker", "worker"]
 
-        browser.get(board + "#scalars")
-        seen(browser, "epoch_loss", "spark/rows_fed", "spark/waiting_seconds", "spark/step_seconds", "reported/loss")
+        browser.get(f"{board}?tagFilter=epoch_loss|reported.loss|rows_fed|waiting_seconds|step_seconds#timeseries")
+        seen(browser, "epoch_loss", "/rows_fed", "/waiting_seconds", "/step_seconds", "/loss")
         seen(browser, "train", "spark/worker-0", "spark/worker-1")
         runs = json.loads(fetch(board + "data/plugin/scalars/tags"))
         assert "epoch_loss" in runs["train"]
