@@ -103,6 +103,13 @@ def test_rates_are_those_of_the_last_ten_seconds() -> None:
     assert monitor.latest.rows_read == 20_100
 
 
+def test_a_node_that_was_started_again_has_no_negative_rates() -> None:
+    monitor = NodeMonitor()
+    for t, rows in enumerate((100, 200, 0, 50)):
+        monitor.pulse(Sample(float(t), rows))
+    assert monitor.rates.rows_per_second == 50.0
+
+
 def test_a_long_curve_is_thinned_out_and_keeps_its_ends() -> None:
     curve = Curve(most=10)
     for step in range(1000):

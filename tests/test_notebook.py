@@ -99,7 +99,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 SETUP = """
 import os, threading
 import tfspark
-spark = tfspark.session("interrupt", "local[3]", **{"spark.ui.enabled": "false", "spark.log.level": "OFF"})
+spark = tfspark.session("interrupt", "local[3]", **{"spark.ui.port": "0", "spark.log.level": "OFF"})
 cluster = None
 def main(args, ctx):
     with open(f"{args['directory']}/{ctx.index}", "w") as file:
@@ -112,6 +112,22 @@ def main(args, ctx):
 TRAIN = """
 with tfspark.Cluster(spark, main, {"wait": wait, "directory": os.getcwd()}, workers=2) as cluster:
     pass
+"""
+
+
+LOOK = """
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+    ui = spark.sparkContext.uiWebUrl
+
+    def leads_to(path):
+        try:
+            return urlopen(f"{ui}/{path}").geturl()
+        except HTTPError as e:
+            return e.geturl()
+
+    described = f'href="/{cluster._tag}"' in urlopen(f"{ui}/jobs/").read().decode()
+    print(leads_to(cluster._tag) == cluster.ui_url, described, leads_to(removed).startswith(ui))
 """
 
 
@@ -137,3 +153,6 @@ def test_an_interrupted_cell_leaves_nothing_and_can_be_run_again(kernel: Kernel,
     assert kernel.run("wait = False") == ""
     assert kernel.run(TRAIN) == ""
     assert kernel.run("print(len(cluster.results))") == "2"
+    # Spark's UI leads to a cluster's page as long as it lives.
+    assert kernel.run("removed = cluster._tag") == ""
+    assert kernel.run(TRAIN.replace("pass", LOOK)) == "True True True"

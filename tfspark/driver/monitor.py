@@ -97,6 +97,9 @@ class NodeMonitor:
 
     def pulse(self, sample: Sample) -> None:
         """Take note of a pulse."""
+        if sample.rows_read < self.latest.rows_read or sample.times.total < self.latest.times.total:
+            # The node was started again, and counts anew.
+            self._recent.clear()
         self.latest = sample
         self._recent.append(sample)
         while sample.time - self._recent[0].time > WINDOW_SECONDS:
