@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from py4j.java_collections import JavaMap
+from py4j.protocol import Py4JError
 from standalone import daemon, wait_for
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -98,6 +99,13 @@ def check_fields(wanted: Any, model: Any, where: str) -> None:
 def test_manifests_hold_only_fields_of_kubernetes(spark: Any, document: dict[str, Any]) -> None:
     client = spark._jvm.io.fabric8.kubernetes.client.utils.KubernetesSerialization()
     check_fields(document, client.unmarshal(json.dumps(document)), document["kind"])
+
+
+def test_a_field_that_kubernetes_does_not_know_is_noticed(spark: Any) -> None:
+    document = {"apiVersion": "v1", "kind": "Pod", "spec": {"runtimeClass": "nvidia"}}
+    client = spark._jvm.io.fabric8.kubernetes.client.utils.KubernetesSerialization()
+    with pytest.raises(Py4JError, match="getRuntimeClass"):
+        check_fields(document, client.unmarshal(json.dumps(document)), "Pod")
 
 
 @pytest.mark.parametrize("name", ["driver", "executor"])
