@@ -243,7 +243,7 @@ def test_missing_results_fail_the_inference(spark: Any) -> None:
 
 
 def test_feeding_needs_a_slot_beside_the_nodes(spark: Any) -> None:
-    with pytest.raises(ResourceError, match="5 are needed: 4 for the nodes.* and 1 to feed them"):
+    with pytest.raises(ResourceError, match=r"5 are needed: 4 for the nodes.* and 1 to feed them"):
         TFCluster.run(spark.sparkContext, print, {}, 4, 0, input_mode=TFCluster.InputMode.SPARK)
 
 
