@@ -8,6 +8,7 @@ Standard output carries figures as JSON lines; the table goes to docs/performanc
 Peers that are not installed are left out and named:
 
     pip install --no-deps tensorflowonspark==2.2.5 elephas==7.3.0
+    pip install flask
 """
 
 from __future__ import annotations
