@@ -8,6 +8,7 @@ Standard output carries figures as JSON lines; the table goes to docs/performanc
 Peers that are not installed are left out and named:
 
     pip install --no-deps tensorflowonspark==2.2.5 elephas==7.3.0
+    pip install flask
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import _common as common
 
 NAME = "peers"
 BATCH = 256
+OUTPUT = "output_0"
+"""What Keras 3 calls the only output of a model that it exports."""
 OURS = "tfspark"
 TFOS = "TensorFlowOnSpark"
 COMPAT = "its programs on tfspark"
@@ -143,7 +146,7 @@ def fit_tf_data(spark: Any, df: Any) -> None:
 def infer_tfspark(spark: Any, df: Any, model: str) -> int:
     import tfspark
 
-    return int(tfspark.predict(df, model).selectExpr("sum(size(scores))").first()[0])
+    return int(tfspark.predict(df, model).selectExpr(f"sum(size({OUTPUT}))").first()[0])
 
 
 def infer_tensorflowonspark(spark: Any, df: Any, model: str, package: str = "tensorflowonspark") -> int:
@@ -157,7 +160,7 @@ def infer_tensorflowonspark(spark: Any, df: Any, model: str, package: str = "ten
         while not feed.should_stop():
             batch = feed.next_batch(1024)
             if batch:
-                feed.batch_results(predict(x=np.array(batch, np.float32))["scores"].numpy().tolist())
+                feed.batch_results(predict(x=np.array(batch, np.float32))[OUTPUT].numpy().tolist())
 
     TFCluster = importlib.import_module(f"{package}.TFCluster")
     cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
@@ -175,12 +178,12 @@ def infer_predict_batch_udf(spark: Any, df: Any, model: str) -> int:
 
         loaded = tf.saved_model.load(model)
         predict = loaded.signatures["serving_default"]
-        return lambda x: (loaded, predict(x=tf.constant(x))["scores"].numpy())[1]
+        return lambda x: (loaded, predict(x=tf.constant(x))[OUTPUT].numpy())[1]
 
     scores = predict_batch_udf(
         make, return_type=ArrayType(FloatType()), batch_size=4096, input_tensor_shapes=[[common.FEATURES]]
     )
-    return int(df.select(scores("x").alias("scores")).selectExpr("sum(size(scores))").first()[0])
+    return int(df.select(scores("x").alias(OUTPUT)).selectExpr(f"sum(size({OUTPUT}))").first()[0])
 
 
 def infer_elephas(spark: Any, df: Any, model: str) -> int:

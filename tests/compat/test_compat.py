@@ -21,7 +21,7 @@ from tfspark.cli import main as tfspark_command
 from tfspark.compat import migrate
 from tfspark.compat.tensorflowonspark import TFCluster, TFManager, TFNode, _members, dfutil, reservation
 from tfspark.compat.tensorflowonspark._inbox import Inbox
-from tfspark.errors import ConfigurationError, FeedError, NodeFailed, PredictError, SchemaError
+from tfspark.errors import ConfigurationError, FeedError, NodeFailed, PredictError, ResourceError, SchemaError
 
 
 @pytest.fixture
@@ -240,6 +240,11 @@ def test_missing_results_fail_the_inference(spark: Any) -> None:
     with pytest.raises(PySparkException, match=r"1 results for 2 rows|gave no answer"):
         cluster.inference(spark.sparkContext.parallelize([1, 2], 1)).collect()
     cluster.shutdown()
+
+
+def test_feeding_needs_a_slot_beside_the_nodes(spark: Any) -> None:
+    with pytest.raises(ResourceError, match=r"5 are needed: 4 for the nodes.* and 1 to feed them"):
+        TFCluster.run(spark.sparkContext, print, {}, 4, 0, input_mode=TFCluster.InputMode.SPARK)
 
 
 def test_a_main_that_does_not_return_is_ended_after_the_timeout(spark: Any) -> None:

@@ -8,10 +8,13 @@ differs: ``pip install --no-deps --target DIR tensorflowonspark==2.2.5``, then
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import os
 import pickle
+import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -498,6 +501,16 @@ def test_columns_become_tensors_and_feeding_can_be_given_up(old: Any, sc: Any, t
     assert batch["second"] == [[i, i] for i in batch["first"]]
 
 
+def fetch(url: str) -> bytes:
+    """Read a page; the original gives its address before anything listens there."""
+    pause = threading.Event()
+    for _ in range(60):
+        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url) as page:
+            return page.read()
+        pause.wait(1.0)
+    raise TimeoutError(url)
+
+
 def test_every_role_runs_main_and_the_background_ends_with_the_others(old: Any, sc: Any, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -517,8 +530,7 @@ def test_every_role_runs_main_and_the_background_ends_with_the_others(old: Any, 
     cluster = old.TFCluster.run(
         sc, main, args, 4, 1, tensorboard=True, log_dir=str(logs), master_node="chief", eval_node=True
     )
-    with urllib.request.urlopen(cluster.tensorboard_url().replace(old.util.get_ip_address(), "127.0.0.1")) as page:
-        assert b"TensorBoard" in page.read()
+    assert b"TensorBoard" in fetch(cluster.tensorboard_url().replace(old.util.get_ip_address(), "127.0.0.1"))
     with pytest.raises(Exception):  # noqa: B017 - of any kind
         cluster.train(sc.parallelize([1]))
     cluster.shutdown(timeout=120)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tfspark import compat, objects
 from tfspark.compat.tensorflowonspark import _members, _notes
 from tfspark.driver.cluster import Cluster
-from tfspark.driver.launcher import pickle_main
+from tfspark.driver.launcher import check_slots, pickle_main
 from tfspark.errors import ClusterStopped, ConfigurationError, TFSparkError
 
 if TYPE_CHECKING:
@@ -52,9 +52,14 @@ class Server:
         self._cluster = cluster
 
     @property
+    def sated(self) -> set[int]:
+        """Executor ids of the nodes that want no more rows."""
+        return {status.index for status in self._cluster.status() if "terminated" in status.metrics}
+
+    @property
     def done(self) -> bool:
         """Whether a node wants no more rows."""
-        return any("terminated" in status.metrics for status in self._cluster.status())
+        return bool(self.sated)
 
     def stop(self) -> None:
         """Do nothing: it has no thread of its own."""
@@ -136,10 +141,12 @@ class TFCluster:
             self._feed(dataRDD, num_epochs or DEFAULT_EPOCHS)
 
     def _feed(self, rdd: RDD[Any], epochs: int) -> None:
-        if self.server.done or rdd.isEmpty():
+        sated = self.server.sated
+        hungry = [i for i in self._fed if i not in sated]
+        if not hungry or rdd.isEmpty():
             return
         with _Noted():
-            self.cluster.feed(rdd, epochs, pickled=True, workers=self._fed)
+            self.cluster.feed(rdd, epochs, pickled=True, workers=hungry)
 
     @_notes.now("cluster.predict(df, 'score float')")
     def inference(self, dataRDD: RDD[Any], feed_timeout: float = 600, qname: str = "input") -> RDD[Any]:
@@ -304,6 +311,7 @@ def run(
     if driver_ps_nodes:
         logger.warning("driver_ps_nodes: parameter servers run in executors, and need task slots there")
     spark = _session(sc)
+    check_slots(spark, num_executors, feeding=input_mode == InputMode.SPARK)
     if compat.is_installed():
         compat.install(sc)
     tf_status.clear()

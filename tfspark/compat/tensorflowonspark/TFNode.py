@@ -14,6 +14,9 @@ from tfspark.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+FEED_FORM = "ctx.dataset(batch_size) gives the rows to tf.data, ctx.serve(fn) answers them"
+"""What a `DataFeed` becomes."""
+
 
 def hdfs_path(ctx: Any, path: str) -> str:
     """Return a path with the scheme of its file system.
@@ -95,7 +98,7 @@ class DataFeed:
         qname_out: str = "output",
         input_mapping: Mapping[str, str] | None = None,
     ) -> None:
-        _notes.note("DataFeed", "ctx.dataset(batch_size) gives the rows to tf.data, ctx.serve(fn) answers them")
+        _notes.note("TFNode.DataFeed", FEED_FORM)
         if mgr is None or mgr.inbox is None:
             raise ConfigurationError(
                 "This node is fed nothing.",

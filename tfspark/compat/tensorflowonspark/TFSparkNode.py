@@ -66,6 +66,7 @@ class TFNodeContext:
         """Refuse; see `TFNode.export_saved_model`."""
         return TFNode.export_saved_model(sess, export_dir, tag_set, signatures)
 
+    @_notes.now(TFNode.FEED_FORM)
     def get_data_feed(
         self,
         train_mode: bool = True,

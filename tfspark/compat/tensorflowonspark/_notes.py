@@ -38,11 +38,10 @@ def now(form: str) -> Callable[[F], F]:
 
 
 def note(name: str, form: str) -> None:
-    """Issue the warning that `name` is written as `form` with tfspark, at the line of the program that calls it."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _HERE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, level)
+    """Issue the warning that `name` is written as `form` with tfspark, unless this package itself has called it."""
+    caller = sys._getframe(2)
+    if os.path.dirname(caller.f_code.co_filename) != _HERE:
+        warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, 3)
 
 
 def gone(name: str, form: str) -> ConfigurationError:
