@@ -59,11 +59,12 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     index_of = lookup(vocabulary=labels, num_oov_indices=0)
     record = {n: tf.io.FixedLenFeature((), t) for n, t in (("image", tf.string), ("label", index_of.vocabulary_dtype))}
 
-    def pixels(encoded: Any) -> Any:
+    # Without annotations, which tf.data would look up when it turns these functions into graphs.
+    def pixels(encoded):
         decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return preprocess(tf.ensure_shape(tf.image.resize(decoded, (size, size)), (size, size, 3)))
 
-    def example(serialized: Any) -> tuple[Any, Any]:
+    def example(serialized):
         parsed = tf.io.parse_single_example(serialized, record)
         return pixels(parsed["image"]), index_of(parsed["label"])
 
@@ -79,7 +80,8 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         body.trainable = not args["freeze"]
         head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
         model = keras.Sequential([body, head])
-        model.compile(keras.optimizers.Adam(args["learning_rate"]), "sparse_categorical_crossentropy", ["accuracy"])
+        optimizer = keras.optimizers.Adam(args["learning_rate"])
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         model.build((None, size, size, 3))
     checkpoints = Checkpoints(Path(args["checkpoints"]))
     trained = checkpoints.restore(model)
