@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.doctor import packages, probe
 from tfspark.driver import launcher
-from tfspark.driver.profiles import Resources, task_slots
-from tfspark.driver.resources import Wishes
+from tfspark.driver.profiles import require_room, task_slots
 from tfspark.errors import ResourceError, TFSparkError
 from tfspark.executor import host
-from tfspark.spec import plan_nodes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -125,7 +123,7 @@ def _look(spark: SparkSession, paths: Sequence[str], workers: int, timeout: floa
     found.missing_jars = [j for j in jars if not Path(j.removeprefix("file:")).is_file()]
     found.connector_error = _connector_error(spark)
     try:
-        Resources(spark, plan_nodes(workers), Wishes()).require_default_task()
+        require_room(spark, workers)
     except ResourceError as e:
         found.shortage = e
     found.slots = task_slots(spark)

@@ -25,7 +25,7 @@ from tfspark.driver.resources import (
     plan_groups,
     shortage_error,
 )
-from tfspark.spec import NodeId
+from tfspark.spec import NodeId, plan_nodes
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -130,6 +130,21 @@ class Resources:
             if time.monotonic() > deadline:
                 raise shortage_error(shortage, groups, need, executors, settings, spread)
             registering.wait(0.1)
+
+
+def require_room(spark: SparkSession, workers: int, feeding: bool = True) -> None:
+    """Make sure that so many workers, and a feeding task beside them, can run at once.
+
+    Raises
+    ------
+    ResourceError
+        If they cannot.
+    """
+    resources = Resources(spark, plan_nodes(workers), Wishes())
+    if feeding:
+        resources.require_default_task()
+    else:
+        resources.groups()
 
 
 def task_slots(spark: SparkSession) -> int:

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tfspark.driver.profiles import Resources, task_slots
-from tfspark.driver.resources import Wishes
-from tfspark.spec import plan_nodes
+from tfspark.driver.profiles import require_room, task_slots
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -74,7 +72,7 @@ def reserved(spark: SparkSession, nodes: int) -> Iterator[None]:
     ResourceError
         If Spark has too few slots for this cluster alone.
     """
-    Resources(spark, plan_nodes(nodes), Wishes()).require_default_task()
+    require_room(spark, nodes)
     if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
         # How many there could be, Spark knows when they are asked for.
         yield

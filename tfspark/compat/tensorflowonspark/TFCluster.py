@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tfspark import compat, objects
 from tfspark.compat.tensorflowonspark import _members, _notes
 from tfspark.driver.cluster import Cluster
-from tfspark.driver.launcher import check_slots, pickle_main
+from tfspark.driver.launcher import pickle_main
+from tfspark.driver.profiles import require_room
 from tfspark.errors import ClusterStopped, ConfigurationError, TFSparkError
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def run(
     if driver_ps_nodes:
         logger.warning("driver_ps_nodes: parameter servers run in executors, and need task slots there")
     spark = _session(sc)
-    check_slots(spark, num_executors, feeding=input_mode == InputMode.SPARK)
+    require_room(spark, num_executors, feeding=input_mode == InputMode.SPARK)
     if compat.is_installed():
         compat.install(sc)
     tf_status.clear()
