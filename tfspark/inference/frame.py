@@ -130,7 +130,9 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
     added = df.withColumn(together, call)
     own = [added[_quoted(c)] for c in df.columns]
-    outputs = [F.col(f"{together}.{_quoted(c)}").alias(c) for c in plan.outputs.values()]
+    outputs = [
+        F.col(f"{together}.{_quoted(c)}").alias(c, metadata=plan.metadata_of(name)) for name, c in plan.outputs.items()
+    ]
     return added.select(*own, *outputs)
 
 

@@ -78,10 +78,13 @@ class PredictionPlan:
 
         out = StructType()
         for name, column in self.outputs.items():
-            info = self.signature.outputs[name]
-            rank = None if info.row_shape is None else len(info.row_shape)
-            out = out.add(column, _spark_type(name, info), True, {RANK: rank})
+            out = out.add(column, _spark_type(name, self.signature.outputs[name]))
         return out
+
+    def metadata_of(self, output: str) -> dict[str, Any]:
+        """Return the metadata of the column that an output becomes."""
+        row = self.signature.outputs[output].row_shape
+        return {} if row is None else {RANK: len(row)}
 
 
 def plan_prediction(
