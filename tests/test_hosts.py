@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,7 +93,9 @@ class Program:
     """The training program on the host of the driver."""
 
     def __init__(self, hosts: SparkHosts, **options: Any) -> None:
-        options = {"stop_grace": 1.0, **options, "conf": {"spark.executor.memory": "600m", **options.get("conf", {})}}
+        checkpoints = tempfile.mkdtemp(prefix="checkpoints", dir=hosts.directory)
+        options = {"stop_grace": 1.0, "checkpoint_dir": checkpoints, **options}
+        options["conf"] = {"spark.executor.memory": "600m"}
         local = hosts.directory / "driver"
         self.log = hosts.directory / "program.log"
         with open(self.log, "ab") as errors:
@@ -144,10 +147,7 @@ def test_a_host_that_is_cut_off_is_named_within_ten_seconds(hosts: SparkHosts) -
 
 
 def test_training_across_hosts_goes_on_elsewhere_when_one_dies(hosts: SparkHosts) -> None:
-    checkpoints = str(hosts.directory / "checkpoints")
-    program = Program(
-        hosts, epochs=4, step_seconds=0.1, ready_step=25, max_restarts=1, checkpoint_dir=checkpoints, hang_timeout=30.0
-    )
+    program = Program(hosts, epochs=4, step_seconds=0.1, ready_step=25, max_restarts=1)
     addresses = program.until("nodes")["nodes"]
     assert addresses["worker 0"] != addresses["worker 1"]
     # 20 steps are an epoch.
