@@ -118,8 +118,9 @@ def test_a_cluster_can_be_watched_by_tensorboard_and_page_and_takes_them_along(
         browser.get(f"{board}?tagFilter=epoch_loss|reported.loss|rows_fed|waiting_seconds|step_seconds#timeseries")
         seen(browser, "epoch_loss", "/rows_fed", "/waiting_seconds", "/step_seconds", "/loss")
         seen(browser, "train", "spark/worker-0", "spark/worker-1")
-        points = json.loads(fetch(f"{board}data/plugin/scalars/scalars?run=spark%2Fworker-1&tag=spark%2Frows_fed"))
-        assert points[-1][2] == cluster.feed_reports[0].rows_by_worker["worker", 1]
+        fed = f"{board}data/plugin/scalars/scalars?run=spark%2Fworker-1&tag=spark%2Frows_fed"
+        rows = cluster.feed_reports[0].rows_by_worker["worker", 1]
+        WebDriverWait(fed, SECONDS).until(lambda url: json.loads(fetch(url))[-1][2] == rows)
         assert answer_to(board.replace(board.split("/")[3], "guessed")) == 404
         pid = cluster._watching._board.pid  # type: ignore[union-attr]
         assert os.path.exists(f"/proc/{pid}")
