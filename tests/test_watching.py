@@ -31,7 +31,7 @@ from tfspark.driver.web import MOST_CONNECTIONS, WebServer
 from tfspark.errors import ConfigurationError
 from tfspark.tensorboard import TensorBoard
 
-SECONDS = 60.0
+SECONDS = 100.0
 
 HOSTILE = "</pre><script>document.title='taken'</script>"
 
