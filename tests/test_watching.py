@@ -31,7 +31,7 @@ from tfspark.driver.web import MOST_CONNECTIONS, WebServer
 from tfspark.errors import ConfigurationError
 from tfspark.tensorboard import TensorBoard
 
-SECONDS = 60.0
+SECONDS = 100.0
 
 HOSTILE = "</pre><script>document.title='taken'</script>"
 
@@ -56,6 +56,15 @@ def answer_to(url: str, **headers: str) -> int:
     with pytest.raises(urllib.error.HTTPError) as caught:
         fetch(url, **headers)
     return caught.value.code
+
+
+TAGS = {"spark/rows_fed", "spark/waiting_seconds", "spark/step_seconds", "reported/loss"}
+
+
+def has_tags(board: str, expected: dict[str, set[str]]) -> bool:
+    """Tell whether TensorBoard has found these tags in these runs."""
+    runs = json.loads(fetch(board + "data/plugin/scalars/tags"))
+    return all(tags <= set(runs.get(run, ())) for run, tags in expected.items())
 
 
 def train(args: Any, ctx: Any) -> Any:
@@ -103,13 +112,15 @@ def test_a_cluster_can_be_watched_by_tensorboard_and_page_and_takes_them_along(
         status = json.loads(fetch(page + "status.json"))
         assert [n["role"] for n in status["nodes"]] == ["worker", "worker"]
 
+        # Its page does not load again by itself what comes later.
+        expected = {"train": {"epoch_loss"}, **{f"spark/worker-{i}": TAGS for i in range(2)}}
+        WebDriverWait(board, SECONDS).until(lambda b: has_tags(b, expected))
         browser.get(f"{board}?tagFilter=epoch_loss|reported.loss|rows_fed|waiting_seconds|step_seconds#timeseries")
         seen(browser, "epoch_loss", "/rows_fed", "/waiting_seconds", "/step_seconds", "/loss")
         seen(browser, "train", "spark/worker-0", "spark/worker-1")
-        runs = json.loads(fetch(board + "data/plugin/scalars/tags"))
-        assert "epoch_loss" in runs["train"]
-        points = json.loads(fetch(f"{board}data/plugin/scalars/scalars?run=spark%2Fworker-1&tag=spark%2Frows_fed"))
-        assert points[-1][2] == cluster.feed_reports[0].rows_by_worker["worker", 1]
+        fed = f"{board}data/plugin/scalars/scalars?run=spark%2Fworker-1&tag=spark%2Frows_fed"
+        rows = cluster.feed_reports[0].rows_by_worker["worker", 1]
+        WebDriverWait(fed, SECONDS).until(lambda url: json.loads(fetch(url))[-1][2] == rows)
         assert answer_to(board.replace(board.split("/")[3], "guessed")) == 404
         pid = cluster._watching._board.pid  # type: ignore[union-attr]
         assert os.path.exists(f"/proc/{pid}")
