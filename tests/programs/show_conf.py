@@ -37,6 +37,7 @@ if __name__ == "__main__":
                 s.recv(1)
             yield list(context.resources()["gpu"].addresses)
 
+        sc.parallelize(range(2), 2).count()  # The executor is there.
         server = socket.create_server(("127.0.0.1", 0))
         server.settimeout(200)
         address = server.getsockname()
