@@ -68,9 +68,14 @@ class Standalone:
         for process in reversed(self._running):
             process.wait(timeout=30)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, whose children the executors are."""
+        return [worker.pid for worker in self._running[1:]]
+
     def executing(self) -> list[psutil.Process]:
         """Return the executors and all that they have started."""
-        return [p for worker in self._running[1:] for p in psutil.Process(worker.pid).children(recursive=True)]
+        return [p for pid in self.worker_pids for p in psutil.Process(pid).children(recursive=True)]
 
     def command(self, program: Path | str, *arguments: object, conf: Sequence[str] = ()) -> list[str]:
         """Return the spark-submit command line of a program; `conf` are more options of spark-submit."""

@@ -111,12 +111,14 @@ def test_a_training_that_fails_is_tried_again_and_its_log_names_the_node(airflow
     assert len(failures) >= 2, log[-6000:]
 
 
-def test_clearing_a_running_task_leaves_nothing_behind(airflow: Airflow, tmp_path: Path) -> None:
+def test_clearing_a_running_task_leaves_nothing_behind(
+    airflow: Airflow, standalone: Standalone, tmp_path: Path
+) -> None:
     write_sentences(tmp_path / "train" / "a.parquet", 1000, seed=1)
     terms = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path, "--epochs", 1000)
-    done = airflow.run("python", PROGRAM, JOBS / "text.py", *terms)
+    done = airflow.run("python", PROGRAM, ",".join(map(str, standalone.worker_pids)), JOBS / "text.py", *terms)
     assert done.returncode == 0, done.stdout[-4000:]
     outcome = json.loads(done.stdout.strip().splitlines()[-1])
-    assert outcome["nodes"] == 2 and outcome["left"] == []
+    assert outcome["nodes"] >= 2 and outcome["left"] == []
     assert "Error code is: -9" in outcome["outcome"][0]
     assert not (tmp_path / "run" / "result.json").exists()
