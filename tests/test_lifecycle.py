@@ -265,7 +265,7 @@ def machine_of(*nodes: NodeId, servers: tuple[NodeId, ...] = (), rejoining: tupl
     m = Machine()
     m.life = lc.Lifecycle(nodes, LIMITS, 0.0, servers, rejoining)
     for n in nodes:
-        m(lc.TaskAttached(n, "host", 0, "host:1"), lc.NodeRegistered(address(n)), lc.NodeEntered(n))
+        m(lc.TaskAttached(n, "host", 0, 3), lc.NodeRegistered(address(n)), lc.NodeEntered(n))
     return m
 
 

@@ -279,7 +279,7 @@ class Cluster:
             self.restarts.append(error)
             summary = str(getattr(error, "message", error)).splitlines()[0]
             logger.warning("%s Restart %d of %d.", summary, len(self.restarts), self._max_restarts)
-            silent = gang.silent_executors()
+            silent = gang.silent_tasks()
             gang.stop("a node failed", grace=0.0)
             replace_executors(self._spark, silent)
             gang = self._next_gang()

@@ -269,7 +269,7 @@ class Coordinator:
             reason = f"executors have another version of tfspark (protocol {msg.version}, not {m.PROTOCOL_VERSION})"
             self.post(lc.NodeRaised(NodeId(msg.role, msg.index), reason, "", "Install the same one everywhere."))
             return b'{"go": false}'
-        self.post(lc.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt, msg.executor))
+        self.post(lc.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt, msg.stage))
         go = self.lifecycle.phase is lc.Phase.STARTING
         return json.dumps({"go": go}).encode()
 

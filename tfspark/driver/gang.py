@@ -18,6 +18,7 @@ from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
 from tfspark.driver.journal import FeedEntry
 from tfspark.driver.profiles import Resources
+from tfspark.driver.recovery import SilentTask
 from tfspark.driver.resources import Group
 from tfspark.errors import TFSparkError
 from tfspark.spec import NodeId
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SILENT_SECONDS = 4.0
-"""An executor whose task has said nothing for so long when the gang failed is replaced before the next one starts."""
+"""A task that has said nothing for so long when the gang failed takes its executor with it; see `recovery`."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,16 @@ class Gang:
 
         threading.Thread(target=run, name=f"{self._tag}-again", daemon=True).start()
 
-    def silent_executors(self) -> list[str]:
-        """Return the executors, as Spark knows them, that have not been heard of for a while."""
+    def silent_tasks(self) -> list[SilentTask]:
+        """Return the supervising tasks that have not been heard of for a while."""
         life = self.life
         return [
-            r.executor
+            SilentTask(r.stage, r.attempt)
             for r in life.records.values()
-            if r.executor and r.exited is None and r.last_seen is not None and life.now - r.last_seen > SILENT_SECONDS
+            if r.attempt is not None
+            and r.exited is None
+            and r.last_seen is not None
+            and life.now - r.last_seen > SILENT_SECONDS
         ]
 
     def stop(self, reason: str, grace: float | None = None) -> None:

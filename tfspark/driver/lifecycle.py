@@ -73,7 +73,7 @@ class TaskAttached:
     node: NodeId
     host: str
     attempt: int
-    executor: str = ""
+    stage: int = -1
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class NodeRecord:
     host: str = "?"
     address: NodeAddress | None = None
     attempt: int | None = None
-    executor: str = ""
+    stage: int = -1
     last_seen: float | None = None
     last_pulse: float | None = None
     waiting: float = 0.0
@@ -343,7 +343,7 @@ class Lifecycle:
         if record.attempt is not None and event.attempt != record.attempt:
             self._blame_instead(event.node, "its Spark task was lost")
             return self._lost(event.node, "its Spark task was lost and started again")
-        record.attempt, record.host, record.executor = event.attempt, event.host, event.executor
+        record.attempt, record.host, record.stage = event.attempt, event.host, event.stage
         if record.state is NodeState.PENDING:
             record.state = NodeState.LAUNCHED
         return []

@@ -88,7 +88,7 @@ class Launch:
 
 def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Body of the task, for ``DataFrame.mapInArrow``."""
-    from pyspark import BarrierTaskContext, TaskContext
+    from pyspark import TaskContext
 
     for _ in batches:
         pass
@@ -97,10 +97,8 @@ def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.
     partition = context.partitionId()
     node = launch.held[partition]
     assigned = context.resources().get("gpu")
-    # Only barrier stages know where their tasks run.
-    executor = context.getTaskInfos()[partition].address if isinstance(context, BarrierTaskContext) else ""
     supervisor = Supervisor(
-        launch, node, context.taskAttemptId(), tuple(assigned.addresses) if assigned else (), executor
+        launch, node, context.taskAttemptId(), tuple(assigned.addresses) if assigned else (), context.stageId()
     )
     try:
         supervisor.run()
@@ -122,15 +120,13 @@ class Supervisor:
         Of the Spark task; unique.
     gpus
         Addresses that Spark assigned to the task.
-    executor
-        Host and port of the executor as Spark knows it, if it tells.
+    stage
+        The Spark stage that the supervising task belongs to.
     """
 
-    def __init__(
-        self, launch: Launch, node: NodeId, attempt: int, gpus: Sequence[str] = (), executor: str = ""
-    ) -> None:
+    def __init__(self, launch: Launch, node: NodeId, attempt: int, gpus: Sequence[str] = (), stage: int = -1) -> None:
         self.launch, self.node, self.attempt = launch, node, attempt
-        self._addresses, self._executor = gpus, executor
+        self._addresses, self._stage = gpus, stage
         self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.secret.for_clients())
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._pending: list[str] = []
@@ -146,7 +142,7 @@ class Supervisor:
         """Attach, spawn, watch, report."""
         host = address_towards(self.launch.coordinator_host, self.launch.coordinator_port)
         role, index = self.node.role, self.node.index
-        answer = self.client.ask(Attach(role, index, self.attempt, host, self._executor))
+        answer = self.client.ask(Attach(role, index, self.attempt, host, self._stage))
         if not answer["go"]:
             return
         amount = 0 if self.node.role in ROLES_WITHOUT_GPUS else self.launch.gpus

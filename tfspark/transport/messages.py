@@ -55,13 +55,13 @@ def message_type(name: str) -> type[Message] | None:
 
 @dataclass(frozen=True)
 class Attach(Message):
-    """A supervising task has started, on ``executor``, which is its ``host:port`` as Spark knows it."""
+    """A supervising task has started; ``attempt`` and ``stage`` are Spark's numbers of it."""
 
     role: str
     index: int
     attempt: int
     host: str
-    executor: str = ""
+    stage: int = -1
     version: int = PROTOCOL_VERSION
 
 
