@@ -62,6 +62,11 @@ def nodes() -> dict[int, str]:
     return {pid: command for pid, command in marked().items() if "tfspark.node" in command}
 
 
+def left() -> dict[int, str]:
+    """Return what is still there after ``spark.stop()``, but for the JVM, which ends with this process, and its own."""
+    return {p: c for p, c in marked().items() if "pyspark-shell" not in c and "pyspark.daemon" not in c}
+
+
 def files(directory: str) -> list[str]:
     """Return the files that clusters have under Spark's local directory."""
     return [str(p) for p in Path(directory).rglob("*") if "tfspark-" in str(p.relative_to(directory)) and p.is_file()]

@@ -338,7 +338,7 @@ def main() -> None:
                 run["ok"] = run["ok"] and not run["left"]
                 runs.append(run)
                 common.line(NAME, "run", i, "", open_files=processes.open_files(), **run)
-        ended = processes.marked()
+        ended = processes.left()
     common.text(table(runs, options.markdown))
     wrong = sum(not r["ok"] for r in runs)
     common.line(NAME, "wrong", wrong, "", runs=len(runs), undisturbed=undisturbed["seconds"], left=list(ended.values()))

@@ -125,7 +125,7 @@ def main() -> None:
                 seconds = outcome.pop("seconds")
                 common.line(NAME, name, seconds, "s", **outcome)
                 outcome["seconds"] = seconds
-        ended = processes.marked()
+        ended = processes.left()
     rows = [("what happens", "seconds", "what the driver raises")]
     rows += [
         (name, f"{o['seconds']:.1f}", f"`{o['error']}: {o['message']}`" + (", its traceback" if o["traceback"] else ""))
