@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyspark
 import pytest
 import yaml
 from py4j.java_collections import JavaMap
@@ -185,7 +186,8 @@ def here(file: Path, directory: Path) -> Path:
 def submit(properties: Path, *arguments: str, **environment: str) -> tuple[dict[str, Any], str]:
     without = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_CONF_DIR", "CUDA_VISIBLE_DEVICES")
     inherited = {k: v for k, v in os.environ.items() if k not in without}
-    command = [str(Path(sys.executable).parent / "spark-submit"), "--properties-file", str(properties), *arguments]
+    spark_submit = str(Path(pyspark.__file__).parent / "bin" / "spark-submit")
+    command = [spark_submit, "--properties-file", str(properties), *arguments]
     done = subprocess.run(
         [*command, str(PROGRAM)],
         env={**inherited, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", **environment},
