@@ -7,8 +7,9 @@
 
 Columns other than the label are numbers about as large as 1. A new version of the model is exported to OUTPUT/model
 every --export-steps steps and at the end; what reads the newest version, as TensorFlow Serving and tfspark.predict do,
-follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/weights holds weights and optimizer as of the last export: started again with the same --output the job goes on with both. A job that is cut off loses what it had learned
-since its last export.
+follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/weights holds weights and optimizer as of the last export: started
+again with the same --output the job goes on with both. A job that is cut off loses what it had learned since its last
+export.
 
 A file OUTPUT/stop ends it in order: between two micro-batches, with a last export; so does SIGTERM to the driver's
 Python process. SIGTERM to spark-submit takes the JVM away at once and so cuts the job off, with nothing left behind.
@@ -83,7 +84,11 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         if (step + 1) % args["export_steps"] == 0:
             export()
 
-    stream = ctx.stream(args["batch_size"], label=args["label"])
+    try:
+        stream = ctx.stream(args["batch_size"], label=args["label"])
+    except tfspark.errors.FeedError:
+        logger.info("nothing has arrived")
+        return {"began_at_step": began, "steps": 0, "loss": [], "versions": []}
     model.fit(
         ctx.distribute(stream), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=batch_ended)]
     )
