@@ -55,9 +55,8 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     strategy = ctx.strategy()
     build, preprocess = network_named(args["network"])
     size, labels = args["size"], args["labels"]
-    lookup = keras.layers.StringLookup if isinstance(labels[0], str) else keras.layers.IntegerLookup
-    index_of = lookup(vocabulary=labels, num_oov_indices=0)
-    record = {n: tf.io.FixedLenFeature((), t) for n, t in (("image", tf.string), ("label", index_of.vocabulary_dtype))}
+    known = tf.constant(labels, tf.string if isinstance(labels[0], str) else tf.int64)
+    record = {n: tf.io.FixedLenFeature((), t) for n, t in (("image", tf.string), ("label", known.dtype))}
 
     # Without annotations, which tf.data would look up when it turns these functions into graphs.
     def pixels(encoded):
@@ -66,7 +65,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
 
     def example(serialized):
         parsed = tf.io.parse_single_example(serialized, record)
-        return pixels(parsed["image"]), index_of(parsed["label"])
+        return pixels(parsed["image"]), tf.argmax(tf.cast(tf.equal(known, parsed["label"]), tf.int32))
 
     files = args["files"][ctx.index :: ctx.num_workers]
     compression = "GZIP" if files[0].endswith(".gz") else None

@@ -7,9 +7,9 @@
 
 Columns other than the label are numbers about as large as 1. A new version of the model is exported to OUTPUT/model
 every --export-steps steps and at the end; what reads the newest version, as TensorFlow Serving and tfspark.predict do,
-follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/latest.weights.h5 holds weights and optimizer as of the last
-export: started again with the same --output the job goes on with both. A job that is cut off loses what it had learned
-since its last export.
+follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/weights holds weights and optimizer as of the last export: started
+again with the same --output the job goes on with both. A job that is cut off loses what it had learned since its last
+export.
 
 A file OUTPUT/stop ends it in order: between two micro-batches, with a last export; so does SIGTERM to the driver's
 Python process. SIGTERM to spark-submit takes the JVM away at once and so cuts the job off, with nothing left behind.
@@ -60,18 +60,21 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     keras.utils.set_random_seed(args["seed"])
     with ctx.strategy().scope():
         model = build_model(args["features"], args["task"], args["learning_rate"])
-    latest = Path(args["weights"])
-    if latest.exists():
-        model.load_weights(latest)
+    weights = Path(args["weights"])
+    saved = sorted(weights.glob("step-*.weights.h5"))
+    if saved:
+        model.load_weights(saved[-1])
+    began = int(saved[-1].name[5:15]) if saved else 0
     versions: list[str] = []
-    began = int(model.optimizer.iterations)
     losses: list[float] = []
 
     def export() -> None:
         if ctx.is_chief:
-            draft = latest.with_name("draft.weights.h5")
+            draft = weights / "draft.weights.h5"
             model.save_weights(draft, overwrite=True)
-            draft.rename(latest)
+            draft.rename(weights / f"step-{began + len(losses):010}.weights.h5")
+            for old in sorted(weights.glob("step-*.weights.h5"))[:-1]:
+                old.unlink()
             versions.append(ctx.export(model, args["model"]))
             logger.info("exported %s", versions[-1])
 
@@ -81,7 +84,11 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         if (step + 1) % args["export_steps"] == 0:
             export()
 
-    stream = ctx.stream(args["batch_size"], label=args["label"])
+    try:
+        stream = ctx.stream(args["batch_size"], label=args["label"])
+    except tfspark.errors.FeedError:
+        logger.info("nothing has arrived")
+        return {"began_at_step": began, "steps": 0, "loss": [], "versions": []}
     model.fit(
         ctx.distribute(stream), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=batch_ended)]
     )
@@ -99,7 +106,7 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping
     rows = stream.load(args.data).na.drop().repartition(args.workers)
     node_args = {"features": [c for c in rows.columns if c != args.label], "label": args.label, "seed": args.seed}
     node_args |= {n: getattr(args, n) for n in ("task", "learning_rate", "batch_size", "export_steps")}
-    node_args |= {"model": str(directory / "model"), "weights": str(directory / "latest.weights.h5")}
+    node_args |= {"model": str(directory / "model"), "weights": str(directory / "weights")}
     stop = directory / "stop"
     stop.unlink(missing_ok=True)
     trigger = {"availableNow": True} if args.available_now else {"processingTime": args.every}
@@ -149,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     directory = Path(args.output).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "weights").mkdir(parents=True, exist_ok=True)
     spark = tfspark.session("streaming", args.master)
     try:
         outcome = run(spark, args, directory, stopping)

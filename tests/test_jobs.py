@@ -264,7 +264,8 @@ def test_trials_are_shared_out_and_the_best_model_is_kept(standalone: Standalone
     drawn = search.draw_trials(4, seed=1)
     assert all(t["learning_rate"] == drawn[t["trial"]]["learning_rate"] for t in result["trials"])
     assert [p.name for p in (tmp_path / "found" / "run").iterdir() if p.is_dir()] == ["model"]
-    scores = tf.saved_model.load(result["model"]).serve(tf.constant(digits.data, tf.float32))
+    model = tf.saved_model.load(result["model"])
+    scores = model.serve(tf.constant(digits.data, tf.float32))
     assert np.mean(np.argmax(scores, 1) == digits.target) > 0.9
 
 
