@@ -249,3 +249,36 @@ def test_a_feed_with_a_name_stands_beside_the_epochs(tmp_path: Path) -> None:
     assert values(s) == [*range(1000)]
     assert s.next_epoch() is None and s.rows_read == 1000
     assert sum(p.rows for p in s.named_epoch(named).partitions()) == 5000
+
+
+def test_a_feed_that_goes_on_begins_with_a_later_epoch(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path))
+    s.begin_feed(Feed(0, 3, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, base=2, first_epoch=1))
+    put(s, 1, 2)
+    s.end_feed(0, {"worker 0": 2}, 2)
+    counted = [s.epochs_read]
+    for _ in range(2):
+        assert values(s) == [1, 2]
+        counted.append(s.epochs_read)
+    s.no_more_feeds()
+    assert counted == [3, 4, 5] and s.next_epoch() is None
+
+
+def test_a_node_that_is_back_waits_for_all_its_rows(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path))
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0))
+    s.end_feed(0, {"worker 0": 4, "worker 1": 9}, 4)
+    reader = s.epoch_of(0, 0)
+    put(s, 1, 2)
+    assert not reader.feed.ended
+    put(s, 3, 4)
+    assert reader.feed.ended
+    assert [v for p in reader.partitions() for b in p.batches for v in b.column(0).to_pylist()] == [1, 2, 3, 4]
+
+
+def test_what_comes_before_the_first_wait_comes_once(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path))
+    calls: list[int] = []
+    s.before_first_wait(lambda: calls.append(1))
+    s.no_more_feeds()
+    assert s.wait_for_feed() is None and s.next_epoch() is None and calls == [1]

@@ -1,0 +1,48 @@
+"""Which epochs of which feed come again after a restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfspark.driver.journal import FeedEntry, Journal
+from tfspark.driver.recovery import worth_a_restart
+from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, SchemaError, StartTimeout
+from tfspark.transport.messages import FeedBegins
+
+
+def entry(epochs: int, name: str = "") -> FeedEntry:
+    source: Any = None
+    return FeedEntry(source, (), FeedBegins(-1, epochs, [], b"", 0, False, epochs, False, name=name))
+
+
+def test_epochs_are_counted_over_all_feeds() -> None:
+    journal = Journal(keep=True)
+    first, named, second = journal.open(entry(2)), journal.open(entry(1, "validation")), journal.open(entry(3))
+    assert [e.terms.feed for e in (first, named, second)] == [0, 1, 2]
+    assert (first.terms.base, second.terms.base) == (0, 2)
+    for completed, expected in [(0, (0, 0)), (1, (1, 0)), (2, (2, 0)), (4, (2, 2)), (5, (2, 3)), (9, (2, 3))]:
+        assert (first.epochs_in(completed), second.epochs_in(completed)) == expected
+        assert named.epochs_in(completed) == 0, "rows with a name stand beside the epochs, and always come again"
+    again = second.announcement(2)
+    assert again.first_epoch == 2 and again.epochs == 3 and again.epochs_to_come == 1
+
+
+def test_only_what_was_delivered_comes_again_and_only_if_asked() -> None:
+    for keep in (True, False):
+        journal = Journal(keep)
+        first, _ = journal.open(entry(1)), journal.open(entry(1))
+        journal.keep(first)
+        assert journal.entries == ([first] if keep else [])
+
+
+def test_what_a_restart_can_help() -> None:
+    failed = ("worker", 0, "host", "reason")
+    assert worth_a_restart(NodeFailed(*failed)) and worth_a_restart(ClusterError("the job was lost"))
+    for error in (
+        NodeFailed(*failed, final=True),
+        ClusterStopped("stopped"),
+        StartTimeout("late"),
+        FeedError("no rows"),
+        SchemaError("null"),
+    ):
+        assert not worth_a_restart(error)
