@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.ml.linalg import Vectors
 
@@ -222,7 +223,8 @@ def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -
             ("if(id < 3, x, null)", "'x' holds .* null"),
             ("transform(x, v -> if(v = 40, null, v))", "'x' holds a null inside its arrays"),
         ]:
-            with pytest.raises(PySparkException, match=message):
+            # A null within is found in the JVM, whose errors come as they are.
+            with pytest.raises((PySparkException, Py4JJavaError), match=message):
                 tfspark.predict(df.selectExpr("id", f"{odd} as x"), tmp_path / "m").collect()
 
 

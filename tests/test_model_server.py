@@ -314,8 +314,9 @@ def test_new_versions_are_served_bad_ones_are_not_and_removed_ones_go(tmp_path: 
         until(lambda: ask() == {"predictions": [[9.0]]})
         for version in base.iterdir():
             shutil.rmtree(version)
-        until(lambda: server.http.get("/healthz").status_code == 503)
-        assert server.http.get("/v1/models/m").status_code == 404
+        # In between, a version may be found while half of it is gone, and is shown as one that cannot be loaded.
+        until(lambda: server.http.get("/v1/models/m").status_code == 404)
+        assert server.http.get("/healthz").status_code == 503
     finally:
         assert server.stop() == 0
 

@@ -84,17 +84,18 @@ class ModelView {
   async send() {
     const name = this.find(".signature").value;
     const verb = VERBS[this.version.signatures[name].method] || "predict";
-    let row;
+    const row = this.find("textarea").value;
     try {
-      row = JSON.parse(this.find("textarea").value);
+      JSON.parse(row);
     } catch (error) {
       this.show(`This is no JSON: ${error.message}`, true);
       return;
     }
-    const body = { signature_name: name, [verb === "predict" ? "instances" : "examples"]: [row] };
+    // The row goes as it was typed: JavaScript would make 2 of 2.0, which is no float to an example.
+    const body = `{"signature_name": ${JSON.stringify(name)}, "${verb === "predict" ? "instances" : "examples"}": [${row}]}`;
     const path = `/v1/models/${encodeURIComponent(this.model.name)}/versions/${this.version.version}:${verb}`;
     try {
-      const response = await fetch(path, { method: "POST", body: JSON.stringify(body) });
+      const response = await fetch(path, { method: "POST", body });
       const answer = await response.text();
       this.show(answer, !response.ok);
     } catch (error) {
