@@ -82,6 +82,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         optimizer = keras.optimizers.Adam(args["learning_rate"])
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         model.build((None, size, size, 3))
+        optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
     checkpoints = Checkpoints(Path(args["checkpoints"]))
     trained = checkpoints.restore(model)
 

@@ -50,6 +50,7 @@ def build_model(features: list[str], task: str, learning_rate: float) -> Any:
     activation, loss = ("sigmoid", "binary_crossentropy") if task == "classify" else (None, "mse")
     model = keras.Model(inputs, keras.layers.Dense(1, activation=activation, name="prediction")(x))
     model.compile(keras.optimizers.Adam(learning_rate), loss)
+    model.optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
     return model
 
 
