@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_PORT = 8501
 """TensorFlow Serving's for REST."""
 
+KEEP_ALIVE_SECONDS = 60
+"""How long a connection without requests stays open: shorter, and busy clients often write to one that just closes."""
+
 
 def add_parser(verbs: Any) -> None:
     """Add the command to those of ``tfspark``."""
@@ -94,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
         )
         local = _is_loopback(options.host)
         app = make_app(repository, limits, ["localhost", "127.0.0.1"] if local else None)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, log_level="warning"))
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
+        )
+        server = uvicorn.Server(config)
         logger.info("models are at http://%s:%d", options.host, listener.getsockname()[1])
         if not local:
             logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
