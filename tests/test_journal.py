@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tfspark.driver.journal import FeedEntry, Journal
@@ -23,6 +24,8 @@ def test_epochs_are_counted_over_all_feeds() -> None:
     for completed, expected in [(0, (0, 0)), (1, (1, 0)), (2, (2, 0)), (4, (2, 2)), (5, (2, 3)), (9, (2, 3))]:
         assert (first.epochs_in(completed), second.epochs_in(completed)) == expected
         assert named.epochs_in(completed) == 0, "rows with a name stand beside the epochs, and always come again"
+    streamed = replace(second, streamed=True)
+    assert streamed.epochs_in(5) == 0, "what a stream gives it has not given before"
     again = second.announcement(2)
     assert again.first_epoch == 2 and again.epochs == 3 and again.epochs_to_come == 1
 

@@ -667,7 +667,7 @@ class Cluster:
     ) -> FeedReport:
         self._running()
         profile = self._resources.feeding_profile(source.in_one_stage)
-        entry = self._journal.open(FeedEntry(source, specs, terms, profile, workers))
+        entry = self._journal.open(FeedEntry(source, specs, terms, profile, workers, self._streaming))
         with self._guard():
             report = self._recovering(lambda gang: gang.feed(entry))
         self._journal.keep(entry)

@@ -34,6 +34,8 @@ class FeedEntry:
         Spark's resource profile of the tasks that send it; ``None`` for the default one.
     workers
         Indices of the workers that get rows; ``None`` for all.
+    streamed
+        Whether it is a micro-batch of a stream: the stream's own checkpoint knows what has been seen of it.
     """
 
     source: Source
@@ -41,6 +43,7 @@ class FeedEntry:
     terms: m.FeedBegins
     profile: ResourceProfile | None = None
     workers: Sequence[int] | None = None
+    streamed: bool = False
 
     @property
     def epochs(self) -> int:
@@ -49,7 +52,7 @@ class FeedEntry:
 
     def epochs_in(self, completed: int) -> int:
         """Return how many of its epochs are among the first `completed` of all."""
-        return 0 if self.terms.name else min(max(completed - self.terms.base, 0), self.epochs)
+        return 0 if self.terms.name or self.streamed else min(max(completed - self.terms.base, 0), self.epochs)
 
     def announcement(self, first_epoch: int) -> m.FeedBegins:
         """Return its terms if it begins with an epoch after its first."""
