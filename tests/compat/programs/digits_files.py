@@ -11,6 +11,7 @@ def main_fun(args, ctx):
     import tensorflow as tf
     from tensorflowonspark import compat
 
+    tf.keras.utils.set_random_seed(1)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     features = {"image": tf.io.FixedLenFeature([64], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
 

@@ -12,6 +12,7 @@ def main_fun(args, ctx):
     import numpy as np
     import tensorflow as tf
 
+    tf.keras.utils.set_random_seed(1)
     layers = tf.keras.layers
 
     def block(x, filters):

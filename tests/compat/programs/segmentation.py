@@ -23,6 +23,7 @@ def main_fun(args, ctx):
     import numpy as np
     import tensorflow as tf
 
+    tf.keras.utils.set_random_seed(2)
     layers = tf.keras.layers
     inputs = tf.keras.Input((16, 16, 1))
     fine = layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
@@ -30,7 +31,7 @@ def main_fun(args, ctx):
     up = layers.Conv2DTranspose(4, 2, strides=2, activation="relu")(coarse)
     mask = layers.Conv2D(1, 1, activation="sigmoid")(layers.Concatenate()([fine, up]))
     model = tf.keras.Model(inputs, mask)
-    model.compile(loss="binary_crossentropy", optimizer=tf.keras.optimizers.Adam(0.01), metrics=["accuracy"])
+    model.compile(loss="binary_crossentropy", optimizer=tf.keras.optimizers.Adam(0.02), metrics=["accuracy"])
 
     tf_feed = ctx.get_data_feed()
     accuracy = 0.0
