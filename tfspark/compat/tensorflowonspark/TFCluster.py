@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ BLOCK_ROWS = 1 << 20
 """Most rows of a partition that a node is asked about at a time; Spark's own batches are smaller."""
 
 LOOK_SECONDS = 0.2
-TENSORBOARD_SECONDS = 60.0
 
 tf_status: dict[str, str] = {}
 """``{"error": ...}`` after a cluster has failed."""
@@ -107,7 +105,6 @@ class TFCluster:
         ]
         self._fed = [m.executor_id for m in members if not m.in_background]
         self._has_background = len(self._fed) < len(members)
-        self._has_tensorboard = bool(meta["tensorboard"])
 
     @_notes.now("cluster.feed(df, epochs=n), or cluster.feed_stream(df)")
     def train(self, dataRDD: Any, num_epochs: int = 0, feed_timeout: float = 600, qname: str = "input") -> None:
@@ -227,16 +224,7 @@ class TFCluster:
     @_notes.now("cluster.tensorboard_url")
     def tensorboard_url(self) -> str | None:
         """Return where TensorBoard is, ``None`` if it was not asked for."""
-        deadline = time.monotonic() + TENSORBOARD_SECONDS
-        pause = threading.Event()
-        while self._has_tensorboard and time.monotonic() < deadline:
-            for status in self.cluster.status():
-                if status.state == "failed":
-                    return None
-                if "tensorboard_port" in status.metrics:
-                    return f"http://{status.host}:{int(status.metrics['tensorboard_port'])}"
-            pause.wait(LOOK_SECONDS)
-        return None
+        return self.cluster.tensorboard_url
 
     def _require_feeding(self, what: str, qname: str) -> None:
         if self.input_mode != InputMode.SPARK:
@@ -277,11 +265,11 @@ def run(
     num_ps
         How many of them are parameter servers: `map_fun` runs there too, and is ended when the others have returned.
     tensorboard
-        Run TensorBoard on worker 0, or on the master if there are no workers.
+        Run TensorBoard beside the driver.
     input_mode
         Of `InputMode`.
     log_dir
-        What TensorBoard shows.
+        What TensorBoard shows: a directory that nodes and driver share; ``tensorboard`` by default.
     driver_ps_nodes
         Not used: parameter servers run in executors.
     master_node
@@ -316,18 +304,23 @@ def run(
     if compat.is_installed():
         compat.install(sc)
     tf_status.clear()
-    log_dir = os.path.abspath(log_dir or "tensorboard_0") if "://" not in (log_dir or "") else log_dir
     plan = _node.Plan(
         pickle_main(map_fun, tf_args),
         members,
         default_fs(sc),
         os.getcwd(),
         fed=input_mode == InputMode.SPARK,
-        tensorboard=str(log_dir) if tensorboard else "",
     )
     with _Noted():
         cluster = Cluster(
-            spark, _node.run, plan, workers=num_executors, strategy="none", start_timeout=reservation_timeout
+            spark,
+            _node.run,
+            plan,
+            workers=num_executors,
+            strategy="none",
+            start_timeout=reservation_timeout,
+            log_dir=(log_dir or "tensorboard") if tensorboard else None,
+            tensorboard=tensorboard,
         ).start()
     meta = {
         "id": secrets.randbits(64),
@@ -336,7 +329,6 @@ def run(
         "default_fs": plan.default_fs,
         "working_dir": plan.working_dir,
         "release_port": release_port,
-        "tensorboard": plan.tensorboard,
     }
     return TFCluster(sc, cluster, members, input_mode, meta)
 

@@ -38,8 +38,6 @@ class Plan:
         ``(map_fun, tf_args, None)``, pickled apart: loading it may import tensorflowonspark.
     fed
         Whether the driver feeds rows.
-    tensorboard
-        Directory that TensorBoard shows; empty for none.
     """
 
     program: bytes
@@ -47,7 +45,6 @@ class Plan:
     default_fs: str
     working_dir: str
     fed: bool = False
-    tensorboard: str = ""
 
 
 def run(plan: Plan, ctx: NodeContext) -> None:
@@ -63,8 +60,6 @@ def run(plan: Plan, ctx: NodeContext) -> None:
     context = TFNodeContext(
         member.executor_id, member.job_name, member.task_index, spec, plan.default_fs, plan.working_dir, manager
     )
-    if plan.tensorboard and member == _where_tensorboard_runs(plan.members):
-        _show_tensorboard(plan.tensorboard, ctx)
     if member.in_background:
         _run_in_background(map_fun, tf_args, context, ctx)
     elif inbox is not None:
@@ -101,21 +96,6 @@ def _names(tf_args: Any) -> Any:
         return vars(tf_args)
     except TypeError:
         return ()
-
-
-def _where_tensorboard_runs(members: tuple[_members.Member, ...]) -> _members.Member:
-    """Return worker 0, else the master."""
-    return min(members, key=lambda m: (m.in_background, m.job_name != "worker", m.task_index))
-
-
-def _show_tensorboard(log_dir: str, ctx: NodeContext) -> None:
-    from tensorboard import program
-
-    board = program.TensorBoard()
-    host = ctx.cluster_spec["worker"][ctx.index].rpartition(":")[0].strip("[]")
-    board.configure(argv=["tensorboard", "--logdir", log_dir, "--host", host, "--port", "0", "--reload_multifile=True"])
-    url = board.launch()
-    ctx.report(0, flush=True, tensorboard_port=int(url.rstrip("/").rpartition(":")[2]))
 
 
 def _run_in_background(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeContext) -> None:
