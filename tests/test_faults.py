@@ -204,7 +204,7 @@ def test_sigterm_to_the_driver_lets_main_save_and_leaves_nothing(tmp_path: Path)
     driver.ask("start")
     assert driver.ask("wait")["waiting"]
     driver.process.terminate()
-    assert driver.process.wait(20) == 128 + signal.SIGTERM
+    assert driver.process.wait(60) == 128 + signal.SIGTERM
     assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
     assert eventually(lambda: not driver.marked()), driver.marked()
     assert not driver.files()
@@ -220,9 +220,12 @@ def test_a_signal_to_spark_submit_ends_the_program_and_leaves_nothing(tmp_path: 
     local = f"spark.local.dir={tmp_path}"
     command = [submit, "--master", "local[2]", "--conf", local, str(SUBMITTED), str(tmp_path)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert eventually(lambda: (tmp_path / "training").exists(), 60)
-    process.send_signal(sent)
-    assert process.wait(20) != 0
+    try:
+        assert eventually(lambda: (tmp_path / "training").exists(), 150)
+        process.send_signal(sent)
+        assert process.wait(20) != 0
+    finally:
+        process.kill()
     assert eventually(lambda: not marked(mark)), marked(mark)
     end = json.loads((tmp_path / "ended.json").read_text())
     assert end["error"] in ("ClusterStopped", "ClusterError", "NodeFailed"), end
