@@ -120,9 +120,12 @@ def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
         import tensorflow as tf
 
         loaded = tf.saved_model.load(model)
-        call = loaded.signatures["serving_default"]
-        # The function must keep the model alive.
-        return lambda x, _loaded=loaded: call(x=tf.constant(x))["output_0"].numpy()
+
+        def call(x: Any) -> Any:
+            # Looked up here, so that the function keeps the model alive.
+            return loaded.signatures["serving_default"](x=tf.constant(x))["output_0"].numpy()
+
+        return call
 
     shape = [[common.FEATURES]]
     udf = predict_batch_udf(
