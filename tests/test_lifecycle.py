@@ -207,6 +207,14 @@ def test_a_job_that_fails_before_any_node_came() -> None:
     assert isinstance(m.error, ClusterError) and "no module named tfspark" in str(m.error)
 
 
+def test_a_job_whose_spark_is_gone_was_stopped() -> None:
+    from tfspark.driver.launcher import job_ended
+
+    m = Machine().start()
+    m(job_ended(ConnectionRefusedError(111, "Connection refused"), NODES))
+    assert isinstance(m.error, ClusterStopped) and "Spark's JVM is gone" in str(m.error)
+
+
 def test_a_lost_task_names_its_node() -> None:
     m = Machine().start()
     m(lc.JobEnded("ExecutorLostFailure", blamed=NODES[1]))

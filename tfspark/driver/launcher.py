@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
-from tfspark.driver.lifecycle import JobEnded
+from tfspark.driver.lifecycle import SPARK_IS_GONE, JobEnded
 from tfspark.driver.profiles import Resources
 from tfspark.driver.resources import Group
 from tfspark.errors import ConfigurationError, DependencyError
@@ -290,8 +290,12 @@ def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | Non
 
 def job_ended(error: BaseException | None, nodes: Sequence[NodeId]) -> JobEnded:
     """Say how a job that held `nodes` ended."""
+    from py4j.protocol import Py4JNetworkError
+
     if error is None:
         return JobEnded()
+    if isinstance(error, (OSError, Py4JNetworkError)):
+        return JobEnded(f"{SPARK_IS_GONE}: {error}")
     # Spark's words when one task of a barrier stage is lost; the number is its partition, which is the node's.
     blamed = re.search(r"barrier task ResultTask\(\d+, (\d+)\)", str(error))
     lost = "PythonException" not in str(error)

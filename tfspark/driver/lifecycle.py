@@ -24,7 +24,9 @@ REJOINS_PER_NODE = 3
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node that has been silent for so long is to blame when another one fails."""
 
-CANCELLED = re.compile(r"Job \d+ cancelled|has been cancelled|SparkContext was shut down")
+SPARK_IS_GONE = "Spark's JVM is gone"
+
+CANCELLED = re.compile(rf"Job \d+ cancelled|has been cancelled|SparkContext was shut down|{SPARK_IS_GONE}")
 """Spark's words for a job that someone has ended."""
 
 
