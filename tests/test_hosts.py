@@ -162,7 +162,6 @@ def test_training_across_hosts_goes_on_elsewhere_when_one_dies(hosts: SparkHosts
     seen = [4 * len(ids), 4 * sum(ids), 4 * sum(i * i for i in ids)]
     for result in end["results"].values():
         assert (result["seen"], result["restarts"]) == (seen, 1) and result["first_epoch"] in (1, 2)
-    program.until("over")
 
 
 def test_nothing_is_left_of_the_hosts(tmp_path: Path) -> None:
