@@ -305,6 +305,7 @@ def settings(directory: str) -> dict[str, str]:
         # An executor that is stopped, and not killed, is one that Spark must give up.
         "spark.executor.heartbeatInterval": "2s",
         "spark.network.timeout": "20s",
+        "spark.network.timeoutInterval": "5s",
     }
 
 
