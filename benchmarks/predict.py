@@ -113,6 +113,7 @@ def by_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
 def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
     """Return the way of Spark's own ``predict_batch_udf``."""
     from pyspark.ml.functions import predict_batch_udf
+    from pyspark.sql.types import ArrayType, FloatType
 
     model = run.model
 
@@ -129,7 +130,7 @@ def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
 
     shape = [[common.FEATURES]]
     udf = predict_batch_udf(
-        make_predict, return_type="array<float>", batch_size=run.batch_size, input_tensor_shapes=shape
+        make_predict, return_type=ArrayType(FloatType()), batch_size=run.batch_size, input_tensor_shapes=shape
     )
     return lambda df: df.select("label", udf("x").alias("y"))
 
