@@ -6,7 +6,7 @@ usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test spark-test lint format install clean help
+.PHONY: demo test browser spark-test lint format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,8 +14,11 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install  ## run all tests
+test: install browser  ## run all tests
 	$(BIN)/python -m pytest
+
+browser:  ## install Chromium, which the tests of web pages drive, where it is missing
+	.ci/install-browser
 
 spark-test: install  ## run the tests on another Spark: make spark-test SPARK=4.0.5 TESTS=tests/test_connector.py
 	test -d build/spark-$(SPARK) || $(BIN)/python -m pip install --quiet --target build/spark-$(SPARK) pyspark==$(SPARK)

@@ -20,6 +20,7 @@ _HOMES = {
     "errors": "tfspark.errors",
     "ml": "tfspark.ml",
     "predict": "tfspark.inference",
+    "predict_udf": "tfspark.inference",
     "run": "tfspark.driver.cluster",
     "session": "tfspark.spark_session",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "errors",
     "ml",
     "predict",
+    "predict_udf",
     "run",
     "session",
 ]
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from tfspark import errors, ml
     from tfspark.driver.cluster import Cluster, run
     from tfspark.driver.feed_report import FeedReport
-    from tfspark.inference import predict
+    from tfspark.inference import predict, predict_udf
     from tfspark.node.context import NodeContext
     from tfspark.spark_session import add_connector, configure, session
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from tfspark import __version__
 from tfspark.errors import TFSparkError
-from tfspark.records.command import add_parser
+from tfspark.model_server.command import add_parser as add_serve
+from tfspark.records.command import add_parser as add_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print the path of the TFRecord connector's jar, after building it if needed",
         description='For spark-submit --jars "$(tfspark jar)".',
     ).set_defaults(run=_jar)
-    add_parser(verbs)
+    add_records(verbs)
+    add_serve(verbs)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

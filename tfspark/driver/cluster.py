@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import secrets
 import threading
 import time
@@ -23,6 +24,7 @@ from tfspark.driver.display import Display, NodeStatus, status_of
 from tfspark.driver.feed_report import FeedReport
 from tfspark.driver.feeding import CLOSE_SECONDS, Feeding
 from tfspark.driver.sources import Columns, Source, planned, source_of
+from tfspark.driver.tracking import Tracking, trackers_for
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, plan_nodes, plan_strategy, server_nodes
@@ -78,6 +80,9 @@ class Cluster:
         (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
         ``True`` for a live table, ``False`` for log lines; by default what suits standard error.
+    log_dir
+        Directory, of the driver, in which reported metrics are written as TensorBoard's event files. They go to MLflow
+        as well if a run is active when the cluster is started.
 
     Raises
     ------
@@ -103,6 +108,7 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         tls: bool | None = None,
         progress: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._node_ids = plan_nodes(workers, chief, ps)
         own = strategy if callable(strategy) else None
@@ -120,6 +126,8 @@ class Cluster:
         self._spool_bytes = spool_bytes
         self._env = dict(env or {})
         self._display = Display(progress)
+        self._log_dir = None if log_dir is None else os.fspath(log_dir)
+        self._tracking = Tracking([])
         self._secret = new_secret(launcher.wants_tls(spark) if tls is None else tls)
         self._tag = f"tfspark-{secrets.token_hex(6)}"
         self._feeding = Feeding(
@@ -152,6 +160,8 @@ class Cluster:
         began = self._display.begin()
         bind, host = launcher.driver_addresses(self._spark)
         self._coordinator = Coordinator(bind, self._secret, self._node_ids, self._limits, self._cancel_job)
+        self._tracking = Tracking(trackers_for(self._log_dir))
+        self._coordinator.on_report = self._tracking.report
         _live.add(self)
         self._job = self._launch(host, self._coordinator)
         with self._guard():
@@ -440,6 +450,7 @@ class Cluster:
             finally:
                 self._closed = True
                 coordinator.close()
+                self._tracking.close()
                 self._display.close()
                 _live.discard(self)
             if job is not None:

@@ -66,6 +66,7 @@ class Coordinator:
         self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes))
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
+        self.on_report: Callable[[NodeId, int, dict[str, float]], None] = lambda node, step, metrics: None
         self.startup: dict[NodeId, dict[str, float]] = {}
         self.log: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self.feed_error: TFSparkError | None = None
@@ -237,8 +238,10 @@ class Coordinator:
         return b"{}"
 
     def _on_report(self, msg: m.Report) -> bytes:
+        node = NodeId(msg.role, msg.index)
+        self.on_report(node, msg.step, msg.metrics)
         with self._changed:
-            self.reports[NodeId(msg.role, msg.index)] = Reported(msg.step, msg.metrics, time.monotonic())
+            self.reports[node] = Reported(msg.step, msg.metrics, time.monotonic())
             self._changed.notify_all()
         return b"{}"
 

@@ -43,6 +43,7 @@ class NodeContext:
         self._loops: dict[Any, Any] = {}
         self._coordinator: tf.distribute.coordinator.ClusterCoordinator | None = None
         self._reported_at = 0.0
+        self._metrics: dict[str, float] = {}
         self.role = link.node.role
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
@@ -408,13 +409,25 @@ class NodeContext:
         metrics
             Numbers by name.
         """
+        self._metrics = {k: float(v) for k, v in metrics.items()}
         now = time.monotonic()
         if flush or now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
-            self._link.report(int(step), {k: float(v) for k, v in metrics.items()})
+            self._link.report(int(step), self._metrics)
 
     def export(self, model: Any, directory: str, **options: Any) -> str:
         """Export a Keras model as a SavedModel in ``<directory>/<next version>``; only the chief writes.
+
+        Parameters
+        ----------
+        model
+            A built Keras model.
+        directory
+            Shared by all readers; a local or mounted path.
+        options
+            Those of `tfspark.saved_models.export.export_model`: ``keep``, ``preprocessing``, ``classes``, ... The
+            model card gets the metrics that were reported last, and the columns and rows of the feed, unless
+            ``metrics`` or ``data`` say otherwise.
 
         Returns
         -------
@@ -423,6 +436,7 @@ class NodeContext:
         """
         if not self.is_chief:
             return directory
-        from tfspark.node.export import export_saved_model
+        from tfspark.node.export import export, training_data
 
-        return export_saved_model(model, directory, **options)
+        data = training_data(self._link.spool.last_feed, self.num_workers)
+        return export(model, directory, metrics=self._metrics, data=data, options=options)

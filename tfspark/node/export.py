@@ -1,41 +1,39 @@
-"""Write a SavedModel version as TensorFlow Serving expects it: ``<base>/<version>``, complete or not there at all."""
+"""``ctx.export``: what a node knows of its training goes into the model card; the writing is `tfspark.saved_models`."""
 
 from __future__ import annotations
 
-import os
-import secrets
+from collections.abc import Mapping
 from typing import Any
 
-from tfspark.errors import ConfigurationError
+from tfspark.transport.spool import Feed
 
 
-def export_saved_model(model: Any, base: str, verbose: bool = False) -> str:
-    """Export a built Keras model to the next version under `base`, atomically.
+def training_data(feed: Feed | None, workers: int) -> dict[str, Any]:
+    """Return what a model card tells of the rows that were fed."""
+    data: dict[str, Any] = {"workers": workers}
+    if feed is not None:
+        data["columns"] = {c.name: _described(c.dtype, c.shape, c.ragged) for c in feed.columns}
+        if feed.rows_by_node:
+            data["rows"] = sum(feed.rows_by_node.values())
+    return data
 
-    Parameters
-    ----------
-    model
-        A Keras model that has been called or fitted.
-    base
-        A directory that all readers share; a local or mounted path.
 
-    Returns
-    -------
-    str
-        The directory of the new version.
-    """
-    if "://" in base and not base.startswith("file://"):
-        raise ConfigurationError(f"Cannot export to {base!r}.", hint="Export to a local or mounted directory.")
-    base = base.removeprefix("file://")
-    os.makedirs(base, exist_ok=True)
-    staging = os.path.join(base, f".staging-{secrets.token_hex(8)}")
-    model.export(staging, verbose=verbose)
-    while True:
-        version = 1 + max((int(d) for d in os.listdir(base) if d.isdigit()), default=0)
-        target = os.path.join(base, str(version))
-        try:
-            os.rename(staging, target)
-            return target
-        except OSError:
-            if not os.path.isdir(target):
-                raise
+def _described(dtype: str, shape: tuple[int, ...], ragged: int) -> str:
+    dims = ["?"] * ragged + [str(d) for d in shape]
+    return f"{dtype} ({', '.join(dims)})" if dims else dtype
+
+
+def export(
+    model: Any,
+    base: str,
+    *,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any],
+    options: dict[str, Any],
+) -> str:
+    """Export a model with a card that holds what is given in `options`, and else what the node knows."""
+    from tfspark.saved_models.export import export_model
+
+    options.setdefault("metrics", metrics)
+    options["data"] = {**data, **options.get("data", {})}
+    return export_model(model, base, **options)

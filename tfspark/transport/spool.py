@@ -162,13 +162,14 @@ class Spool:
         self._waiting_since: float | None = None
         self.rows_read = 0
         self.rows_of_last_epoch = 0
+        self.last_feed: Feed | None = None
 
     # --- told by the coordinator
 
     def begin_feed(self, feed: Feed) -> None:
         """Make room for the partitions of a feed."""
         with self._changed:
-            self._feeds[feed.number] = feed
+            self._feeds[feed.number] = self.last_feed = feed
             self._changed.notify_all()
 
     def end_feed(self, number: int, rows_by_node: dict[str, int]) -> None:

@@ -1,0 +1,89 @@
+"""The work of a prediction task: Arrow columns in, batches of one size through the model, Arrow columns out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfspark.arrays import column_arrays, to_arrow
+from tfspark.errors import SchemaError
+from tfspark.inference.loading import function_of
+from tfspark.inference.plan import PredictionPlan
+from tfspark.prepare import prepare_batch
+from tfspark.schema import ColumnSpec, arrow_schema
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """Cut and join batches so that all have `size` rows, but for the last, which may have fewer."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        start = 0
+        while rows + batch.num_rows - start >= size:
+            taken = size - rows
+            yield _joined([*waiting, batch.slice(start, taken)])
+            waiting, rows, start = [], 0, start + taken
+        if start < batch.num_rows:
+            waiting.append(batch.slice(start))
+            rows += batch.num_rows - start
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    (joined,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
+
+
+class Predictor:
+    """Calls the model of a plan; made in each task, while the model itself is shared."""
+
+    def __init__(self, plan: PredictionPlan, schema: pa.Schema) -> None:
+        self._plan = plan
+        self._columns = {c.name: c for c in plan.columns(schema)}
+        self._prepared = arrow_schema(list(self._columns.values()))
+        self._function = function_of(plan.call)
+        self._expected = self._function.structured_input_signature[1]
+        self._types = plan.arrow_types
+
+    def __call__(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """Return the outputs that are kept for the rows of a batch.
+
+        Raises
+        ------
+        SchemaError
+            If a value breaks the rule of its column, or an output is not one value per row.
+        """
+        specs = list(self._columns.values())
+        prepared = prepare_batch(batch.select([c.name for c in specs]), specs, self._prepared)
+        feeds = {
+            name: _tensor(name, prepared.column(column), self._columns[column], self._expected[name])
+            for name, column in self._plan.inputs.items()
+        }
+        produced = self._function(**feeds)
+        return [to_arrow(produced[n], batch.num_rows, n, t) for n, t in self._types.items()]
+
+
+def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any:
+    """Return a column as the tensor that an input takes."""
+    import tensorflow as tf
+
+    array, *splits = column_arrays(pa.chunked_array([column]), spec)
+    for offsets in reversed(splits):
+        lengths = np.diff(offsets)
+        if len(lengths) and (lengths != lengths[0]).any():
+            raise SchemaError(
+                f"Input {name!r} takes arrays of one length, but column {spec.name!r} holds some of {lengths.min()} "
+                f"and some of {lengths.max()} values.",
+                hint="Pad them in Spark.",
+            )
+        array = array.reshape(len(lengths), -1, *array.shape[1:])
+    if expected.shape.rank is not None and array.ndim < expected.shape.rank:
+        array = array.reshape(*array.shape, *[1] * (expected.shape.rank - array.ndim))
+    tensor = tf.constant(array)
+    return tensor if tensor.dtype == expected.dtype else tf.cast(tensor, expected.dtype)

@@ -1,0 +1,148 @@
+"""`predict`: a model over a DataFrame."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark.driver.sources import arrow_schema_of, leaves_of
+from tfspark.errors import ConfigurationError, SchemaError
+from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
+from tfspark.inference.udf import arrow_udfs, model_udf
+from tfspark.saved_models.signatures import DEFAULT
+from tfspark.schema import Shape
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame
+
+
+def predict(
+    df: DataFrame,
+    model: str | os.PathLike[str] | Any,
+    *,
+    inputs: Mapping[str, str] | str | None = None,
+    outputs: Mapping[str, str] | Sequence[str] | str | None = None,
+    signature: str = DEFAULT,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    shapes: Mapping[str, Shape] | None = None,
+    fill: Mapping[str, Any] | None = None,
+) -> DataFrame:
+    """Add a model's predictions to a DataFrame.
+
+    The model is loaded once per Python worker and serves all its tasks and batches. A task to which Spark gave GPUs
+    uses them. Only the model's input columns travel to Python; all others stay in Spark as they are.
+
+    Parameters
+    ----------
+    df
+        Any DataFrame; on Spark Connect too.
+    model
+        A SavedModel directory, or one of numbered versions, of which the newest is taken; a ``.keras`` file; or a
+        built Keras model. Executors must be able to read a path; a Keras model travels to them.
+    inputs
+        Input name of the signature to column name; by default columns of the same names. The column alone, if there
+        is but one input.
+    outputs
+        Names of the outputs to keep, or output name to column name; by default all, under their own names. The new
+        name alone, if there is but one output.
+    signature
+        Which signature of the SavedModel to call.
+    batch_size
+        Rows per call of the model, whatever batches Spark makes.
+    shapes
+        Shape of one row for array columns; by default it is taken from the signature.
+    fill
+        Value that replaces nulls, by column; a null elsewhere is an error.
+
+    Returns
+    -------
+    DataFrame
+        Lazy; the columns of `df`, then one column per output: a scalar for outputs of shape ``(rows,)`` or
+        ``(rows, 1)``, else an array, of arrays if need be. Filters on it run after the model; filter `df` to spare
+        the model rows.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such model, signature, input or output.
+    SchemaError
+        If a column has no tensor form, or not that of its input.
+    """
+    from pyspark.sql import DataFrame
+
+    if not isinstance(df, DataFrame):
+        raise ConfigurationError(f"predict() takes a Spark DataFrame, not {type(df).__name__}.")
+    plan = plan_prediction(
+        df.sparkSession,
+        model,
+        signature=signature,
+        inputs=inputs,
+        outputs=outputs,
+        batch_size=batch_size,
+        shapes=shapes,
+        fill=fill,
+    )
+    missing = sorted(c for c in plan.inputs.values() if c not in df.columns)
+    if missing:
+        raise ConfigurationError(
+            f"The model's signature {signature!r} needs {missing}, which are no columns.",
+            hint=f"Map input names to columns with inputs={{...}}. The columns are {df.columns}.",
+        )
+    clash = sorted(set(plan.outputs.values()) & set(df.columns))
+    if clash:
+        raise ConfigurationError(
+            f"Outputs {clash} have the names of columns.", hint="Rename them with outputs={output: column}."
+        )
+    add = _with_udf if arrow_udfs() else _with_map
+    return add(df, plan, _fed_columns(df, plan))
+
+
+def _fed_columns(df: DataFrame, plan: PredictionPlan) -> dict[str, Column]:
+    """Return the columns that become inputs, as they go to Python, by name."""
+    leaves = leaves_of(df, list(dict.fromkeys(plan.inputs.values())))
+    nested = sorted({leaf.path[0] for leaf in leaves if len(leaf.path) > 1})
+    if nested:
+        raise SchemaError(f"Columns {nested} are structs, which are no tensors.", hint="Select their fields.")
+    columns = {leaf.path[0]: leaf.column for leaf in leaves}
+    # A column that cannot be its input is to be named now, and not when the job runs.
+    plan.columns(arrow_schema_of(df.select(*[c.alias(n) for n, c in columns.items()]).schema))
+    return columns
+
+
+def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]) -> DataFrame:
+    """Add the outputs by an Arrow UDF: other columns do not leave the JVM."""
+    from pyspark.sql import functions as F
+
+    together = f"tfspark_{secrets.token_hex(4)}"
+    # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
+    call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
+    added = df.withColumn(together, call)
+    own = [added[_quoted(c)] for c in df.columns]
+    outputs = [F.col(f"{together}.{_quoted(c)}").alias(c) for c in plan.outputs.values()]
+    return added.select(*own, *outputs)
+
+
+def _quoted(column: str) -> str:
+    return "`" + column.replace("`", "``") + "`"
+
+
+def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]) -> DataFrame:
+    """Add the outputs by ``mapInArrow``, for Spark 4.0, which has no Arrow UDFs: all columns travel both ways."""
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import StructType
+
+    own, names = len(df.columns), list(columns)
+    wide = df.select(
+        *[F.col(_quoted(c)) for c in df.columns],
+        *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())],
+    )
+
+    def apply(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from tfspark.inference.udf import predict_beside
+
+        return predict_beside(plan, names, own, batches)
+
+    return wide.mapInArrow(apply, StructType([*df.schema.fields, *plan.output_type.fields]))

@@ -1,0 +1,159 @@
+"""`predict_udf`: a model as an Arrow UDF, for columns and for SQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigurationError, DependencyError, SchemaError
+from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
+from tfspark.saved_models.signatures import DEFAULT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def predict_udf(
+    model: str | os.PathLike[str] | Any,
+    *,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | str | None = None,
+    signature: str = DEFAULT,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Any:
+    """Return a model as a user defined function over columns.
+
+    ``spark.udf.register("late", tfspark.predict_udf(directory))`` makes it a function of SQL. It takes one column per
+    input, or one struct whose fields have the names of the inputs: ``late(distance, hour)``,
+    ``late(struct(*))``.
+
+    Parameters
+    ----------
+    model, signature, batch_size
+        As for `predict`.
+    inputs
+        The order of the arguments; by default alphabetical.
+    outputs
+        Outputs to keep: with one, the function returns its value, else a struct of all. By default all.
+
+    Returns
+    -------
+    UserDefinedFunction
+        Takes columns and returns a column. As Spark takes it for deterministic, it may call the model twice for a row
+        if a filter needs its result; ``.asNondeterministic()`` prevents that.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no active session, or no such model, signature, input or output.
+    DependencyError
+        If this Spark has no Arrow UDFs.
+    """
+    from pyspark.sql import SparkSession
+
+    if not arrow_udfs():
+        raise DependencyError("predict_udf needs Spark 4.1 or newer.", hint="tfspark.predict works on Spark 4.0 too.")
+    spark = SparkSession.getActiveSession()
+    if spark is None:
+        raise ConfigurationError("predict_udf needs an active SparkSession.", hint="Make one: tfspark.session(...).")
+    kept = [outputs] if isinstance(outputs, str) else outputs
+    plan = plan_prediction(spark, model, signature=signature, inputs=None, outputs=kept, batch_size=batch_size)
+    order = list(plan.inputs) if inputs is None else list(inputs)
+    if sorted(order) != sorted(plan.inputs):
+        raise ConfigurationError(f"inputs={order} are not those of the model.", hint=f"It has {list(plan.inputs)}.")
+    return model_udf(plan, order, unpack=True)
+
+
+def arrow_udfs() -> bool:
+    """Whether this Spark has Arrow UDFs."""
+    from pyspark.sql import functions as F
+
+    return hasattr(F, "arrow_udf")
+
+
+def model_udf(plan: PredictionPlan, columns: Sequence[str], unpack: bool = False) -> Any:
+    """Make the UDF of a plan, which takes these columns and returns a struct.
+
+    Parameters
+    ----------
+    unpack
+        Return the value itself if one output is kept.
+    """
+    from pyspark.sql import functions as F
+
+    names = tuple(columns)
+    alone = unpack and len(plan.outputs) == 1
+
+    def apply(arguments: Iterator[Any]) -> Iterator[Any]:
+        from tfspark.inference.udf import predict_arguments
+
+        return predict_arguments(plan, names, alone, arguments)
+
+    apply.__annotations__ = _hints()
+    output_type = plan.output_type
+    return F.arrow_udf(apply, output_type.fields[0].dataType if alone else output_type)
+
+
+def _hints() -> dict[str, Any]:
+    """Return the type hints by which Spark knows what kind of Arrow UDF a function is."""
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
+
+
+# --- in the task
+
+
+def predict_arguments(
+    plan: PredictionPlan, names: Sequence[str], alone: bool, arguments: Iterator[Any]
+) -> Iterator[pa.Array]:
+    """Body of the UDF: answers the columns of Spark's batches with as many rows in all, in batches of the plan's."""
+    import pyarrow as pa
+
+    from tfspark.inference.batches import Predictor, rebatched
+
+    predictor = None
+    for batch in rebatched((_batch(names, a) for a in arguments), plan.batch_size):
+        predictor = predictor or Predictor(plan, batch.schema)
+        outputs = predictor(batch)
+        yield outputs[0] if alone else pa.StructArray.from_arrays(outputs, names=list(plan.outputs.values()))
+
+
+def _batch(names: Sequence[str], arguments: Any) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    # Spark hands over a single argument as it is.
+    arrays = list(arguments) if isinstance(arguments, tuple) else [arguments]
+    if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and {f.name for f in arrays[0].type} >= set(names):
+        fields = {f.name: i for i, f in enumerate(arrays[0].type)}
+        if arrays[0].null_count:
+            raise SchemaError("The struct of the model's inputs is null in some rows.", hint="Drop those rows.")
+        flat = arrays[0].flatten()
+        arrays = [flat[fields[n]] for n in names]
+    if len(arrays) != len(names):
+        raise SchemaError(
+            f"The model takes {len(names)} columns, {list(names)}, but was called with {len(arrays)}.",
+            hint="Or call it with one struct whose fields have these names.",
+        )
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+def predict_beside(
+    plan: PredictionPlan, names: Sequence[str], own: int, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Body of the ``mapInArrow`` task: the first `own` columns, then the outputs for those that follow them."""
+    import pyarrow as pa
+
+    from tfspark.inference.batches import Predictor, rebatched
+
+    predictor = None
+    for batch in rebatched(batches, plan.batch_size):
+        if not batch.num_rows:
+            continue
+        fed = pa.RecordBatch.from_arrays(batch.columns[own:], names=list(names))
+        predictor = predictor or Predictor(plan, fed.schema)
+        columns = [*batch.columns[:own], *predictor(fed)]
+        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names[:own], *plan.outputs.values()])

@@ -1,0 +1,190 @@
+"""The ASGI application: TensorFlow Serving's paths, and a page for people."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import resources
+from typing import Any
+
+import tensorflow as tf
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tfspark.model_server import requests as rq
+from tfspark.model_server.batching import Batcher, BatchLimits
+from tfspark.model_server.describe import metadata, overview, version_status
+from tfspark.model_server.faults import RequestError, TooLarge
+from tfspark.model_server.repository import LoadedVersion, Repository
+from tfspark.saved_models.signatures import CLASSIFY, REGRESS, Signature
+
+MAX_BODY_BYTES = 64 << 20
+
+PATH = re.compile(
+    r"/v1/models/(?P<model>[^/:]+)"
+    r"(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
+    r"(?:(?P<metadata>/metadata)|:(?P<verb>predict|classify|regress))?"
+)
+
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+
+SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Attributes are those of `BatchLimits`, and the size of a body that is read, in bytes."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    body_bytes: int = MAX_BODY_BYTES
+
+
+def make_app(
+    repository: Repository, limits: ServerLimits = ServerLimits(), hosts: list[str] | None = None
+) -> Starlette:
+    """Return the application that serves a repository.
+
+    Parameters
+    ----------
+    hosts
+        Host names that requests may be addressed to; by default any. A server on the loopback interface names its
+        own, so that a web page from elsewhere cannot reach it by a host name that it controls.
+    """
+    executor = ThreadPoolExecutor(limits.batch.calls, thread_name_prefix="tfspark-model")
+    server = _Server(repository, limits, executor)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        executor.shutdown()
+
+    return Starlette(
+        routes=[
+            Route("/healthz", server.health),
+            Route("/overview", server.overview),
+            *[Route(path, partial(_page, *page)) for path, page in PAGE.items()],
+            Route("/{path:path}", server.api, methods=["GET", "HEAD", "POST"]),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else [],
+        exception_handlers={
+            RequestError: _refuse,
+            HTTPException: _refuse_http,
+            tf.errors.OpError: _refuse_op,
+            Exception: _fail,
+        },
+        lifespan=lifespan,
+    )
+
+
+class _Server:
+    def __init__(self, repository: Repository, limits: ServerLimits, executor: ThreadPoolExecutor) -> None:
+        self._repository, self._limits, self._executor = repository, limits, executor
+
+    async def health(self, _: Request) -> Response:
+        healthy = self._repository.healthy
+        return _answer({"healthy": healthy}, 200 if healthy else 503)
+
+    async def overview(self, _: Request) -> Response:
+        return _answer(overview(self._repository))
+
+    async def api(self, request: Request) -> Response:
+        """Answer everything under ``/v1/models``."""
+        path = PATH.fullmatch(request.url.path)
+        asks = path is not None and path["verb"] is not None
+        if path is None or asks != (request.method == "POST"):
+            raise RequestError(f"Malformed request: {request.method} {request.url.path}")
+        version = None if path["version"] is None else int(path["version"])
+        if asks:
+            loaded = self._repository.find(path["model"], version, path["label"])
+            return await self._ask(loaded, path["verb"], await self._body(request))
+        if path["metadata"]:
+            return _answer(metadata(self._repository.find(path["model"], version, path["label"])))
+        return _answer(version_status(self._repository.statuses(path["model"], version, path["label"])))
+
+    async def _body(self, request: Request) -> bytes:
+        most = self._limits.body_bytes
+        body = bytearray()
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > most:
+            raise TooLarge(f"The body has {declared} bytes, more than the {most} that are allowed.")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise TooLarge(f"The body has more than the {most} bytes that are allowed.")
+        except ClientDisconnect:
+            raise RequestError("The client left before it had sent its request.") from None
+        return bytes(body)
+
+    async def _ask(self, loaded: LoadedVersion, verb: str, body: bytes) -> Response:
+        # Large bodies take a while to parse, during which others are served.
+        call = await run_in_threadpool(_parse, loaded, verb, body)
+        batcher = self._batcher(loaded, loaded.signatures[call.signature])
+        outputs = await batcher.submit(call.inputs, call.rows)
+        answers: dict[str, Callable[..., Any]] = {"classify": rq.classify_answer, "regress": rq.regress_answer}
+        return await run_in_threadpool(lambda: _answer(answers.get(verb, rq.predict_answer)(call, outputs)))
+
+    def _batcher(self, loaded: LoadedVersion, signature: Signature) -> Batcher:
+        if signature.name not in loaded.batchers:
+            joins = all(i.has_rows for i in (*signature.inputs.values(), *signature.outputs.values()))
+            call = partial(loaded.call, signature.name)
+            loaded.batchers[signature.name] = Batcher(call, self._executor, self._limits.batch, joins)
+        return loaded.batchers[signature.name]
+
+
+def _parse(loaded: LoadedVersion, verb: str, body: bytes) -> rq.Call:
+    content = rq.parse_json(body)
+    signature = rq.signature_of(content, loaded.signatures)
+    if verb == "predict":
+        return rq.predict_call(content, signature)
+    return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb])
+
+
+async def _page(name: str, kind: str, _: Request) -> Response:
+    text = resources.files("tfspark.model_server").joinpath("page", name).read_text("utf-8")
+    return Response(text, media_type=kind, headers=SECURITY)
+
+
+def _answer(content: Any, status: int = 200) -> Response:
+    # NaN and Infinity are written as TensorFlow Serving writes them, although JSON has no such numbers.
+    return Response(json.dumps(content), status, media_type="application/json", headers=SECURITY)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _answer({"error": error.message}, error.status)
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer({"error": f"Malformed request: {request.method} {request.url.path}"}, error.status_code)
+
+
+async def _refuse_op(_: Request, error: Exception) -> Response:
+    """Answer for what the model's graph did not accept."""
+    assert isinstance(error, tf.errors.OpError)
+    theirs = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError))
+    return _answer({"error": str(error.message).splitlines()[0]}, 400 if theirs else 500)
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    return _answer({"error": f"{type(error).__name__}: {error}"}, 500)

@@ -1,0 +1,230 @@
+"""`export_model`: a Keras model as the next version under a base directory, ready for TensorFlow Serving."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspark.errors import ConfigurationError
+from tfspark.saved_models.card import ModelCard
+from tfspark.saved_models.examples import example_features, parse_examples
+from tfspark.saved_models.methods import set_methods
+from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, REGRESS, read_signatures
+from tfspark.saved_models.versions import local_path, new_version
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(
+    model: Any,
+    base: str,
+    *,
+    preprocessing: Any = None,
+    input_signature: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    regress: bool = False,
+    keep: int | None = None,
+    name: str | None = None,
+    description: str = "",
+    metrics: Mapping[str, float] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a Keras model to ``<base>/<next version>``: whole, or not at all.
+
+    Its signatures are ``serving_default``, which takes the inputs by name; ``example``, which takes serialized
+    ``tf.train.Example`` messages with features of these names; and, if asked for, ``classify`` and ``regress`` for the
+    requests of TensorFlow Serving of these names. A model card is in ``assets.extra``.
+
+    Parameters
+    ----------
+    model
+        A built Keras model. Preprocessing layers within it are part of what is served: a ``StringLookup`` takes
+        strings.
+    base
+        A directory that all readers share; a local or mounted path.
+    preprocessing
+        What turns served inputs into those of the model, if the model does not do it itself: a Keras model, or a
+        function of a dict of tensors, which then needs `input_signature`.
+    input_signature
+        ``tf.TensorSpec`` by input name, with the rows as first dimension; by default that of the model, or of
+        `preprocessing`.
+    classes
+        Names of the classes, one for each score of the model's only output; makes the signature ``classify``. With
+        two names and one score a row, that is the probability of the second.
+    regress
+        Make the signature ``regress``, for a model with one number a row.
+    keep
+        Keep so many of the newest versions, and remove older ones; by default all stay.
+    name, description, metrics, data
+        For the model card: the model's name, by default that of the base directory; words; numbers by name; plain
+        values that tell what it was trained on.
+
+    Returns
+    -------
+    str
+        The directory of the new version.
+
+    Raises
+    ------
+    ConfigurationError
+        If the model cannot be exported like this.
+    """
+    served = _Served(model, preprocessing, input_signature)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    if isinstance(preprocessing, keras.Layer):
+        archive.track(preprocessing)
+    archive.add_endpoint(DEFAULT, served.call, served.signature)
+    methods = _add_example_endpoints(archive, served, classes, regress)
+    with new_version(base, keep) as version:
+        try:
+            archive.write_out(version.staging, verbose=False)
+        except (ValueError, TypeError) as e:
+            raise ConfigurationError(f"The model cannot be exported: {str(e).splitlines()[0]}") from e
+        set_methods(version.staging, methods)
+        card = ModelCard(
+            name or os.path.basename(os.path.abspath(local_path(base))),
+            description,
+            metrics or {},
+            data or {},
+            model.count_params(),
+            read_signatures(version.staging),
+        )
+        try:
+            card.write(version.staging)
+        except (TypeError, ValueError) as e:
+            raise ConfigurationError(
+                f"The model card cannot be written: {e}", hint="Give metrics as numbers, and data as plain values."
+            ) from None
+    logger.info("exported %s", version.path)
+    return version.path
+
+
+class _Served:
+    """The model as it is served: from a dict of inputs to a dict of outputs.
+
+    Attributes
+    ----------
+    specs
+        ``tf.TensorSpec`` of each input, by name.
+    signature
+        What Keras takes as the input signature of `call`.
+    """
+
+    def __init__(self, model: Any, preprocessing: Any, input_signature: Mapping[str, Any] | None) -> None:
+        if not getattr(model, "built", False):
+            raise ConfigurationError("The model has not been built.", hint="Call or fit it once before.")
+        self._model, self._preprocessing = model, preprocessing
+        first = preprocessing if isinstance(preprocessing, keras.Model) else model
+        if preprocessing is not None and first is model and input_signature is None:
+            raise ConfigurationError(
+                "preprocessing is a function: what it takes is not known.",
+                hint="Pass input_signature={name: tf.TensorSpec([None, ...], dtype)}.",
+            )
+        self._by_name = preprocessing is not None and first is model
+        self._inputs = [] if self._by_name else _inputs_of(first)
+        self.specs = dict(input_signature) if input_signature is not None else dict(self._inputs)
+        if not self._by_name and set(self.specs) != {n for n, _ in self._inputs}:
+            raise ConfigurationError(
+                f"input_signature has {sorted(self.specs)}, but the inputs are {[n for n, _ in self._inputs]}."
+            )
+        named = {n: tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in self.specs.items()}
+        self.signature = [named]
+
+    def call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs by name, as Keras' own export names them."""
+        values: Any = dict(inputs) if self._by_name else _arranged(self._first, self._inputs, inputs)
+        if self._preprocessing is not None:
+            values = self._preprocessing(values)
+        outputs = self._model(values)
+        if isinstance(outputs, Mapping):
+            return dict(outputs)
+        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return {f"output_{i}": t for i, t in enumerate(flat)}
+
+    @property
+    def _first(self) -> Any:
+        return self._preprocessing if isinstance(self._preprocessing, keras.Model) else self._model
+
+
+def _inputs_of(model: Any) -> list[tuple[str, Any]]:
+    """Return name and spec of a model's inputs, in its own order."""
+    tensors = getattr(model, "inputs", None)
+    if not tensors:
+        raise ConfigurationError(
+            "The inputs of the model are not known: it is neither Functional nor Sequential.",
+            hint="Wrap it: keras.Model(inputs, model(inputs)), with keras.Input(..., name=...) for each input.",
+        )
+    return [(t.name, tf.TensorSpec((None, *t.shape[1:]), t.dtype)) for t in tensors]
+
+
+def _arranged(model: Any, inputs: Sequence[tuple[str, Any]], values: Mapping[str, Any]) -> Any:
+    """Return the values in the structure in which the model takes them."""
+    tensors = [values[n] for n, _ in inputs]
+    if not isinstance(model, keras.Sequential) and hasattr(model, "_inputs_struct"):
+        return keras.tree.pack_sequence_as(model._inputs_struct, tensors)
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _add_example_endpoints(
+    archive: Any, served: _Served, classes: Sequence[str] | None, regress: bool
+) -> dict[str, str]:
+    """Add the signatures that take serialized examples; return the methods of those that are not for `predict`."""
+    features = example_features(served.specs)
+    if features is None:
+        if classes or regress:
+            raise ConfigurationError("An input has dimensions of any length: examples cannot be parsed for it.")
+        logger.info("no signature 'example': an input has dimensions of any length")
+        return {}
+
+    def from_examples(serialized: tf.Tensor) -> dict[str, Any]:
+        return served.call(parse_examples(serialized, features, served.specs))
+
+    archive.add_endpoint("example", from_examples, [tf.TensorSpec([None], tf.string, name="examples")])
+    methods = {}
+    # TensorFlow Serving wants the examples of these two under this name.
+    spec = [tf.TensorSpec([None], tf.string, name="inputs")]
+    if classes is not None:
+        archive.add_endpoint("classify", _classifier(from_examples, list(classes)), spec)
+        methods["classify"] = CLASSIFY
+    if regress:
+        archive.add_endpoint("regress", _regressor(from_examples), spec)
+        methods["regress"] = REGRESS
+    return methods
+
+
+def _only(outputs: Mapping[str, Any], what: str) -> tf.Tensor:
+    if len(outputs) != 1:
+        raise ConfigurationError(f"{what} is for models with one output, not {sorted(outputs)}.")
+    (tensor,) = outputs.values()
+    return tf.cast(tensor, tf.float32)
+
+
+def _classifier(from_examples: Callable[[tf.Tensor], dict[str, Any]], classes: list[str]) -> Callable[..., Any]:
+    def classify(inputs: tf.Tensor) -> dict[str, Any]:
+        scores = _only(from_examples(inputs), "classes=")
+        width = 1 if scores.shape.rank == 1 else scores.shape[-1]
+        if scores.shape.rank not in (1, 2) or (width != len(classes) and not (width == 1 and len(classes) == 2)):
+            raise ConfigurationError(f"There are {len(classes)} classes, but the model's output is {scores.shape}.")
+        if width != len(classes):
+            scores = tf.reshape(scores, [-1, 1])
+            scores = tf.concat([1.0 - scores, scores], axis=1)
+        names = tf.broadcast_to(tf.constant([classes]), tf.shape(scores))
+        return {"classes": names, "scores": scores}
+
+    return classify
+
+
+def _regressor(from_examples: Callable[[tf.Tensor], dict[str, Any]]) -> Callable[..., Any]:
+    def regress(inputs: tf.Tensor) -> dict[str, Any]:
+        values = _only(from_examples(inputs), "regress=True")
+        if values.shape.rank not in (1, 2) or (values.shape.rank == 2 and values.shape[1] != 1):
+            raise ConfigurationError(f"regress=True is for one number a row; the model's output is {values.shape}.")
+        return {"outputs": tf.reshape(values, [-1])}
+
+    return regress

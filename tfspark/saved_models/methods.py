@@ -1,0 +1,28 @@
+"""The methods of signatures, by which TensorFlow Serving knows what they are for.
+
+TensorFlow 2 writes every signature as one for ``predict``; those for other requests are marked afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tfspark.saved_models.versions import SAVED_MODEL_FILE
+
+
+def set_methods(directory: str, methods: Mapping[str, str]) -> None:
+    """Mark signatures of the SavedModel in `directory`: method by signature name."""
+    if not methods:
+        return
+    path = os.path.join(directory, SAVED_MODEL_FILE)
+    proto = saved_model_pb2.SavedModel()
+    with open(path, "rb") as f:
+        proto.ParseFromString(f.read())
+    for graph in proto.meta_graphs:
+        for name, method in methods.items():
+            graph.signature_def[name].method_name = method
+    with open(path, "wb") as f:
+        f.write(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,146 @@
+"""The signatures of a SavedModel, read from its own description without loading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfspark.errors import ConfigurationError
+from tfspark.saved_models.versions import SAVED_MODEL_FILE
+
+DEFAULT = "serving_default"
+
+PREDICT = "tensorflow/serving/predict"
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output.
+
+    Attributes
+    ----------
+    dtype
+        Name of the TensorFlow dtype.
+    shape
+        With the rows first; ``None`` for dimensions of any length, or as a whole if even the rank is not known.
+    tensor
+        Name of the tensor in the graph.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    tensor: str = ""
+
+    @property
+    def row_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of one row."""
+        return None if self.shape is None else self.shape[1:]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first dimension may be the number of rows."""
+        return self.shape is None or (len(self.shape) > 0 and self.shape[0] is None)
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype} ({dims})"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What can be asked of a SavedModel under one name; inputs and outputs in the order of their names.
+
+    Attributes
+    ----------
+    method
+        What TensorFlow Serving may do with it: ``"tensorflow/serving/predict"`` and the like.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    method: str = PREDICT
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode as plain dicts and lists."""
+
+        def tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+            return {
+                n: {"dtype": i.dtype, "shape": None if i.shape is None else list(i.shape)} for n, i in infos.items()
+            }
+
+        return {
+            "name": self.name,
+            "method": self.method,
+            "inputs": tensors(self.inputs),
+            "outputs": tensors(self.outputs),
+        }
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Signature:
+        """Decode what `to_json` made."""
+
+        def infos(of: Mapping[str, Any]) -> dict[str, TensorInfo]:
+            return {n: TensorInfo(i["dtype"], None if i["shape"] is None else tuple(i["shape"])) for n, i in of.items()}
+
+        return cls(d["name"], infos(d["inputs"]), infos(d["outputs"]), d["method"])
+
+
+def read_signatures(directory: str) -> dict[str, Signature]:
+    """Return the signatures of the graph that is tagged for serving, by name, in alphabetical order.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read as a SavedModel.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    proto = saved_model_pb2.SavedModel()
+    path = os.path.join(directory, SAVED_MODEL_FILE)
+    try:
+        with open(path, "rb") as f:
+            proto.ParseFromString(f.read())
+    except (OSError, DecodeError) as e:
+        raise ConfigurationError(f"Cannot read {path}: {e}") from None
+    graphs = [g for g in proto.meta_graphs if "serve" in g.meta_info_def.tags]
+    defined = graphs[0].signature_def if graphs else {}
+    return {
+        name: Signature(
+            name, _infos(defined[name].inputs), _infos(defined[name].outputs), defined[name].method_name or PREDICT
+        )
+        for name in sorted(defined)
+        if not name.startswith("__")
+    }
+
+
+def read_signature(directory: str, name: str = DEFAULT) -> Signature:
+    """Return one signature of a SavedModel.
+
+    Raises
+    ------
+    ConfigurationError
+        If it has none of this name.
+    """
+    found = read_signatures(directory)
+    if name not in found:
+        raise ConfigurationError(f"{directory} has no signature {name!r}.", hint=f"It has {list(found)}.")
+    return found[name]
+
+
+def _infos(infos: Any) -> dict[str, TensorInfo]:
+    import tensorflow as tf
+
+    out = {}
+    for name in sorted(infos):
+        info = infos[name]
+        dims = tuple(None if d.size < 0 else int(d.size) for d in info.tensor_shape.dim)
+        shape = None if info.tensor_shape.unknown_rank else dims
+        out[name] = TensorInfo(tf.as_dtype(info.dtype).name, shape, info.name)
+    return out
