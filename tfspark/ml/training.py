@@ -39,7 +39,7 @@ def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], Trai
         validation_data=validation,
         callbacks=_callbacks(plan),
     )
-    return (history, trained(model, plan)) if ctx.is_chief else None
+    return (history, trained(model, plan, ctx)) if ctx.is_chief else None
 
 
 def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
@@ -119,27 +119,27 @@ def _callbacks(plan: FitPlan) -> list[Any]:
     return given
 
 
-def trained(model: Any, plan: FitPlan) -> TrainedModel:
+def trained(model: Any, plan: FitPlan, ctx: NodeContext) -> TrainedModel:
     """Write the model down, in both its forms."""
-    from tfspark.ml.archive import packed_directory
-    from tfspark.node.export import export_saved_model
+    from tfspark.inference.source import PackedModel
 
     with tempfile.TemporaryDirectory(prefix="tfspark-model-") as directory:
         path = os.path.join(directory, "model.keras")
         model.save(path)
         with open(path, "rb") as f:
             keras_file = f.read()
-        version = export_saved_model(model, os.path.join(directory, "export"))
+        version = ctx.export(model, os.path.join(directory, "export"), name=model.name)
         inputs, outputs = _signature(model, plan, version)
-        return TrainedModel(keras_file, packed_directory(version), inputs, outputs)
+        return TrainedModel(keras_file, PackedModel.of(version).archive, inputs, outputs)
 
 
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Bring together what inputs and outputs are called in the Keras model and in its SavedModel."""
-    from tfspark.inference import describe_signature
     from tfspark.ml.batches import known_inputs, output_names
+    from tfspark.saved_models.signatures import read_signature
 
-    found = describe_signature(version, "serving_default")
+    signature = read_signature(version)
+    found = {"inputs": signature.inputs, "outputs": signature.outputs}
     keys = {k: sorted(found[k], key=_in_order) for k in ("inputs", "outputs")}
     columns = plan.training.inputs
     # A model that does not name its inputs is called with a dict, which TensorFlow flattens by key.
@@ -151,7 +151,8 @@ def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, .
     names = {"inputs": inputs, "outputs": outputs}
     tensors = {
         k: tuple(
-            Tensor(n, key, found[k][key][0], tuple(found[k][key][1])) for n, key in zip(names[k], keys[k], strict=True)
+            Tensor(n, key, found[k][key].dtype, found[k][key].row_shape or ())
+            for n, key in zip(names[k], keys[k], strict=True)
         )
         for k in names
     }
