@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_pickling = threading.Lock()
+
 SLOTS_PATIENCE_SECONDS = 20.0
 """How long executors that have not yet registered are waited for; a session is handed out before they have."""
 
@@ -66,21 +68,27 @@ def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any
     module = sys.modules.get(getattr(main, "__module__", None) or "")
     by_value = module is not None and module.__name__ != "__main__" and not _is_installed(module)
     try:
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
-        buffer = io.BytesIO()
-        _MainPickler(buffer).dump((main, args, strategy))
-        return buffer.getvalue()
+        return _dump((main, args, strategy), module if by_value else None)
     except Exception as e:
         raise ConfigurationError(
             f"main or its args cannot be sent to the nodes: {e}",
             hint="Sessions, DataFrames, locks, open files and TensorFlow objects cannot travel: make them inside main, "
             "and pass plain values in args.",
         ) from e
-    finally:
-        if by_value:
-            assert module is not None
-            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _dump(value: Any, by_value: ModuleType | None) -> bytes:
+    buffer = io.BytesIO()
+    # What cloudpickle is told about modules holds for all threads.
+    with _pickling:
+        if by_value is not None:
+            cloudpickle.register_pickle_by_value(by_value)
+        try:
+            _MainPickler(buffer).dump(value)
+        finally:
+            if by_value is not None:
+                cloudpickle.unregister_pickle_by_value(by_value)
+    return buffer.getvalue()
 
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:

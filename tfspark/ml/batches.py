@@ -29,9 +29,20 @@ def batch_function(model: Any, plan: BatchPlan) -> Callable[[dict[str, Any]], tu
         x = {name: as_input(batch[c], inputs.get(name), c) for name, c in columns.items()}
         y = {name: _dense(batch[c]) for name, c in targets.items()}
         weight = (tf.cast(batch[plan.weight], tf.float32),) if plan.weight else ()
-        return (x if isinstance(plan.inputs, Mapping) else next(iter(x.values())), _as_outputs(model, y), *weight)
+        return (
+            _arranged(model, x, plan.inputs, "_inputs_struct"),
+            _arranged(model, y, plan.targets, "_outputs_struct"),
+            *weight,
+        )
 
     return graph(make)
+
+
+def _arranged(model: Any, values: dict[str, Any], columns: str | Mapping[str, str], struct: str) -> Any:
+    """Return values as Keras takes them: the only one alone, unless the model wants, or may want, a dict."""
+    wants_dict = isinstance(getattr(model, struct, None), dict)
+    by_name = not isinstance(columns, str) and not known_inputs(model)
+    return next(iter(values.values())) if len(values) == 1 and not wants_dict and not by_name else values
 
 
 def known_inputs(model: Any) -> bool:
@@ -96,13 +107,3 @@ def as_input(value: Any, wanted: Any, column: str) -> Any:
 
 def _dense(value: Any) -> Any:
     return value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
-
-
-def _as_outputs(model: Any, targets: dict[str, Any]) -> Any:
-    """Arrange labels as the model arranges its outputs."""
-    if len(targets) == 1 and len(output_names(model)) < 2:
-        return next(iter(targets.values()))
-    outputs = getattr(model, "_outputs_struct", None)
-    if isinstance(outputs, dict) or outputs is None:
-        return targets
-    return [targets.get(name) for name in output_names(model)]

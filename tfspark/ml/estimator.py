@@ -13,13 +13,14 @@ from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLWritable
 
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.ml.data import WEIGHT, require_columns, shapes_of, split_frames, with_weights
+from tfspark.ml.data import WEIGHT, quoted, require_columns, shapes_of, split_frames, with_weights
 from tfspark.ml.model import KerasModel
 from tfspark.ml.packing import Pickled, pack, pickle
 from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, with_accessors
 from tfspark.ml.plan import VALIDATION, BatchPlan, FitPlan, ModelPlan
 from tfspark.ml.slots import reserved
 from tfspark.ml.summary import KerasTrainingSummary
+from tfspark.ml.training import train
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -156,22 +157,23 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         label = self.target_columns
         training = BatchPlan(self.input_columns, label, WEIGHT if class_weight is not None else weight or None)
         validation = BatchPlan(self.input_columns, label, weight or None)
-        columns = BatchPlan(self.input_columns, label, weight or None).columns
+        columns = validation.columns
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
         shapes = shapes_of(dataset, columns, declared)
-        began = time.monotonic()
         with reserved(spark, workers), split_frames(dataset, columns, indicator, share, self.getSeed()) as frames:
             plan = self._plan(spark, training, validation if frames.validation is not None else None)
             rows = frames.training
             if class_weight is not None:
                 rows = with_weights(rows, weight or None, str(label), class_weight)
             options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
-            with Cluster(spark, _train, plan, workers=workers, **options) as cluster:
+            began = time.monotonic()
+            with Cluster(spark, train, plan, workers=workers, **options) as cluster:
                 seed = self._chosen_seed
                 validated = 0
                 if frames.validation is not None:
-                    validated = _feed_validation(cluster, frames.validation, shapes, seed)
+                    validated = _feed_validation(cluster, frames.validation.select(*_quoted(validation)), shapes, seed)
+                rows = rows.select(*_quoted(training))
                 fed = cluster.feed(rows, epochs=self.getEpochs(), shapes=shapes, seed=seed)
         history, trained = next(r for r in cluster.results.values() if r is not None)
         summary = KerasTrainingSummary(history, fed.rows, validated, time.monotonic() - began)
@@ -258,10 +260,8 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         return EstimatorReader(cls)
 
 
-def _train(plan: FitPlan, ctx: Any) -> Any:
-    from tfspark.ml.training import train
-
-    return train(plan, ctx)
+def _quoted(plan: BatchPlan) -> list[str]:
+    return [quoted(c) for c in plan.columns]
 
 
 def _feed_validation(cluster: Any, rows: DataFrame, shapes: Any, seed: int | None) -> int:

@@ -15,6 +15,7 @@ from tfspark.ml.params import KerasModelParams, with_accessors
 from tfspark.ml.plan import BatchPlan, EvaluationPlan, ModelPlan, TrainedModel
 from tfspark.ml.slots import reserved
 from tfspark.ml.summary import KerasTrainingSummary
+from tfspark.ml.training import evaluate
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -114,6 +115,8 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             raise ConfigurationError(
                 f"Columns {clash} exist already.", hint="Set predictionCol, or drop what an earlier transform added."
             )
+        if not outputs:
+            return dataset
         shapes = self.value("shapes") or {}
         shapes = {c: s for c, s in shapes.items() if c in inputs.values()}
         scored = score(dataset, self.trained, inputs, outputs, self.getOrDefault("predictionBatchSize"), shapes)
@@ -206,7 +209,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         plan = EvaluationPlan(model, batch, self.getBatchSize())
         options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
         workers = self.getNumWorkers()
-        with reserved(spark, workers), Cluster(spark, _evaluate, plan, workers=workers, **options) as cluster:
+        with reserved(spark, workers), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
             cluster.feed(rows, shapes=shapes)
         metrics: dict[str, float] = next(iter(cluster.results.values()))
         return metrics
@@ -225,9 +228,3 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         from tfspark.ml.persistence import ModelReader
 
         return ModelReader(cls)
-
-
-def _evaluate(plan: EvaluationPlan, ctx: Any) -> Any:
-    from tfspark.ml.training import evaluate
-
-    return evaluate(plan, ctx)
