@@ -52,8 +52,8 @@ def build_two_headed() -> Any:
     inputs += [keras.Input((1,), name=name, dtype="string") for name in ("colour", "remark")]
     colour = keras.layers.StringLookup(vocabulary=["red", "green", "blue"], output_mode="one_hot")(inputs[1])
     words = keras.layers.TextVectorization(vocabulary=["good", "bad", "day"], output_mode="multi_hot")(inputs[2])
-    x = keras.layers.Concatenate()([inputs[0], colour, words])
-    x = keras.layers.Dense(16, activation="relu")(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Concatenate()([inputs[0], colour, keras.layers.Flatten()(words)])
+    x = keras.layers.Dense(16, activation="relu")(keras.layers.BatchNormalization(momentum=0.8)(x))
     amount = keras.layers.Dense(1, name="amount")(x)
     kind = keras.layers.Dense(3, activation="softmax", name="kind")(x)
     return keras.Model(inputs, [amount, kind])
@@ -144,7 +144,9 @@ def test_a_pipeline_model_comes_back_from_a_file(fitted: Any, rows: Any, spark: 
     assert again.extractParamMap().keys() == saved.extractParamMap().keys()
     columns = ["id", "prediction_amount", "prediction_kind"]
     expected, found = (m.transform(rows).select(*columns).orderBy("id").collect() for m in (fitted, loaded))
-    assert found == expected
+    for old, new in zip(expected, found, strict=True):
+        assert new.prediction_amount == pytest.approx(old.prediction_amount, rel=1e-5)
+        assert new.prediction_kind == pytest.approx(old.prediction_kind, rel=1e-5)
     again.write().overwrite().save(path)
     assert KerasModel.load(path).trained == saved.trained
 
@@ -260,7 +262,7 @@ def test_tuning_chooses_the_learning_rate_that_learns(spark: Any) -> None:
         model=build_classifier,
         loss="sparse_categorical_crossentropy",
         optimizer="adam",
-        epochs=8,
+        epochs=12,
         seed=3,
         probabilityCol="probability",
     )
@@ -283,7 +285,7 @@ def build_logit() -> Any:
     import keras
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.5), keras.losses.BinaryCrossentropy(from_logits=True), ["accuracy"])
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.BinaryCrossentropy(from_logits=True), metrics=["accuracy"])
     return model
 
 

@@ -138,7 +138,6 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     ) -> None:
         super().__init__()
         self._set_defaults()
-        self._setDefault(epochs=1, shuffle=True, validationSplit=0.0, restoreBestWeights=True)
         self.setParams(**self._input_kwargs)
 
     @keyword_only

@@ -179,13 +179,8 @@ class HasColumns(HasFeaturesCol, HasLabelCol, HasPredictionCol, HasProbabilityCo
 
 
 class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
-    """Mixin for how long and on what a model trains."""
+    """Mixin for how a model trains."""
 
-    model: Param[Any] = _param(
-        "model",
-        "a Keras model, a function that makes one, or the path of a .keras file on any Hadoop file system.",
-        KerasTypeConverters.toModel,
-    )
     epochs: Param[int] = _param("epochs", "most epochs to train.", TypeConverters.toInt)
     shuffle: Param[bool] = _param(
         "shuffle", "whether rows come in a new order in each epoch.", TypeConverters.toBoolean
@@ -259,11 +254,12 @@ PACKED = ("optimizer", "loss", "lossWeights", "metrics", "callbacks", "customObj
 """Params whose values are objects; see `tfspark.ml.packing`."""
 
 
-class KerasModelParams(HasColumns, HasCompiling, HasCluster):
-    """The Params that estimator and model share."""
+class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
+    """The Params that estimator and model share: a model knows how it was trained."""
 
     def _set_defaults(self) -> None:
         self._setDefault(probabilityCol="", rawPredictionCol="", numWorkers=1, batchSize=32, predictionBatchSize=1024)
+        self._setDefault(epochs=1, shuffle=True, validationSplit=0.0, restoreBestWeights=True)
 
     def value(self, param: str) -> Any:
         """Return the value of a Param, or ``None``."""
@@ -300,5 +296,11 @@ class KerasModelParams(HasColumns, HasCompiling, HasCluster):
         require_columns(df, wanted)
 
 
-class KerasEstimatorParams(HasTraining, KerasModelParams):
+class KerasEstimatorParams(KerasModelParams):
     """The Params of `KerasEstimator`."""
+
+    model: Param[Any] = _param(
+        "model",
+        "a Keras model, a function that makes one, or the path of a .keras file on any Hadoop file system.",
+        KerasTypeConverters.toModel,
+    )

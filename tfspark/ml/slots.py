@@ -43,6 +43,7 @@ class SlotQueue:
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
+            self._changed.notify_all()
             if self._taken + wanted > capacity or len(self._waiting) > 1:
                 logger.info("waiting for %d of %d task slots, which other trials hold", wanted, capacity)
             try:
