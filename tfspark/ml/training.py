@@ -128,9 +128,19 @@ def trained(model: Any, plan: FitPlan, ctx: NodeContext) -> TrainedModel:
         model.save(path)
         with open(path, "rb") as f:
             keras_file = f.read()
-        version = ctx.export(model, os.path.join(directory, "export"), name=model.name)
+        version = _exported(model, os.path.join(directory, "export"), ctx)
         inputs, outputs = _signature(model, plan, version)
         return TrainedModel(keras_file, PackedModel.of(version).archive, inputs, outputs)
+
+
+def _exported(model: Any, base: str, ctx: NodeContext) -> str:
+    from tfspark.ml.batches import known_inputs
+
+    if known_inputs(model):
+        return ctx.export(model, base, name=model.name)
+    # What a subclassed model takes has no names to serve it by; Keras itself makes some up.
+    model.export(base, verbose=False)
+    return base
 
 
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
