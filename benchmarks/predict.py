@@ -7,7 +7,7 @@ An MLP on 784 float32, as a SavedModel. Every round measures, one after another 
 - ``predict_batch_udf``: that of ``pyspark.ml.functions``, with the same SavedModel,
 - ``tensorflowonspark``: ``TFModel.transform`` on a part of the rows, if TensorFlowOnSpark is installed.
 
-One line of JSON a figure, on standard output. Times of Spark run until its ``noop`` sink has the predictions of all rows.
+One line of JSON a figure, on standard output. Times of Spark run until its ``noop`` sink has all predictions.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.errors import PySparkException
 from pyspark.ml.linalg import Vectors
@@ -20,6 +20,7 @@ import tfspark
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.inference import loading
 from tfspark.inference.batches import rebatched
+from tfspark.inference.packing import unpacked
 from tfspark.inference.source import PackedModel, StoredModel
 
 
@@ -87,6 +88,14 @@ def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, m
     found = tfspark.predict(df, model_dir, outputs=["total"]).where("total > 50")
     plan = found._jdf.queryExecution().executedPlan().toString()
     assert plan.count("ArrowEvalPython") == 1
+
+
+def test_the_way_of_spark_without_arrow_udfs_gives_the_same(df: Any, model_dir: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tfspark.inference.frame.arrow_udfs", lambda: False)
+    found = tfspark.predict(df, model_dir, batch_size=7)
+    assert "ArrowEvalPython" not in found._jdf.queryExecution().executedPlan().toString()
+    assert found.columns == [*df.columns, "total", "which"]
+    check(found.collect())
 
 
 def test_what_cannot_work_is_said_before_a_job_runs(df: Any, model_dir: str, tmp_path: Path, keras_model: Any) -> None:
@@ -190,6 +199,41 @@ def test_matrices_come_back_as_arrays_of_arrays_and_scalars_of_any_type_go_in(sp
     ]
 
 
+@pytest.mark.parametrize("element", ["float", "double", "int", "bigint"])
+def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Sums(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 5, 4], tf.float32, "x")])
+        def sums(self, x: Any) -> Any:
+            return {"first": x[:, 0, 0], "sum": tf.reduce_sum(x, [1, 2])}
+
+    module = Sums()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serving_default": module.sums})
+    x = f"transform(sequence(1, 20), i -> cast(i * id as {element}))"
+    df = spark.range(0, 50, 1, 2).selectExpr("id", f"{x} as x")
+    found = tfspark.predict(df, tmp_path / "m", batch_size=9)
+    assert "packedarray" in found._jdf.queryExecution().executedPlan().toString().lower()
+    assert [(r.first, r.sum) for r in found.select("first", "sum").collect()] == [(i, 210.0 * i) for i in range(50)]
+    assert found.first().x == [0] * 20
+    if element == "double":
+        for odd, message in [
+            ("if(id < 3, x, slice(x, 1, 19))", r"shape \(5, 4\) \(20 values a row\), but a row holds 19"),
+            ("if(id < 3, x, null)", "'x' holds .* null"),
+            ("transform(x, v -> if(v = 40, null, v))", "'x' holds a null inside its arrays"),
+        ]:
+            with pytest.raises(PySparkException, match=message):
+                tfspark.predict(df.selectExpr("id", f"{odd} as x"), tmp_path / "m").collect()
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3)), st.integers(0, 3))
+def test_packed_arrays_are_what_they_were(rows: list[list[float]], skipped: int) -> None:
+    packed = pa.array([np.array(r, np.float32).tobytes() for r in rows], pa.binary()).slice(skipped)
+    found = unpacked(packed, "float32", (3,), "x")
+    np.testing.assert_array_equal(found.flatten().to_numpy(), np.array(rows[skipped:], np.float32).reshape(-1))
+
+
 def test_a_model_is_loaded_once_per_process_and_again_when_it_changed(model_dir: str, tmp_path: Path) -> None:
     shutil.copytree(Path(model_dir) / "1", tmp_path / "m")
     call = loading.ModelCall(StoredModel(str(tmp_path / "m")))
@@ -222,6 +266,7 @@ def test_a_python_worker_keeps_the_model_for_later_tasks(spark: Any, tmp_path: P
     assert max(calls) > 1 and calls.count(1) <= 2 * 4
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9)), st.integers(1, 7))
 def test_batches_are_cut_and_joined_to_one_size(sizes: list[int], size: int) -> None:
     rows = np.arange(sum(sizes))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.driver.sources import arrow_schema_of, leaves_of
 from tfspark.errors import ConfigurationError, SchemaError
+from tfspark.inference.packing import packed_columns
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
 from tfspark.inference.udf import arrow_udfs, model_udf
 from tfspark.saved_models.signatures import DEFAULT
@@ -116,6 +118,8 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
     """Add the outputs by an Arrow UDF: other columns do not leave the JVM."""
     from pyspark.sql import functions as F
 
+    columns, packed = packed_columns(df, columns, plan)
+    plan = replace(plan, packed=packed)
     together = f"tfspark_{secrets.token_hex(4)}"
     # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())

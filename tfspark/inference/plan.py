@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, SchemaError
@@ -31,6 +31,8 @@ class PredictionPlan:
         Input of the signature to the name of the column that becomes it.
     outputs
         Output of the signature to the name of the column that it becomes.
+    packed
+        Columns that travel as bytes, and the dtype of the values that they hold.
     """
 
     call: ModelCall
@@ -40,9 +42,10 @@ class PredictionPlan:
     batch_size: int
     shapes: Mapping[str, Shape]
     fill: Mapping[str, Any]
+    packed: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self, schema: pa.Schema) -> tuple[ColumnSpec, ...]:
-        """Decide the tensors of the columns, which have this Arrow schema.
+        """Decide the tensors of the columns, which have this Arrow schema before any are packed.
 
         Raises
         ------

@@ -108,7 +108,7 @@ class _Server:
 
     async def api(self, request: Request) -> Response:
         """Answer everything under ``/v1/models``."""
-        path = PATH.fullmatch(request.url.path)
+        path = PATH.fullmatch(request.scope["path"])
         asks = path is not None and path["verb"] is not None
         if path is None or asks != (request.method == "POST"):
             raise RequestError(f"Malformed request: {request.method} {request.url.path}")
@@ -183,7 +183,14 @@ async def _refuse_op(_: Request, error: Exception) -> Response:
     """Answer for what the model's graph did not accept."""
     assert isinstance(error, tf.errors.OpError)
     theirs = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError))
-    return _answer({"error": str(error.message).splitlines()[0]}, 400 if theirs else 500)
+    return _answer({"error": _what_failed(str(error.message))}, 400 if theirs else 500)
+
+
+def _what_failed(message: str) -> str:
+    """Return the line of TensorFlow's message that says what failed, without where in the graph."""
+    noise = ("Graph execution error", "Detected at node", "<stack traces", " ", "\t", "Stack trace")
+    lines = [line for line in message.splitlines() if line and not line.startswith(noise)]
+    return re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else message.strip())
 
 
 async def _fail(_: Request, error: Exception) -> Response:

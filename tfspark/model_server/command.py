@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from typing import Any
 
@@ -97,6 +98,9 @@ def run(options: argparse.Namespace) -> int:
         logger.info("models are at http://%s:%d", options.host, listener.getsockname()[1])
         if not local:
             logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
+        # uvicorn ends well on a signal and then sends it again, to whoever handled it before.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         server.run(sockets=[listener])
         repository.close()
     finally:
