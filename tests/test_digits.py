@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-JOBS = Path(__file__).parent.parent / "jobs"
-sys.path.insert(0, str(JOBS))
+sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
 
 import digits
 
 
 def test_exit_codes_of_the_command_line() -> None:
     for arguments, code, said in ((["--help"], 0, "--learning-rates"), (["--folds", "two"], 2, "invalid int value")):
-        ran = subprocess.run([sys.executable, str(JOBS / "digits.py"), *arguments], capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, str(digits.__file__), *arguments], capture_output=True, text=True)
         assert ran.returncode == code and said in ran.stdout + ran.stderr
 
 
