@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Read handwritten digits with a Spark ML pipeline: tuned, saved, loaded in a new session, exported, used in batch.
+"""Read handwritten digits with a Spark ML pipeline: tuned, saved, loaded in a new session, exported and served.
 
 A VectorAssembler puts the 64 pixels of an image into a vector, a KerasEstimator trains a small convolutional network
 on them, and a CrossValidator chooses its learning rate; its trials share the task slots. The best pipeline is saved
-and loaded in a new Spark session, and its network exported for TensorFlow Serving. What the loaded pipeline, the
-exported model and, if one is named, a server predict for the held-out images must be the same.
+and loaded in a new Spark session, its network exported, and served by `tfspark serve`. What the loaded pipeline, the
+exported model and the server predict for the held-out images must be the same.
 
     python jobs/digits.py                          # Spark on this machine
     spark-submit jobs/digits.py --help             # on yours
@@ -19,9 +19,13 @@ import argparse
 import json
 import logging
 import os
+import re
+import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +122,27 @@ def exported(test: DataFrame, directory: str) -> DataFrame:
     return tfspark.predict(arrays, directory, outputs={"output_0": "probability"})
 
 
+@contextmanager
+def serving(directory: str) -> Iterator[str]:
+    """Run ``tfspark serve`` within the block; yields the address of the model."""
+    command = [sys.executable, "-m", "tfspark.cli", "serve", directory, "--name", "digits", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if found := re.search(r"models are at (http://\S+)", line):
+                yield f"{found[1]}/v1/models/digits"
+                return
+        raise RuntimeError("tfspark serve did not start:\n" + "".join(lines))
+    finally:
+        server.terminate()
+        server.communicate()
+
+
 def served(test: DataFrame, url: str) -> Any:
-    """Ask a server that speaks TensorFlow Serving's REST API, such as ``http://host:8501/v1/models/digits``."""
+    """Ask a server that speaks TensorFlow Serving's REST API."""
     import numpy as np
 
     images = np.array([r[:-1] for r in test.select(*PIXELS, "id").orderBy("id").collect()])
@@ -154,8 +177,8 @@ def run(args: argparse.Namespace, spark: SparkSession, renew: Any) -> bool:
     answers = {"pipeline": probabilities(predictions)}
     version = loaded.stages[-1].export(models)
     answers["export"] = probabilities(exported(test, version))
-    if args.served:
-        answers["server"] = served(test, args.served)
+    with serving(models) as url:
+        answers["server"] = served(test, url)
     apart = {name: float(np.abs(answer - before).max()) for name, answer in answers.items()}
     say(f"test accuracy            {right:.4f} on {len(before)} images\n")
     for name, most in apart.items():
@@ -184,7 +207,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="rates to choose from")
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--least-accuracy", type=float, default=0.95, help="test accuracy below which the job fails")
-    parser.add_argument("--served", metavar="URL", help="also ask a server, http://host:port/v1/models/NAME")
     parser.add_argument("--seed", type=int, default=64)
     return parser.parse_args(argv)
 

@@ -164,7 +164,7 @@ def test_a_model_says_what_it_cannot_do(fitted: Any, rows: Any) -> None:
             model.transform(features, params)
     with pytest.raises(ConfigurationError, match="is empty"):
         KerasModel().transform(rows)
-    with pytest.raises(ConfigurationError, match="Cannot export"):
+    with pytest.raises(ConfigurationError, match="is no path in the file system"):
         model.export("hdfs:///models")
 
 

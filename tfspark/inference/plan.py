@@ -125,6 +125,8 @@ def look_at_model(spark: SparkSession, call: ModelCall) -> tuple[ModelCall, Sign
     """
     source, signature = call.source, call.signature
     if isinstance(source, PackedModel):
+        if source.signature is not None and source.signature.name == signature:
+            return call, source.signature
         from tfspark.inference.loading import describe
 
         return call, describe(call)

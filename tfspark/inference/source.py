@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfspark.errors import ConfigurationError
-from tfspark.saved_models.signatures import DEFAULT
+from tfspark.saved_models.signatures import DEFAULT, Signature
 from tfspark.saved_models.versions import SAVED_MODEL_FILE, local_path, newest_version
 
 KERAS_SUFFIXES = (".keras", ".h5")
@@ -52,10 +52,14 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A SavedModel that travels with the task: the directory as an archive."""
+    """A SavedModel that travels with the task: the directory as an archive.
+
+    `signature` describes it, if it is known; else it is read from the archive, which takes TensorFlow.
+    """
 
     archive: bytes = field(repr=False)
     key: str
+    signature: Signature | None = None
 
     @classmethod
     def of(cls, directory: str) -> PackedModel:
@@ -69,8 +73,12 @@ class PackedModel:
                     info = zipfile.ZipInfo(os.path.relpath(path, directory))
                     with open(path, "rb") as f:
                         z.writestr(info, f.read())
-        archive = buffer.getvalue()
-        return cls(archive, hashlib.sha256(archive).hexdigest())
+        return cls.holding(buffer.getvalue())
+
+    @classmethod
+    def holding(cls, archive: bytes, signature: Signature | None = None) -> PackedModel:
+        """Name an archive by what it holds."""
+        return cls(archive, hashlib.sha256(archive).hexdigest(), signature)
 
     def unpack(self, directory: str) -> None:
         """Write the SavedModel into an empty directory."""
@@ -89,6 +97,8 @@ def source_of(model: Any) -> ModelSource:
     ConfigurationError
         If it is neither a path nor a Keras model that can be exported.
     """
+    if isinstance(model, PackedModel):
+        return model
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         # Executors have working directories of their own.

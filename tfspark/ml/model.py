@@ -9,7 +9,6 @@ from pyspark.ml.base import Model
 from pyspark.ml.util import MLReadable, MLWritable
 
 from tfspark.errors import ConfigurationError
-from tfspark.ml.archive import unpack_version
 from tfspark.ml.data import quoted, shapes_of
 from tfspark.ml.packing import live, pack
 from tfspark.ml.params import KerasModelParams, with_accessors
@@ -81,15 +80,27 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             f.flush()
             return keras.saving.load_model(f.name, custom_objects=custom, compile=False)
 
-    def export(self, base: str) -> str:
-        """Write the next version under `base`, as TensorFlow Serving and `tfspark.predict` take it.
+    def export(self, base: str, keep: int | None = None) -> str:
+        """Write the next version under `base`, as TensorFlow Serving, `tfspark serve` and `tfspark.predict` take it.
+
+        Parameters
+        ----------
+        base
+            A local or mounted directory.
+        keep
+            Keep so many of the newest versions, and remove older ones; by default all stay.
 
         Returns
         -------
         str
             ``<base>/<version>``, a SavedModel.
         """
-        return unpack_version(self.trained.saved_model, base)
+        from tfspark.inference.source import PackedModel
+        from tfspark.saved_models.versions import new_version
+
+        with new_version(base, keep) as version:
+            PackedModel.holding(self.trained.saved_model).unpack(version.staging)
+        return version.path
 
     # --- prediction
 

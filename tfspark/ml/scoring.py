@@ -1,11 +1,13 @@
-"""Batch inference with a model that travels with the task: `tfspark.predict` without a directory to share."""
+"""Batch inference with the SavedModel of a `KerasModel`, which travels with the task: no directory has to be shared."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tfspark.inference import predict
+from tfspark.inference.source import PackedModel
+from tfspark.saved_models.signatures import DEFAULT, Signature, TensorInfo
 from tfspark.schema import Shape
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def score(
     batch_size: int,
     shapes: Mapping[str, Shape],
 ) -> DataFrame:
-    """Add the outputs of a model to a DataFrame, lazily.
+    """Add the outputs of a model to a DataFrame, lazily; see `tfspark.predict`.
 
     Parameters
     ----------
@@ -36,28 +38,19 @@ def score(
     Raises
     ------
     SchemaError
-        If a column has no tensor form.
+        If a column has no tensor form, or not that of its input.
     """
-    from tfspark.inference.frame import add_predictions
-    from tfspark.inference.plan import PredictionPlan
-    from tfspark.inference.source import ModelCall, PackedModel
-    from tfspark.saved_models.signatures import Signature, TensorInfo
-
-    def infos(tensors: tuple[Tensor, ...]) -> dict[str, TensorInfo]:
-        return {t.key: TensorInfo(t.dtype, (None, *t.shape)) for t in tensors}
-
+    described = Signature(DEFAULT, _infos(model.inputs), _infos(model.outputs))
     keys = {t.name: t.key for t in (*model.inputs, *model.outputs)}
-    packed = PackedModel(model.saved_model, hashlib.sha256(model.saved_model).hexdigest())
-    call = ModelCall(packed)
-    # What training has found spares the driver a look at the model, for which it would need TensorFlow.
-    signature = Signature(call.signature, infos(model.inputs), infos(model.outputs))
-    plan = PredictionPlan(
-        call,
-        signature,
-        {keys[name]: column for name, column in inputs.items()},
-        {keys[name]: column for name, column in outputs.items()},
-        batch_size,
-        dict(shapes),
-        {},
+    return predict(
+        df,
+        PackedModel.holding(model.saved_model, described),
+        inputs={keys[name]: column for name, column in inputs.items()},
+        outputs={keys[name]: column for name, column in outputs.items()},
+        batch_size=batch_size,
+        shapes=shapes,
     )
-    return add_predictions(df, plan)
+
+
+def _infos(tensors: tuple[Tensor, ...]) -> dict[str, TensorInfo]:
+    return {t.key: TensorInfo(t.dtype, (None, *t.shape)) for t in tensors}

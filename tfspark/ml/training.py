@@ -39,7 +39,7 @@ def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], Trai
         validation_data=validation,
         callbacks=_callbacks(plan),
     )
-    return (history, trained(model, plan)) if ctx.is_chief else None
+    return (history, trained(model, plan, ctx)) if ctx.is_chief else None
 
 
 def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
@@ -119,19 +119,28 @@ def _callbacks(plan: FitPlan) -> list[Any]:
     return given
 
 
-def trained(model: Any, plan: FitPlan) -> TrainedModel:
+def trained(model: Any, plan: FitPlan, ctx: NodeContext) -> TrainedModel:
     """Write the model down, in both its forms."""
-    from tfspark.ml.archive import packed_directory
-    from tfspark.saved_models.export import export_model
+    from tfspark.inference.source import PackedModel
 
     with tempfile.TemporaryDirectory(prefix="tfspark-model-") as directory:
         path = os.path.join(directory, "model.keras")
         model.save(path)
         with open(path, "rb") as f:
             keras_file = f.read()
-        version = export_model(model, os.path.join(directory, "export"))
+        version = _exported(model, os.path.join(directory, "export"), ctx)
         inputs, outputs = _signature(model, plan, version)
-        return TrainedModel(keras_file, packed_directory(version), inputs, outputs)
+        return TrainedModel(keras_file, PackedModel.of(version).archive, inputs, outputs)
+
+
+def _exported(model: Any, base: str, ctx: NodeContext) -> str:
+    from tfspark.ml.batches import known_inputs
+
+    if known_inputs(model):
+        return ctx.export(model, base, name=model.name)
+    # What a subclassed model takes has no names to serve it by; Keras itself makes some up.
+    model.export(base, verbose=False)
+    return base
 
 
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -152,7 +161,7 @@ def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, .
     names = {"inputs": inputs, "outputs": outputs}
     tensors = {
         k: tuple(
-            Tensor(n, key, found[k][key].dtype, tuple(found[k][key].row_shape or ()))
+            Tensor(n, key, found[k][key].dtype, found[k][key].row_shape or ())
             for n, key in zip(names[k], keys[k], strict=True)
         )
         for k in names
