@@ -108,7 +108,7 @@ def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         weight.assign(0.5 * weight + total / n + squares)
         rows.assign_add(n)
         saved.save()
-    return {"weight": float(weight), "rows": float(rows)}
+    return {"weight": float(weight.numpy()), "rows": float(rows.numpy())}
 
 
 def die(how: str) -> None:
