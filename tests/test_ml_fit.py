@@ -91,9 +91,9 @@ def test_several_inputs_and_outputs_strings_and_vectors(fitted: Any, rows: Any) 
     assert np.mean(right) > 0.95
     assert RegressionEvaluator(predictionCol="prediction_amount", labelCol="y").evaluate(scored) < 0.7
     keras_model = fitted.stages[-1].toKeras()
-    batch = {"numbers": np.array([r.features.toArray() for r in found], "float32")}
     import tensorflow as tf
 
+    batch = {"numbers": tf.constant([r.features.toArray() for r in found], tf.float32)}
     batch |= {n: tf.constant([[r[n]] for r in found]) for n in ("colour", "remark")}
     amount, kind = keras_model(batch)
     np.testing.assert_allclose([r.prediction_amount for r in found], np.ravel(amount), rtol=1e-4, atol=1e-5)
