@@ -115,6 +115,8 @@ def test_a_cluster_can_be_watched_by_tensorboard_and_page_and_takes_them_along(
         # Its page does not load again by itself what comes later.
         expected = {"train": {"epoch_loss"}, **{f"spark/worker-{i}": TAGS for i in range(2)}}
         WebDriverWait(board, SECONDS).until(lambda b: has_tags(b, expected))
+        # Charts are drawn as far as they are in sight.
+        browser.set_window_size(1600, 4000)
         browser.get(f"{board}?tagFilter=epoch_loss|reported.loss|rows_fed|waiting_seconds|step_seconds#timeseries")
         seen(browser, "epoch_loss", "/rows_fed", "/waiting_seconds", "/step_seconds", "/loss")
         seen(browser, "train", "spark/worker-0", "spark/worker-1")
