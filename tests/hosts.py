@@ -126,6 +126,10 @@ class Hosts:
                 _wait_for_end(int(pid))
 
     def _remove(self) -> None:
+        for process in self._started:
+            # It may not have come to its host yet, where the next step would find it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for space in self._spaces():
             self._kill_all(space)
         for process in self._started:
