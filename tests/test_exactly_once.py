@@ -57,10 +57,10 @@ def test_data_that_falls_apart_differently_when_recomputed_is_refused(spark: Any
     monkeypatch.setattr(sources, "_is_indeterminate", lambda jrdd: True)
     assign = ledger.FeedLedger.assign
 
-    def twice(self: Any, partition: int, upload: str, host: str, attempt: int) -> Any:
+    def twice(self: Any, partition: int, upload: str, host: str, attempt: int, away: Any) -> Any:
         if self.committed:
-            assign(self, min(self.committed), "again", host, 0)
-        return assign(self, partition, upload, host, attempt)
+            assign(self, min(self.committed), "again", host, 0, away)
+        return assign(self, partition, upload, host, attempt, away)
 
     monkeypatch.setattr(ledger.FeedLedger, "assign", twice)
     with (
