@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow test browser spark-test lint docs format install clean help
+.PHONY: demo airflow airflow-test test browser spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -15,8 +15,11 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install airflow browser  ## run all tests
+test: install browser  ## run all tests but those of jobs/airflow
 	$(BIN)/python -m pytest
+
+airflow-test: install airflow  ## run the tests of jobs/airflow, which take ten minutes
+	$(BIN)/python -m pytest -m airflow tests/test_airflow.py
 
 browser:  ## install Chromium, which the tests of web pages drive, where it is missing
 	.ci/install-browser

@@ -1,6 +1,7 @@
 """The DAG of ``jobs/airflow`` in a real Airflow, which submits its jobs to a standalone Spark.
 
-Airflow is in an environment of its own, ``build/airflow-venv``, which ``make test`` makes.
+Airflow is in an environment of its own, ``build/airflow-venv``, which ``make airflow-test`` makes. These tests take ten
+minutes, so ``make test`` leaves them out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sentences import write_sentences
 from standalone import JOBS, SPARK_HOME, Standalone, environment
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.airflow
+
 VENV = ROOT / "build" / "airflow-venv"
 PROGRAM = Path(__file__).parent / "programs" / "airflow_kill.py"
 
