@@ -118,6 +118,29 @@ def test_a_fit_goes_on_as_if_nothing_had_happened(spark: Any, tmp_path: Path) ->
         assert np.allclose(w, r, rtol=1e-4)
 
 
+def test_what_was_trained_when_a_node_died_after_its_last_epoch_is_not_trained_again(
+    spark: Any, tmp_path: Path
+) -> None:
+    def main(args: Any, ctx: Any) -> Any:
+        import keras
+
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((1,), name="x"), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        data = {"columns": ["x"], "label": "y", "batch_size": 16}
+        losses = [ctx.fit(model, epochs=n, **data).get("loss", []) for n in (1, 2)]
+        if ctx.restarts == 0:
+            raise RuntimeError(f"died with {[w.tolist() for w in model.get_weights()]}")
+        return [len(each) for each in losses], [w.tolist() for w in model.get_weights()]
+
+    df = spark.range(0, 64, 1, 4).selectExpr("array(id / 64f) as x", "id / 32f as y")
+    with tfspark.Cluster(spark, main, workers=1, max_restarts=1, checkpoint_dir=str(tmp_path)) as cluster:
+        cluster.feed(df, epochs=3, shapes={"x": 1})
+    trained, weights = cluster.results["worker", 0]
+    assert trained == [0, 0]
+    assert f"died with {weights}" in str(cluster.restarts[0])
+
+
 def test_another_program_goes_on_where_a_killed_one_had_stopped_but_not_after_one_that_finished(
     spark: Any, tmp_path: Path
 ) -> None:

@@ -236,11 +236,15 @@ class SaveEachEpoch(keras.callbacks.Callback):
         """Agree with the other nodes on the checkpoint to restore, before the model may have been built."""
         self._checkpoint.agreed_epochs()
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Restore, the first time; Keras has built the model by now."""
+    def restore(self) -> None:
+        """Restore, the first time."""
         if not self._restored:
             self._restored = True
             self._checkpoint.restore()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Restore; Keras has built the model by now."""
+        self.restore()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save."""

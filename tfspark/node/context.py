@@ -56,6 +56,7 @@ class NodeContext:
         self._checkpoints: list[TrainingCheckpoint] = []
         self._saver: tuple[Any, Any] | None = None
         self._metrics: dict[str, float] = {}
+        self._restored_epochs_passed = 0
         self.role = link.node.role
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
@@ -438,11 +439,33 @@ class NodeContext:
 
     @property
     def fed_epochs(self) -> int:
-        """Number of epochs that the current call of ``cluster.feed`` has still to give; waits until there is one."""
-        feed = self._link.spool.wait_for_feed()
-        if feed is None:
-            raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
-        return feed.epochs_to_come
+        """Number of epochs that the current call of ``cluster.feed`` has still to give; waits until there is one.
+
+        Raises
+        ------
+        FeedError
+            If no epoch comes any more.
+        """
+        epochs = self._link.spool.epochs_to_come()
+        if not epochs:
+            raise FeedError("Nothing was fed, or all of it has been read.", hint="Call cluster.feed(df) in the driver.")
+        return epochs
+
+    def _epochs_to_fit(self, wanted: int | None) -> int:
+        """Return how many of the epochs that a fit is to have are still to be trained."""
+        restored = self._link.resumed - self._restored_epochs_passed
+        to_come = self._link.spool.epochs_to_come()
+        if wanted is None:
+            # All that was fed may be in the checkpoint.
+            return to_come if restored else self.fed_epochs
+        passed = min(restored, wanted)
+        if wanted - passed > to_come:
+            raise ConfigurationError(
+                f"fit(epochs={wanted}) wants more epochs than the {passed + to_come} that are fed.",
+                hint=f"Call cluster.feed(df, epochs={wanted}) in the driver, or leave epochs out of ctx.fit.",
+            )
+        self._restored_epochs_passed += passed
+        return wanted - passed
 
     def fit(
         self,
@@ -476,7 +499,8 @@ class NodeContext:
         batch_size, label, weight, columns, shuffle, seed, drop_remainder
             As for `dataset`.
         epochs
-            Epochs to train, those in the restored checkpoint included; by default as many as are fed.
+            Epochs to train, those in the restored checkpoint included; by default as many as are fed and not yet
+            read.
         map_batch
             Function of what `dataset` gives, in graph code, that returns what the model is to get: ``(x, y)`` or
             ``(x, y, sample_weight)``.
@@ -491,7 +515,8 @@ class NodeContext:
         Returns
         -------
         dict
-            History: metric name to its value after each epoch trained by this call.
+            History: metric name to its value after each epoch trained by this call; empty if the checkpoint has seen
+            them all.
         """
         from tfspark.node.keras_fit import fit
         from tfspark.node.reporting import ReportMetrics
@@ -499,13 +524,12 @@ class NodeContext:
         self._refuse_servers("fit")
         self._refuse_evaluator()
         saving = self._saving(model)
-        fed, first = self.fed_epochs, self._link.spool.epochs_read
-        last = first + fed if epochs is None else epochs
-        if last > first + fed:
-            raise ConfigurationError(
-                f"fit(epochs={epochs}) wants more epochs than the {first + fed} that are fed.",
-                hint=f"Call cluster.feed(df, epochs={epochs}) in the driver, or leave epochs out of ctx.fit.",
-            )
+        to_train = self._epochs_to_fit(epochs)
+        if not to_train:
+            for callback in saving:
+                callback.restore()
+            return {}
+        first = self._link.spool.epochs_read
         strategy = self.strategy()
         dataset = self.dataset(
             batch_size,
@@ -522,7 +546,7 @@ class NodeContext:
             strategy=strategy,
             rows_read=lambda: self._link.spool.rows_of_last_epoch,
             initial_epoch=first,
-            epochs=last,
+            epochs=first + to_train,
             callbacks=[*saving, *callbacks, ReportMetrics(self), *self._debugging.callbacks(callbacks)],
             verbose=verbose,
             validation_data=validation_data,

@@ -103,6 +103,11 @@ class CoordinatorLink:
             self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
         return self._resumed
 
+    @property
+    def resumed(self) -> int:
+        """Epochs in the checkpoint that all nodes have gone on from; 0 if there is none, or none was asked for yet."""
+        return self._resumed or 0
+
     def begin_epoch(self, feed: int, epoch: int) -> None:
         """Say which epoch the chief begins, for its workers to read."""
         self._client.send(m.EpochBegins(feed, epoch))

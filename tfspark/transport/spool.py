@@ -320,6 +320,13 @@ class Spool:
         number, epoch = self._cursor
         return self._feeds[number].base + epoch + 1
 
+    def epochs_to_come(self) -> int:
+        """Wait for the next epoch; return how many its call of ``cluster.feed`` has still to give, 0 if none comes."""
+        feed, following = self.wait_for_feed(), self._next()
+        if feed is None or following is None:
+            return 0
+        return feed.epochs_to_come - (following[1] - feed.first_epoch)
+
     def epoch_of(self, number: int, epoch: int) -> EpochReader:
         """Return a reader of an epoch that someone else has begun; waits until its feed is known here."""
         with self._changed:
