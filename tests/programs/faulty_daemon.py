@@ -41,9 +41,9 @@ def fault_of(plan: Any, partition: int) -> str | None:
     return fault
 
 
-def faulty_send(plan: Any, partition: int, *args: Any) -> int:
-    fault_of(plan, partition)
-    return send(plan, partition, *args)
+def faulty_send(plan: Any, header: Any, *args: Any) -> int:
+    fault_of(plan, header.partition)
+    return send(plan, header, *args)
 
 
 def faulty_chain(*args: Any) -> Iterator[Any]:

@@ -22,9 +22,7 @@ from tfspark.schema import ColumnSpec, arrow_schema
 from tfspark.transport.auth import Secret, call_options
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import Assign, FeedFailed, Message, PutEnd, PutHeader
-
-MESSAGE_BYTES = 4 << 20
-"""Size of a message: what fits the processors' caches is copied fastest from hand to hand."""
+from tfspark.transport.sender import Sender
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -79,7 +77,8 @@ def push_partition(
         target = _ask(plan, Assign(plan.feed, partition, upload, host, attempt))
         if target.get("done"):
             return
-        rows = _send(plan, partition, upload, target, first, batches)
+        header = PutHeader(plan.feed, partition, upload, same_host=target["host"] == host)
+        rows = _send(plan, header, target, first, batches)
     except TFSparkError as e:
         _ask(plan, FeedFailed(plan.feed, partition, type(e).__name__, e.message, e.hint or ""))
         raise
@@ -98,24 +97,18 @@ def _ask(plan: FeedPlan, message: Message) -> Any:
 
 
 def _send(
-    plan: FeedPlan,
-    partition: int,
-    upload: str,
-    target: dict[str, Any],
-    first: pa.RecordBatch,
-    rest: Iterator[pa.RecordBatch],
+    plan: FeedPlan, header: PutHeader, target: dict[str, Any], first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]
 ) -> int:
     schema = arrow_schema(plan.columns)
     client = MessageClient(target["host"], target["port"], plan.secret)
-    header = PutHeader(plan.feed, partition, upload)
     descriptor = flight.FlightDescriptor.for_command(header.encode())
     rows = 0
     try:
         writer, replies = client.flight.do_put(descriptor, schema, call_options(plan.secret.token))
-        for batch in _chain(first, rest):
-            for piece in _pieces(prepare_batch(batch, plan.columns, schema)):
-                writer.write_batch(piece)
-            rows += batch.num_rows
+        with Sender(writer, replies, header.same_host) as sender:
+            for batch in _chain(first, rest):
+                sender.send(prepare_batch(batch, plan.columns, schema))
+                rows += batch.num_rows
         _finish(writer, replies, rows)
     except SchemaError:
         raise
@@ -125,13 +118,6 @@ def _send(
     finally:
         client.close()
     return rows
-
-
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into messages of about `MESSAGE_BYTES`, at least a row each; nothing is copied."""
-    rows = max(1, batch.num_rows * MESSAGE_BYTES // max(batch.nbytes, 1))
-    for start in range(0, batch.num_rows, rows):
-        yield batch.slice(start, rows)
 
 
 def _finish(writer: Any, replies: Any, rows: int) -> None:

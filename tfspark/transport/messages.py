@@ -246,11 +246,33 @@ class FeedFailed(Message):
 
 @dataclass(frozen=True)
 class PutHeader(Message):
-    """The descriptor of an upload."""
+    """The descriptor of an upload; ``same_host`` asks for memory that both can see.
+
+    If it does, the first answer is `SlotsGranted`, and another one follows each `SlotFilled`.
+    """
 
     feed: int
     partition: int
     upload: str
+    same_host: bool = False
+
+
+@dataclass(frozen=True)
+class SlotsGranted(Message):
+    """Slots of the node's memory that the sender may fill, and where it is; see `tfspark.transport.shared_memory`."""
+
+    pid: int
+    fd: int
+    key: bytes
+    slots: list[int]
+
+
+@dataclass(frozen=True)
+class SlotFilled(Message):
+    """The next rows of an upload are in a slot, as one message."""
+
+    slot: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -258,6 +280,11 @@ class PutEnd(Message):
     """The end marker of an upload: without it, or with another count, the upload never happened."""
 
     rows: int
+
+
+def decode_mark(body: bytes) -> SlotFilled | PutEnd:
+    """Decode what stands between the rows of an upload."""
+    return SlotFilled.decode(body) if b'"slot"' in body else PutEnd.decode(body)
 
 
 @dataclass(frozen=True)

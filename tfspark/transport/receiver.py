@@ -16,13 +16,17 @@ import pyarrow.flight as flight
 
 from tfspark.errors import TFSparkError
 from tfspark.transport.auth import Secret
-from tfspark.transport.messages import PutEnd, PutHeader, ServeHeader
+from tfspark.transport.messages import PutEnd, PutHeader, ServeHeader, decode_mark
 from tfspark.transport.ports import Ports
 from tfspark.transport.server import MessageServer
 from tfspark.transport.serving import Serving
-from tfspark.transport.spool import Spool
+from tfspark.transport.shared_memory import SLOTS_IN_HAND, GrantedSlots, SlotPool
+from tfspark.transport.spool import Spool, Upload
 
 logger = logging.getLogger(__name__)
+
+READ_BYTES = 64 << 20
+"""Slots beyond those for rows that wait in memory: for those that are being filled, and read by training."""
 
 CommitVote = Callable[[PutHeader, int, int], bool]
 Refusal = Callable[[PutHeader, TFSparkError], None]
@@ -62,15 +66,20 @@ class Receiver(MessageServer):
         self._may_commit = may_commit
         self._on_refusal = on_refusal
         self._serving = serving
+        self._slots = SlotPool(spool.memory_bytes + READ_BYTES)
         super().__init__(host, secret, {}, ports)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Receive one partition; answers ``{"committed": bool}``."""
         header = PutHeader.decode(descriptor.command)
         upload = self._spool.begin_upload(header.feed, header.partition)
+        slots = GrantedSlots(self._slots)
         done = False
+        end: PutEnd | None = None
         try:
-            end = self._receive(context, reader, upload)
+            if header.same_host:
+                writer.write(slots.grant(SLOTS_IN_HAND).encode())
+            end = self._receive(reader, writer, upload, slots)
             if end is None or end.rows != upload.rows or context.is_cancelled():
                 logger.info("upload %s of partition %d broke off", header.upload, header.partition)
                 return
@@ -84,6 +93,7 @@ class Receiver(MessageServer):
             self._on_refusal(header, e)
             raise flight.FlightServerError(e.message) from None
         finally:
+            slots.close(orderly=end is not None)
             if not done:
                 upload.abort()
 
@@ -98,7 +108,7 @@ class Receiver(MessageServer):
         except TFSparkError as e:
             raise flight.FlightServerError(str(e)) from None
 
-    def _receive(self, context: Any, reader: Any, upload: Any) -> PutEnd | None:
+    def _receive(self, reader: Any, writer: Any, upload: Upload, slots: GrantedSlots) -> PutEnd | None:
         if reader.schema != upload.feed.schema:
             raise flight.FlightServerError("the schema is not the one announced for this feed")
         while True:
@@ -108,5 +118,10 @@ class Receiver(MessageServer):
                 return None
             if chunk.data is not None:
                 upload.write(chunk.data)
-            if chunk.app_metadata is not None:
-                return PutEnd.decode(chunk.app_metadata.to_pybytes())
+            if chunk.app_metadata is None:
+                continue
+            mark = decode_mark(chunk.app_metadata.to_pybytes())
+            if isinstance(mark, PutEnd):
+                return mark
+            upload.write(slots.read(mark, upload.feed.schema))
+            writer.write(slots.grant(1).encode())

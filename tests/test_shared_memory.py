@@ -1,0 +1,236 @@
+"""Rows that pass through memory which a node and the tasks on its host both see."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+
+from tfspark.errors import FeedError
+from tfspark.executor import feed_task
+from tfspark.executor.feed_task import FeedPlan
+from tfspark.schema import ColumnSpec, arrow_schema
+from tfspark.transport.auth import call_options, new_secret
+from tfspark.transport.client import MessageClient
+from tfspark.transport.messages import PutEnd, PutHeader, SlotFilled, SlotsGranted
+from tfspark.transport.receiver import Receiver
+from tfspark.transport.sender import Sender
+from tfspark.transport.serving import Serving
+from tfspark.transport.shared_memory import MESSAGE_BYTES, SLOT_BYTES, GrantedSlots, SlotPool, SlotWriter
+from tfspark.transport.spool import Feed, Spool
+
+COLUMNS = (ColumnSpec("x", "float32", (256,)), ColumnSpec("id", "int64"))
+SCHEMA = arrow_schema(COLUMNS)
+
+
+def rows(first: int, count: int) -> pa.RecordBatch:
+    ids = np.arange(first, first + count)
+    x = np.repeat(ids.astype(np.float32), 256)
+    return pa.RecordBatch.from_arrays(
+        [pa.FixedSizeListArray.from_arrays(pa.array(x), 256), pa.array(ids)], schema=SCHEMA
+    )
+
+
+@pytest.fixture
+def pool() -> SlotPool:
+    return SlotPool(4 * SLOT_BYTES)
+
+
+class Node:
+    """A receiver and all that it needs, without a coordinator: every upload is committed."""
+
+    def __init__(self, directory: Path, memory_bytes: int) -> None:
+        self.secret = new_secret()
+        self.spool = Spool(str(directory), 1 << 30, memory_bytes)
+        self.feed = Feed(0, 1, COLUMNS, SCHEMA, 0)
+        self.spool.begin_feed(self.feed)
+        self.refused: list[str] = []
+        self.receiver = Receiver(
+            "127.0.0.1",
+            self.secret,
+            self.spool,
+            lambda *_: True,
+            lambda _, e: self.refused.append(e.message),
+            Serving(),
+        )
+
+    def put(self, partition: int, batches: list[pa.RecordBatch]) -> None:
+        """Send a partition as a feed task does."""
+        plan = FeedPlan(0, COLUMNS, "127.0.0.1", 0, self.secret)
+        target = {"host": "127.0.0.1", "port": self.receiver.port, "node": "worker 0"}
+        header = PutHeader(0, partition, f"u{partition}", same_host=True)
+        feed_task._send(plan, header, target, batches[0], iter(batches[1:]))
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        reader = self.spool.next_epoch()
+        assert reader is not None
+        for partition in reader.partitions():
+            yield from partition.batches
+        reader.complete()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Messages by the way they took."""
+    counts = {"slot": 0, "stream": 0}
+    by_slot = Sender._send_by_slot
+
+    def counting(self: Sender, memory: SlotWriter, piece: pa.RecordBatch) -> bool:
+        sent = by_slot(self, memory, piece)
+        counts["slot" if sent else "stream"] += 1
+        return sent
+
+    monkeypatch.setattr(Sender, "_send_by_slot", counting)
+    return counts
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 8 << 20, 256 << 20])
+def test_rows_arrive_whole_and_in_order_whether_kept_in_memory_or_not(
+    tmp_path: Path, counted: dict[str, int], memory_bytes: int
+) -> None:
+    node = Node(tmp_path, memory_bytes)
+    sizes = [7, 20_000, 5_000, 11_111, 1]
+    first = 0
+    for partition in range(4):
+        batches = []
+        for size in sizes:
+            batches.append(rows(first, size))
+            first += size
+        node.put(partition, batches)
+    node.spool.end_feed(0, {}, first)
+    expected = 0
+    for batch in node.read():
+        ids = batch.column("id").to_numpy()
+        np.testing.assert_array_equal(ids, np.arange(expected, expected + len(ids)))
+        x = batch.column("x").flatten().to_numpy().reshape(-1, 256)
+        assert (x == ids.astype(np.float32)[:, None]).all()
+        expected += len(ids)
+    assert expected == first
+    assert counted["slot"] > counted["stream"] > 0
+    node.receiver.close()
+
+
+def test_without_a_free_slot_rows_take_the_stream(tmp_path: Path, counted: dict[str, int]) -> None:
+    node = Node(tmp_path, 0)
+    node.receiver._slots = SlotPool(3 * SLOT_BYTES)
+    held = node.receiver._slots.grant(3)
+    node.put(0, [rows(0, 20_000)])
+    assert counted["slot"] == 0 and counted["stream"] > 1
+    for slot in held.slots:
+        node.receiver._slots.give_back(slot)
+    node.put(1, [rows(20_000, 20_000)])
+    assert counted["slot"] > 1
+    node.spool.end_feed(0, {}, 40_000)
+    assert sum(b.num_rows for b in node.read()) == 40_000
+    node.receiver.close()
+
+
+def test_what_does_not_fit_a_slot_takes_the_stream(tmp_path: Path, counted: dict[str, int]) -> None:
+    columns = (ColumnSpec("s", "string"),)
+    schema = arrow_schema(columns)
+    node = Node(tmp_path, 64 << 20)
+    node.feed.columns, node.feed.schema = columns, schema
+    values = [b"a" * 3_000_000, b"b" * (MESSAGE_BYTES + 1), b"c" * 3_000_000, b"d"]
+    batch = pa.RecordBatch.from_arrays([pa.array(values, schema.field(0).type)], schema=schema)
+    plan = FeedPlan(0, columns, "127.0.0.1", 0, node.secret)
+    target = {"host": "127.0.0.1", "port": node.receiver.port, "node": "worker 0"}
+    feed_task._send(plan, PutHeader(0, 0, "u", same_host=True), target, batch, iter([]))
+    node.spool.end_feed(0, {}, 4)
+    assert [v.as_py() for b in node.read() for v in b.column("s")] == values
+    assert counted == {"slot": 2, "stream": 2}
+    node.receiver.close()
+
+
+def test_a_slot_is_free_again_only_when_nothing_refers_to_its_rows(pool: SlotPool) -> None:
+    granted = pool.grant(1)
+    writer = SlotWriter(granted)
+    batch = rows(5, 1000)
+    filled = writer.write(granted.slots[0], batch)
+    assert filled is not None
+    read = pool.read(filled, SCHEMA)
+    assert read.equals(batch)
+    values = read.column("x").flatten().to_numpy()
+    del read
+    gc.collect()
+    assert len(pool.grant(4).slots) == 3
+    assert values[0] == 5.0
+    del values
+    gc.collect()
+    assert pool.grant(4).slots == granted.slots
+    writer.close()
+
+
+def test_slots_of_an_upload_that_broke_off_are_given_to_nobody(pool: SlotPool) -> None:
+    broken, orderly = GrantedSlots(pool), GrantedSlots(pool)
+    assert len(broken.grant(2).slots) == len(orderly.grant(2).slots) == 2
+    broken.close(orderly=False)
+    orderly.close(orderly=True)
+    assert len(pool.grant(4).slots) == 2
+
+
+def test_strangers_slots_and_messages_are_refused(pool: SlotPool) -> None:
+    mine, others = GrantedSlots(pool), GrantedSlots(pool)
+    granted = mine.grant(1)
+    other = others.grant(1)
+    with pytest.raises(FeedError, match="not granted"):
+        mine.read(SlotFilled(other.slots[0], 100), SCHEMA)
+    with pytest.raises(FeedError, match="does not fit"):
+        mine.read(SlotFilled(granted.slots[0], SLOT_BYTES + 1), SCHEMA)
+    slot = mine.grant(1).slots[0]
+    with pytest.raises(FeedError, match="holds no rows"):
+        mine.read(SlotFilled(slot, 4096), SCHEMA)
+    writer = SlotWriter(granted)
+    filled = writer.write(other.slots[0], pa.RecordBatch.from_pydict({"y": [1, 2]}))
+    assert filled is not None
+    with pytest.raises(FeedError, match="schema"):
+        others.read(filled, SCHEMA)
+    writer.close()
+
+
+def test_another_file_with_the_number_of_the_nodes_is_not_written(pool: SlotPool, tmp_path: Path) -> None:
+    granted = pool.grant(1)
+    with open(tmp_path / "mine", "w+b") as f:
+        f.write(b"0" * 100)
+        f.flush()
+        with pytest.raises(OSError, match="another file"):
+            SlotWriter(replace(granted, fd=f.fileno()))
+        assert f.seek(0) == 0 and f.read() == b"0" * 100
+    with pytest.raises(OSError):
+        SlotWriter(SlotsGranted(granted.pid, 1 << 20, granted.key, [0]))
+    with pytest.raises(OSError, match="another file"):
+        SlotWriter(replace(granted, key=b""))
+
+
+def test_the_memory_cannot_be_taken_away_from_the_node(pool: SlotPool) -> None:
+    granted = pool.grant(1)
+    fd = os.open(f"/proc/{granted.pid}/fd/{granted.fd}", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def test_an_upload_that_breaks_off_in_a_slot_commits_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path, 256 << 20)
+    client = MessageClient("127.0.0.1", node.receiver.port, node.secret)
+    descriptor = flight.FlightDescriptor.for_command(PutHeader(0, 0, "u", same_host=True).encode())
+    writer, replies = client.flight.do_put(descriptor, SCHEMA, call_options(node.secret.token))
+    with Sender(writer, replies, same_host=True) as sender:
+        sender.send(rows(0, 8000))
+    # The count does not fit what was sent.
+    writer.write_metadata(PutEnd(7999).encode())
+    writer.done_writing()
+    assert replies.read() is None
+    client.close()
+    node.put(0, [rows(0, 10)])
+    node.spool.end_feed(0, {}, 10)
+    assert sum(b.num_rows for b in node.read()) == 10
+    node.receiver.close()
