@@ -49,7 +49,7 @@ def refusal(run: Callable[[], Any]) -> str:
 def gpu_workers_beside_a_parameter_server(spark: Any) -> Any:
     with tfspark.Cluster(spark, coordinate, workers=1, ps=1, gpus_per_node=1, ports=PORTS) as cluster:
         nodes = {str(a.node): {"ports": [a.port, a.data_port], **environment_of(a.pid)} for a in cluster.nodes.nodes}
-        listening = cluster._coordinator.port  # type: ignore[union-attr]
+        listening = cluster._require_started().coordinator.port
         report = cluster.feed(spark.range(40))
     return {
         "chief": cluster.results["chief", 0],
