@@ -1,6 +1,7 @@
 # Each verb first makes $(VENV) and installs what it needs; nothing has to be there but Python 3.10 or newer.
 VENV ?= .venv
 SPARK ?= 4.0.5
+AT_ONCE ?= 2
 TESTS ?= tests/test_connector.py $(wildcard tests/test_tfrecord_*.py)
 usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_info >= (3, 10) else "")' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
@@ -15,8 +16,8 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install browser  ## run all tests but those of jobs/airflow
-	$(BIN)/python -m pytest
+test: install browser  ## run all tests but those of jobs/airflow, AT_ONCE=2 files at a time
+	$(BIN)/python -m pytest --numprocesses=$(AT_ONCE) --dist=loadfile
 
 airflow-test: install airflow  ## run the tests of jobs/airflow, which take ten minutes
 	$(BIN)/python -m pytest -m airflow tests/test_airflow.py

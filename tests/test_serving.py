@@ -26,7 +26,7 @@ def test_everything_is_encrypted_if_asked(spark: Any) -> None:
         cluster.feed(spark.range(30))
         assert sorted(r.y for r in cluster.predict(spark.range(30), "y long").collect()) == list(range(1, 31))
         port = cluster.nodes.nodes[0].data_port
-        context = ssl.create_default_context(cadata=cluster._secret.certificate)
+        context = ssl.create_default_context(cadata=cluster._plan.secret.certificate)
         with socket.create_connection(("127.0.0.1", port)) as s:
             assert context.wrap_socket(s, server_hostname=TLS_NAME).version()
     assert sorted(cluster.results["worker", 0]) == list(range(30))

@@ -101,8 +101,12 @@ def sum_over_workers(args: Any, ctx: Any) -> tuple[float, dict[str, list[str]]]:
 
     @tf.function
     def total() -> tf.Tensor:
-        own = tf.constant(float(rows))
-        return strategy.run(lambda: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own))
+        def step() -> tf.Tensor:
+            # All-reduce wants a tensor that knows its device.
+            own = tf.constant(float(rows))
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+        return strategy.run(step)
 
     return float(total()), ctx.cluster_spec
 
