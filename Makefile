@@ -8,7 +8,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow airflow-test test browser spark-test lint docs format install clean help
+.PHONY: demo airflow airflow-test compose-test test browser spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: install browser  ## run all tests but those of jobs/airflow, AT_ONCE=2 fil
 
 airflow-test: install airflow  ## run the tests of jobs/airflow, which take ten minutes
 	$(BIN)/python -m pytest -m airflow tests/test_airflow.py
+
+compose-test:  ## bring docker-compose.yml up with Podman, as root, train in it and take it down
+	docker/compose-test
 
 browser:  ## install Chromium, which the tests of web pages drive, where it is missing
 	.ci/install-browser

@@ -222,7 +222,8 @@ def run(spark: SparkSession, args: argparse.Namespace, output: str) -> dict[str,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
     }
-    with tfspark.Cluster(spark, train_node, main_args, workers=args.workers) as cluster:
+    where = {"gpus_per_node": args.gpus_per_node, "spread": args.spread, "log_dir": args.log_dir}
+    with tfspark.Cluster(spark, train_node, main_args, workers=args.workers, **where) as cluster:
         fed = cluster.feed(train, epochs=args.epochs)
     model = cluster.results["worker", 0]["model"]
 
@@ -254,6 +255,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run-id", help="name of this run; without it each run is done, in OUTPUT itself")
     parser.add_argument("--months", type=int, default=12, help="flights of the first months only (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
+    parser.add_argument("--gpus-per-node", type=float, help="GPUs of each worker (all that Spark gives its task)")
+    parser.add_argument("--spread", action="store_true", help="every worker in an executor of its own")
+    parser.add_argument("--log-dir", help="directory for TensorBoard, which all workers share")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1024, help="rows per worker and step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
