@@ -43,6 +43,7 @@ OUTPUT = "output_0"
 OURS = "tfspark"
 TFOS = "TensorFlowOnSpark"
 COMPAT = "its programs on tfspark"
+BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
@@ -402,14 +403,14 @@ def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
 
 
 def write_report(run: Run, options: Any) -> None:
-    """Write the table, with all that is needed to judge it."""
+    """Write the table, with all that is needed to judge it, between the marks of the page."""
     names = ["tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "tensorflowonspark", "elephas"]
     versions = []
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{name} {metadata.version(name)}")
     text = [
-        "# Performance\n",
+        "## Beside what else there is\n",
         "Written by `python benchmarks/peers.py`: the same jobs through each library's own interface, one after the",
         f"other in each of {options.rounds} rounds; medians. *Ratio* is how many times as long as tfspark a library",
         "takes, the median of the rounds' ratios: above 1 tfspark is faster.\n",
@@ -431,7 +432,12 @@ def write_report(run: Run, options: Any) -> None:
         "TensorFlowOnSpark's `dfutil` converts rows; the files under it are written and read by tfspark's Hadoop\n"
         "formats, as the jar that it names is not made for this Spark."
     )
-    Path(options.report).write_text("\n".join(text) + "\n")
+    page = Path(options.report)
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{page} has no {BEGIN!r} and {END!r} to write the table between")
+    page.write_text("\n".join([before + BEGIN, "", *text, "", END + after]))
 
 
 def main() -> None:
