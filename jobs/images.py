@@ -80,7 +80,9 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
         model = keras.Sequential([body, head])
         optimizer = keras.optimizers.Adam(args["learning_rate"])
-        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        # On CPUs, XLA takes minutes to compile a network of this depth, and gains little.
+        jit = "auto" if ctx.gpus else False
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
         model.build((None, size, size, 3))
         optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
     checkpoints = Checkpoints(Path(args["checkpoints"]))
