@@ -2,6 +2,8 @@
 VENV ?= .venv
 SPARK ?= 4.0.5
 AT_ONCE ?= 2
+# Tests of how soon something happens.
+ALONE := $(patsubst %,tests/test_%.py,faults hosts parameter_server soak stopping)
 TESTS ?= tests/test_connector.py $(wildcard tests/test_tfrecord_*.py)
 usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_info >= (3, 10) else "")' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
@@ -16,8 +18,9 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install browser  ## run all tests but those of jobs/airflow, AT_ONCE=2 files at a time
-	$(BIN)/python -m pytest --numprocesses=$(AT_ONCE) --dist=loadfile
+test: install browser  ## run all tests but those of jobs/airflow, most of them AT_ONCE=2 files at a time
+	$(BIN)/python -m pytest --numprocesses=$(AT_ONCE) --dist=loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 airflow-test: install airflow  ## run the tests of jobs/airflow, which take ten minutes
 	$(BIN)/python -m pytest -m airflow tests/test_airflow.py

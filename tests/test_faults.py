@@ -123,12 +123,19 @@ def nothing_left(driver: Driver) -> None:
     assert eventually(lambda: not driver.files()), driver.files()
 
 
-def test_a_killed_tensorflow_process_is_named_with_its_signal(driver: Driver) -> None:
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGKILL, "out-of-memory"), (signal.SIGSEGV, "Fatal Python error: Segmentation fault")],
+    ids=str,
+)
+def test_a_killed_tensorflow_process_is_named_with_its_signal(
+    driver: Driver, number: signal.Signals, cause: str
+) -> None:
     pids = driver.ask("start")["pids"]
-    os.kill(pids[1], signal.SIGKILL)
+    os.kill(pids[1], number)
     end = driver.wait()
     assert end["error"] == "NodeFailed"
-    assert "worker 1" in end["message"] and "SIGKILL" in end["message"] and "out-of-memory" in end["message"]
+    assert "worker 1" in end["message"] and number.name in end["message"] and cause in end["message"]
     assert end["seconds"] < 10
     nothing_left(driver)
 

@@ -13,6 +13,7 @@ from typing import Any
 from tfspark.errors import ConfigurationError
 from tfspark.inference.source import ModelCall, ModelSource, PackedModel, export_keras
 from tfspark.saved_models.signatures import Signature, read_signature
+from tfspark.tensorflow_import import import_tensorflow
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,7 @@ def start_tensorflow() -> None:
     gpus = context.resources().get("gpu") if context is not None else None
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.addresses)
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     try:
         if context is not None:
             # All tasks of an executor together would otherwise start as many threads as the square of its cores.

@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.tensorflow_import import import_tensorflow
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
             f"tfspark serve needs {e.name}, which is not installed.", hint="pip install 'tfspark[serve]'."
         ) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_tensorflow()
     from tfspark.model_server.app import ServerLimits, make_app
     from tfspark.model_server.batching import BatchLimits
     from tfspark.model_server.repository import Repository, find_models

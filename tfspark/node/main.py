@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -76,6 +77,8 @@ def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
 def main() -> None:
     """Run the node; the exit code is 0 only if ``main`` returned and the driver knows."""
     began = time.time()
+    # A native crash leaves the Python line it came from in the log.
+    faulthandler.enable()
     _die_with_parent(int(sys.argv[1]))
     _fork_guardian(int(sys.argv[2]), sys.argv[3])
     stdin = sys.stdin.buffer
@@ -101,8 +104,10 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         times = {"process": began - plan["spawned_at"], "listen": time.time() - began}
         t = time.time()
         import cloudpickle
-        import tensorflow  # noqa: F401 - imported while the other nodes come up
 
+        from tfspark.tensorflow_import import import_tensorflow
+
+        import_tensorflow()  # While the other nodes come up.
         times["tensorflow"] = time.time() - t
         t = time.time()
         spec = link.wait_for_spec()
