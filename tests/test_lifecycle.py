@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfspark.driver import events as ev
 from tfspark.driver import lifecycle as lc
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout
 from tfspark.spec import NodeAddress, NodeId
@@ -32,13 +33,13 @@ class Machine:
 
     def start(self) -> Machine:
         for n in NODES:
-            self(lc.TaskAttached(n, "host", 0), lc.NodeRegistered(address(n)))
-        self(*(lc.NodeEntered(n) for n in NODES))
+            self(ev.TaskAttached(n, "host", 0), ev.NodeRegistered(address(n)))
+        self(*(ev.NodeEntered(n) for n in NODES))
         return self
 
     @property
     def error(self) -> Any:
-        concluded = [i for i in self.told if isinstance(i, lc.Conclude)]
+        concluded = [i for i in self.told if isinstance(i, ev.Conclude)]
         assert len(concluded) == 1
         return concluded[0].error
 
@@ -53,19 +54,19 @@ def kinds(instructions: list[Any]) -> list[str]:
 
 def test_a_good_life() -> None:
     m = Machine()
-    assert m(lc.TaskAttached(NODES[0], "host", 0), lc.NodeRegistered(address(NODES[0]))) == []
-    assert kinds(m(lc.NodeRegistered(address(NODES[1])))) == ["PublishSpec"]
-    assert m(*(lc.NodeEntered(n) for n in NODES), lc.NodeFinished(NODES[1])) == []
-    assert kinds(m(lc.NodeFinished(NODES[0]))) == ["PublishRelease", "Conclude"]
-    assert m(lc.NodeExited(NODES[0], 0), lc.NodeExited(NODES[1], 0), lc.JobEnded()) == []
+    assert m(ev.TaskAttached(NODES[0], "host", 0), ev.NodeRegistered(address(NODES[0]))) == []
+    assert kinds(m(ev.NodeRegistered(address(NODES[1])))) == ["PublishSpec"]
+    assert m(*(ev.NodeEntered(n) for n in NODES), ev.NodeFinished(NODES[1])) == []
+    assert kinds(m(ev.NodeFinished(NODES[0]))) == ["PublishRelease", "Conclude"]
+    assert m(ev.NodeExited(NODES[0], 0), ev.NodeExited(NODES[1], 0), ev.JobEnded()) == []
     assert m.error is None and m.life.over and m.life.phase is lc.Phase.FINISHED
 
 
 def test_an_exception_in_main_waits_for_the_last_log_lines() -> None:
     m = Machine().start()
-    raised = lc.NodeRaised(NODES[1], "ValueError: no", "Traceback ...", "try again")
+    raised = ev.NodeRaised(NODES[1], "ValueError: no", "Traceback ...", "try again")
     assert kinds(m(raised)) == ["PublishStop"]
-    m(lc.NodeExited(NODES[1], 1, ("the last", "words")))
+    m(ev.NodeExited(NODES[1], 1, ("the last", "words")))
     assert isinstance(m.error, NodeFailed)
     assert (m.error.index, m.error.reason, m.error.log_tail) == (1, "ValueError: no", ("the last", "words"))
     assert m.error.hint == "try again"
@@ -73,22 +74,22 @@ def test_an_exception_in_main_waits_for_the_last_log_lines() -> None:
 
 def test_last_words_are_not_waited_for_for_ever() -> None:
     m = Machine().start()
-    m(lc.NodeRaised(NODES[0], "ValueError: no", ""))
-    assert m(lc.Tick(), after=1.9) == []
-    assert kinds(m(lc.Tick(), after=0.2)) == ["Conclude"]
+    m(ev.NodeRaised(NODES[0], "ValueError: no", ""))
+    assert m(ev.Tick(), after=1.9) == []
+    assert kinds(m(ev.Tick(), after=0.2)) == ["Conclude"]
     assert m.error.reason == "ValueError: no"
 
 
 def test_the_first_failure_is_the_one_that_is_told() -> None:
     m = Machine().start()
-    m(lc.NodeExited(NODES[0], -9, ("killed",)), lc.NodeRaised(NODES[1], "UnavailableError: peer is gone", ""))
-    m(lc.NodeExited(NODES[1], 1), lc.JobEnded("the job failed"))
+    m(ev.NodeExited(NODES[0], -9, ("killed",)), ev.NodeRaised(NODES[1], "UnavailableError: peer is gone", ""))
+    m(ev.NodeExited(NODES[1], 1), ev.JobEnded("the job failed"))
     assert m.error.index == 0 and "SIGKILL" in m.error.reason and "out-of-memory" in m.error.hint
 
 
 def test_what_the_kernel_killed_for_want_of_memory_is_told_as_such() -> None:
     m = Machine().start()
-    m(lc.NodeExited(NODES[1], -9, out_of_memory=True))
+    m(ev.NodeExited(NODES[1], -9, out_of_memory=True))
     assert "SIGKILL: its host or container was out of memory" in m.error.reason
     assert "memoryOverhead" in m.error.hint
 
@@ -98,112 +99,112 @@ PEER_LOST = "tensorflow.python.framework.errors_impl.UnavailableError: Connectio
 
 def test_a_node_that_only_noticed_the_death_of_another_is_not_named() -> None:
     m = Machine().start()
-    assert kinds(m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))) == ["PublishStop"]
-    assert m(lc.Tick(), after=1.0) == []
-    assert kinds(m(lc.NodeExited(NODES[1], -11))) == ["Conclude"]
+    assert kinds(m(ev.NodeRaised(NODES[0], PEER_LOST, ""), ev.NodeExited(NODES[0], 1))) == ["PublishStop"]
+    assert m(ev.Tick(), after=1.0) == []
+    assert kinds(m(ev.NodeExited(NODES[1], -11))) == ["Conclude"]
     assert m.error.index == 1 and "SIGSEGV" in m.error.reason
 
 
 def test_its_task_was_lost_or_its_host_is_silent() -> None:
     for loss, reason in (
-        (lc.TaskAttached(NODES[1], "other", 1), "task was lost"),
-        (lc.JobEnded("ExecutorLostFailure", NODES[1]), "task was lost"),
-        (lc.Tick(), "no sign of life"),
+        (ev.TaskAttached(NODES[1], "other", 1), "task was lost"),
+        (ev.JobEnded("ExecutorLostFailure", NODES[1]), "task was lost"),
+        (ev.Tick(), "no sign of life"),
     ):
         m = Machine().start()
-        m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))
+        m(ev.NodeRaised(NODES[0], PEER_LOST, ""), ev.NodeExited(NODES[0], 1))
         m(loss, after=7.9)
-        assert m(lc.Tick(), lc.Tick(), after=0.2) is not None
+        assert m(ev.Tick(), ev.Tick(), after=0.2) is not None
         assert m.error.index == 1 and reason in m.error.reason, m.error
 
 
 def test_a_node_that_raised_such_an_error_of_its_own_accord_is_named_when_the_others_have_ended() -> None:
     m = Machine().start()
-    m(lc.NodeRaised(NODES[0], PEER_LOST, ""), lc.NodeExited(NODES[0], 1))
-    assert kinds(m(lc.NodeExited(NODES[1], -15, stopped_by_us=True))) == ["Conclude"]
+    m(ev.NodeRaised(NODES[0], PEER_LOST, ""), ev.NodeExited(NODES[0], 1))
+    assert kinds(m(ev.NodeExited(NODES[1], -15, stopped_by_us=True))) == ["Conclude"]
     assert m.error.index == 0 and "UnavailableError" in m.error.reason
 
 
 def test_silence_is_death() -> None:
     m = Machine().start()
-    m(lc.Seen(NODES[0]), after=5.0)
-    assert m(lc.Tick(), after=2.9) == []
-    told = m(lc.Tick(), after=0.2)
+    m(ev.Seen(NODES[0]), after=5.0)
+    assert m(ev.Tick(), after=2.9) == []
+    told = m(ev.Tick(), after=0.2)
     assert kinds(told)[0] == "PublishStop"
-    m(lc.Tick(), after=0.1)
+    m(ev.Tick(), after=0.1)
     assert m.error.index == 1 and "no sign of life for 8 s" in m.error.reason
 
 
 def test_a_process_that_exists_but_says_nothing_hangs() -> None:
     m = Machine().start()
-    m(*(lc.Pulse(n, 0.0) for n in NODES))
+    m(*(ev.Pulse(n, 0.0) for n in NODES))
     for _ in range(10):
-        assert m(*(lc.Seen(n) for n in NODES), lc.Pulse(NODES[0], 0.0), lc.Tick(), after=6.0) == []
-    assert kinds(m(*(lc.Seen(n) for n in NODES), lc.Pulse(NODES[0], 0.0), lc.Tick(), after=1.0)) == ["PublishStop"]
-    m(lc.Tick(), after=2.1)
+        assert m(*(ev.Seen(n) for n in NODES), ev.Pulse(NODES[0], 0.0), ev.Tick(), after=6.0) == []
+    assert kinds(m(*(ev.Seen(n) for n in NODES), ev.Pulse(NODES[0], 0.0), ev.Tick(), after=1.0)) == ["PublishStop"]
+    m(ev.Tick(), after=2.1)
     assert m.error.index == 1 and "has not answered for 61 s" in m.error.reason
 
 
 def test_the_silent_one_is_to_blame_when_another_fails() -> None:
     m = Machine().start()
-    m(*(lc.Pulse(n, 0.0) for n in NODES))
-    m(lc.Seen(NODES[1]), lc.Pulse(NODES[0], 0.0), after=5.0)
-    m(lc.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), lc.NodeExited(NODES[0], 1), lc.JobEnded())
+    m(*(ev.Pulse(n, 0.0) for n in NODES))
+    m(ev.Seen(NODES[1]), ev.Pulse(NODES[0], 0.0), after=5.0)
+    m(ev.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), ev.NodeExited(NODES[0], 1), ev.JobEnded())
     assert m.error.index == 1 and "has not answered for 5 s" in m.error.reason
 
 
 def test_a_host_that_nothing_is_heard_of_is_to_blame_and_is_not_waited_for() -> None:
     m = Machine().start()
-    m(*(lc.Seen(n) for n in NODES), *(lc.Pulse(n, 0.0) for n in NODES))
-    m(lc.Seen(NODES[0]), lc.Pulse(NODES[0], 0.0), after=5.0)
-    m(lc.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), lc.NodeExited(NODES[0], 1))
-    assert kinds(m(lc.Tick(), after=0.1)) == ["Conclude"]
+    m(*(ev.Seen(n) for n in NODES), *(ev.Pulse(n, 0.0) for n in NODES))
+    m(ev.Seen(NODES[0]), ev.Pulse(NODES[0], 0.0), after=5.0)
+    m(ev.NodeRaised(NODES[0], "UnavailableError: heartbeats", ""), ev.NodeExited(NODES[0], 1))
+    assert kinds(m(ev.Tick(), after=0.1)) == ["Conclude"]
     assert m.error.index == 1 and "no sign of life for 5 s" in m.error.reason and "cut off" in m.error.hint
-    assert m(lc.Tick(), after=2.8) == []
-    assert kinds(m(lc.Tick(), after=0.2)) == ["CancelJob"]
+    assert m(ev.Tick(), after=2.8) == []
+    assert kinds(m(ev.Tick(), after=0.2)) == ["CancelJob"]
 
 
 def test_of_two_silent_processes_the_stopped_one_is_to_blame() -> None:
     m = Machine().start()
-    m(lc.Pulse(NODES[0], 0.0))
-    m(lc.Pulse(NODES[1], 0.0), after=1.0)
+    m(ev.Pulse(NODES[0], 0.0))
+    m(ev.Pulse(NODES[1], 0.0), after=1.0)
     for _ in range(10):
-        m(lc.Seen(NODES[0]), lc.Seen(NODES[1], stopped=True), lc.Tick(), after=6.0)
-    m(lc.Tick(), after=2.1)
+        m(ev.Seen(NODES[0]), ev.Seen(NODES[1], stopped=True), ev.Tick(), after=6.0)
+    m(ev.Tick(), after=2.1)
     assert m.error.index == 1 and "it is stopped" in m.error.reason and "SIGSTOP" in m.error.hint
 
 
 def test_a_worker_without_data_is_named_and_is_not_dead() -> None:
     m = Machine().start()
-    assert m(lc.Pulse(NODES[1], 29.0), lc.Pulse(NODES[0], 0.0)) == []
-    assert m(lc.Pulse(NODES[1], 31.0), lc.Pulse(NODES[1], 32.0)) == [lc.WarnOfStall(NODES[1], 31.0)]
-    assert m(lc.Pulse(NODES[1], 0.0), lc.Pulse(NODES[1], 50.0)) == [lc.WarnOfStall(NODES[1], 50.0)]
+    assert m(ev.Pulse(NODES[1], 29.0), ev.Pulse(NODES[0], 0.0)) == []
+    assert m(ev.Pulse(NODES[1], 31.0), ev.Pulse(NODES[1], 32.0)) == [ev.WarnOfStall(NODES[1], 31.0)]
+    assert m(ev.Pulse(NODES[1], 0.0), ev.Pulse(NODES[1], 50.0)) == [ev.WarnOfStall(NODES[1], 50.0)]
     assert m.life.phase is lc.Phase.RUNNING
     m.life.limits = replace(LIMITS, stall=60.0)
-    assert kinds(m(lc.Pulse(NODES[1], 61.0))) == ["PublishStop", "Conclude"]
+    assert kinds(m(ev.Pulse(NODES[1], 61.0))) == ["PublishStop", "Conclude"]
     assert isinstance(m.error, FeedError) and "worker 1 on host has waited 61 s" in str(m.error)
 
 
 def test_a_task_that_starts_again_was_lost() -> None:
     m = Machine().start()
-    m(lc.TaskAttached(NODES[1], "other", 1))
-    m(lc.Tick(), after=0.1)
+    m(ev.TaskAttached(NODES[1], "other", 1))
+    m(ev.Tick(), after=0.1)
     assert m.error.index == 1 and "lost and started again" in m.error.reason
 
 
 def test_nodes_that_do_not_come_are_named() -> None:
     m = Machine()
-    m(lc.TaskAttached(NODES[0], "host", 0), lc.NodeRegistered(address(NODES[0])))
+    m(ev.TaskAttached(NODES[0], "host", 0), ev.NodeRegistered(address(NODES[0])))
     for _ in range(25):
-        m(lc.Seen(NODES[0]), after=4.0)
-    told = m(lc.Tick(), after=1.0)
+        m(ev.Seen(NODES[0]), after=4.0)
+    told = m(ev.Tick(), after=1.0)
     assert kinds(told) == ["PublishStop", "CancelJob", "Conclude"]
     assert isinstance(m.error, StartTimeout) and "worker 1" in str(m.error) and "worker 0" not in str(m.error)
 
 
 def test_a_job_that_fails_before_any_node_came() -> None:
     m = Machine()
-    m(lc.JobEnded("no module named tfspark"))
+    m(ev.JobEnded("no module named tfspark"))
     assert isinstance(m.error, ClusterError) and "no module named tfspark" in str(m.error)
 
 
@@ -217,33 +218,33 @@ def test_a_job_whose_spark_is_gone_was_stopped() -> None:
 
 def test_a_lost_task_names_its_node() -> None:
     m = Machine().start()
-    m(lc.JobEnded("ExecutorLostFailure", blamed=NODES[1]))
+    m(ev.JobEnded("ExecutorLostFailure", blamed=NODES[1]))
     assert isinstance(m.error, NodeFailed) and m.error.index == 1
 
 
 def test_stopping_takes_its_grace_and_then_cancels() -> None:
     m = Machine().start()
-    told = m(lc.StopAsked("the user wants it"))
+    told = m(ev.StopAsked("the user wants it"))
     assert kinds(told) == ["PublishStop", "Conclude"] and told[0].grace == 5.0
     assert isinstance(m.error, ClusterStopped) and "the user wants it" in str(m.error)
-    assert m(lc.StopAsked("again"), lc.Seen(NODES[0]), lc.Tick(), after=12.9) == []
-    assert kinds(m(lc.Tick(), after=0.2)) == ["CancelJob"]
-    assert m(lc.Tick(), lc.JobEnded("cancelled"), after=100.0) == []
+    assert m(ev.StopAsked("again"), ev.Seen(NODES[0]), ev.Tick(), after=12.9) == []
+    assert kinds(m(ev.Tick(), after=0.2)) == ["CancelJob"]
+    assert m(ev.Tick(), ev.JobEnded("cancelled"), after=100.0) == []
     assert m.life.over
 
 
 EVENTS = st.one_of(
-    st.builds(lc.TaskAttached, st.sampled_from(NODES), st.just("host"), st.integers(0, 1)),
-    st.sampled_from([lc.NodeRegistered(address(n)) for n in NODES]),
-    st.builds(lc.NodeEntered, st.sampled_from(NODES)),
-    st.builds(lc.Seen, st.sampled_from(NODES)),
-    st.builds(lc.Pulse, st.sampled_from(NODES), st.floats(0, 100)),
-    st.builds(lc.NodeFinished, st.sampled_from(NODES)),
-    st.builds(lc.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
-    st.builds(lc.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
-    st.builds(lc.JobEnded, st.none() | st.just("error"), st.none() | st.sampled_from(NODES)),
-    st.builds(lc.StopAsked, st.just("reason")),
-    st.just(lc.Tick()),
+    st.builds(ev.TaskAttached, st.sampled_from(NODES), st.just("host"), st.integers(0, 1)),
+    st.sampled_from([ev.NodeRegistered(address(n)) for n in NODES]),
+    st.builds(ev.NodeEntered, st.sampled_from(NODES)),
+    st.builds(ev.Seen, st.sampled_from(NODES)),
+    st.builds(ev.Pulse, st.sampled_from(NODES), st.floats(0, 100)),
+    st.builds(ev.NodeFinished, st.sampled_from(NODES)),
+    st.builds(ev.NodeRaised, st.sampled_from(NODES), st.just("reason"), st.just("traceback")),
+    st.builds(ev.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
+    st.builds(ev.JobEnded, st.none() | st.just("error"), st.none() | st.sampled_from(NODES)),
+    st.builds(ev.StopAsked, st.just("reason")),
+    st.just(ev.Tick()),
 )
 
 
@@ -254,13 +255,13 @@ def test_whatever_happens_it_ends_and_concludes_once(history: list[tuple[Any, fl
     for event, after in history:
         m(event, after=after)
     # A cluster that nothing more is heard of is given up by its own deadlines.
-    m(lc.Tick(), after=LIMITS.start + 1)
+    m(ev.Tick(), after=LIMITS.start + 1)
     for _ in range(3):
-        m(lc.Tick(), after=LIMITS.silence + LIMITS.grace + LIMITS.job_end)
-    stop = m(lc.StopAsked("the end"), lc.Tick(), after=1.0)
-    stop += m(lc.Tick(), after=LIMITS.grace + LIMITS.job_end + 1)
+        m(ev.Tick(), after=LIMITS.silence + LIMITS.grace + LIMITS.job_end)
+    stop = m(ev.StopAsked("the end"), ev.Tick(), after=1.0)
+    stop += m(ev.Tick(), after=LIMITS.grace + LIMITS.job_end + 1)
     assert m.life.over or "CancelJob" in kinds(m.told) or m.life.phase is lc.Phase.FINISHED
-    m(lc.JobEnded(None))
+    m(ev.JobEnded(None))
     assert kinds(m.told).count("Conclude") == 1
     assert kinds(m.told).count("CancelJob") <= 1 and kinds(m.told).count("PublishSpec") <= 1
     assert m.life.over
@@ -273,57 +274,57 @@ def machine_of(*nodes: NodeId, servers: tuple[NodeId, ...] = (), rejoining: tupl
     m = Machine()
     m.life = lc.Lifecycle(nodes, LIMITS, 0.0, servers, rejoining)
     for n in nodes:
-        m(lc.TaskAttached(n, "host", 0, 3), lc.NodeRegistered(address(n)), lc.NodeEntered(n))
+        m(ev.TaskAttached(n, "host", 0, 3), ev.NodeRegistered(address(n)), ev.NodeEntered(n))
     return m
 
 
 def test_the_evaluator_ends_after_the_others() -> None:
     m = machine_of(WORKER, EVALUATOR)
-    assert kinds(m(lc.NodeFinished(WORKER))) == ["PublishTrainingEnded"]
-    assert kinds(m(lc.NodeFinished(EVALUATOR))) == ["PublishRelease", "Conclude"]
+    assert kinds(m(ev.NodeFinished(WORKER))) == ["PublishTrainingEnded"]
+    assert kinds(m(ev.NodeFinished(EVALUATOR))) == ["PublishRelease", "Conclude"]
     m = machine_of(WORKER, EVALUATOR)
-    assert m(lc.NodeFinished(EVALUATOR)) == []
-    assert kinds(m(lc.NodeFinished(WORKER))) == ["PublishRelease", "Conclude"]
+    assert m(ev.NodeFinished(EVALUATOR)) == []
+    assert kinds(m(ev.NodeFinished(WORKER))) == ["PublishRelease", "Conclude"]
 
 
 def test_a_worker_of_parameter_servers_may_be_lost_and_come_back() -> None:
     m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
     for _ in range(lc.REJOINS_PER_NODE):
-        assert m(lc.NodeExited(WORKER, -9)) == [lc.PublishLoss(WORKER, "its process was killed by SIGKILL")]
+        assert m(ev.NodeExited(WORKER, -9)) == [ev.PublishLoss(WORKER, "its process was killed by SIGKILL")]
         assert m.life.records[WORKER].exited is None and m.life.phase is lc.Phase.RUNNING
-        assert m(lc.NodeRegistered(replace(address(WORKER), pid=9))) == [lc.PublishRejoined(WORKER)]
-        m(lc.NodeEntered(WORKER))
-    assert kinds(m(lc.NodeExited(WORKER, -9))) == ["PublishStop", "Conclude"]
+        assert m(ev.NodeRegistered(replace(address(WORKER), pid=9))) == [ev.PublishRejoined(WORKER)]
+        m(ev.NodeEntered(WORKER))
+    assert kinds(m(ev.NodeExited(WORKER, -9))) == ["PublishStop", "Conclude"]
     assert m.error.role == "worker" and "SIGKILL" in m.error.reason
 
 
 def test_a_worker_of_parameter_servers_that_hangs_is_killed_and_others_end_the_cluster() -> None:
     m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
     for n in (CHIEF, WORKER, SERVER):
-        m(lc.Pulse(n, 0.0))
+        m(ev.Pulse(n, 0.0))
     m.now += LIMITS.hang + 1
-    m(*(lc.Seen(n, n == WORKER) for n in (CHIEF, WORKER, SERVER)), lc.Pulse(CHIEF, 0.0), lc.Pulse(SERVER, 0.0))
-    assert m(lc.Tick()) == [] and m.life.records[WORKER].kill
-    assert kinds(m(lc.NodeExited(WORKER, -9))) == ["PublishLoss"]
+    m(*(ev.Seen(n, n == WORKER) for n in (CHIEF, WORKER, SERVER)), ev.Pulse(CHIEF, 0.0), ev.Pulse(SERVER, 0.0))
+    assert m(ev.Tick()) == [] and m.life.records[WORKER].kill
+    assert kinds(m(ev.NodeExited(WORKER, -9))) == ["PublishLoss"]
     assert not m.life.records[WORKER].kill
-    assert kinds(m(lc.NodeExited(SERVER, -9))) == ["PublishStop", "Conclude"]
+    assert kinds(m(ev.NodeExited(SERVER, -9))) == ["PublishStop", "Conclude"]
 
 
 def test_nobody_hangs_while_a_lost_worker_is_awaited_which_has_its_time() -> None:
     for comes_back in (True, False):
         m = machine_of(CHIEF, WORKER, SERVER, servers=(WORKER, SERVER), rejoining=(WORKER,))
-        m(lc.Pulse(CHIEF, 0.0), lc.NodeExited(WORKER, -9))
+        m(ev.Pulse(CHIEF, 0.0), ev.NodeExited(WORKER, -9))
         m.now += LIMITS.hang + 1
-        seen = [lc.Seen(n) for n in (CHIEF, WORKER, SERVER)]
-        assert m(*seen, lc.Tick()) == []
+        seen = [ev.Seen(n) for n in (CHIEF, WORKER, SERVER)]
+        assert m(*seen, ev.Tick()) == []
         if comes_back:
-            m(lc.NodeRegistered(address(WORKER)), lc.Tick())
+            m(ev.NodeRegistered(address(WORKER)), ev.Tick())
             m.now += LIMITS.hang + 1
-            assert kinds(m(*seen, lc.Tick())) == ["PublishStop"] and m.life.records[CHIEF].raised is not None
+            assert kinds(m(*seen, ev.Tick())) == ["PublishStop"] and m.life.records[CHIEF].raised is not None
         else:
             m.now += LIMITS.start
-            m(*seen, lc.Tick())
-            m(lc.Tick(), after=0.5)
+            m(*seen, ev.Tick())
+            m(ev.Tick(), after=0.5)
             assert m.error.role == "worker" and "did not come back" in m.error.reason
 
 
@@ -333,15 +334,15 @@ def test_a_cancelled_job_is_a_stop_and_a_lost_one_a_failure() -> None:
         "Job 3 cancelled because SparkContext was shut down",
     ):
         m = Machine().start()
-        m(lc.JobEnded(text))
+        m(ev.JobEnded(text))
         assert isinstance(m.error, ClusterStopped) and "Job 3" in str(m.error)
     m = Machine().start()
-    m(lc.JobEnded("ExecutorLostFailure"))
+    m(ev.JobEnded("ExecutorLostFailure"))
     assert type(m.error) is ClusterError
 
 
 def test_mistakes_are_told_from_failures() -> None:
     for final in (False, True):
         m = Machine().start()
-        m(lc.NodeRaised(NODES[0], "E", "", final=final), lc.NodeExited(NODES[0], 1))
+        m(ev.NodeRaised(NODES[0], "E", "", final=final), ev.NodeExited(NODES[0], 1))
         assert m.error.final is final

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tfspark.driver import events as ev
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.bottleneck import InputTimes
 from tfspark.driver.ledger import FeedLedger, Target
@@ -131,36 +132,36 @@ class Coordinator:
 
     # --- for the cluster handle
 
-    def post(self, event: lc.Event) -> None:
+    def post(self, event: ev.Event) -> None:
         """Feed an event to the lifecycle and carry out what follows."""
         cancel, rejoined = False, None
         with self._changed:
             for instruction in self.lifecycle.handle(event, time.monotonic()):
                 match instruction:
-                    case lc.PublishSpec():
+                    case ev.PublishSpec():
                         self._publish(m.SpecComplete(spec_to_json(self.spec)))
-                    case lc.PublishTrainingEnded():
+                    case ev.PublishTrainingEnded():
                         self._publish(m.TrainingEnded())
-                    case lc.PublishRelease():
+                    case ev.PublishRelease():
                         self._release_grace = self.lifecycle.limits.grace
                         self._publish(m.AllFinished())
-                    case lc.PublishStop(grace, reason):
+                    case ev.PublishStop(grace, reason):
                         self._release_grace = grace
                         self._publish(m.Stop(grace, reason))
-                    case lc.WarnOfStall(node, seconds):
+                    case ev.WarnOfStall(node, seconds):
                         logger.warning("%s", self._describe_stall(node, seconds))
-                    case lc.PublishLoss(node, reason):
+                    case ev.PublishLoss(node, reason):
                         logger.warning("%s was lost: %s. The others go on; it is started again.", node, reason)
                         self.losses += 1
                         for ledger in self.ledgers.values():
                             ledger.forget(node)
-                    case lc.PublishRejoined(node):
+                    case ev.PublishRejoined(node):
                         logger.info("%s is back", node)
                         self._publish(m.NodeRejoined(spec_to_json(ClusterSpec((self.spec.address(node),)))[0]))
                         rejoined = node
-                    case lc.CancelJob():
+                    case ev.CancelJob():
                         cancel = True
-                    case lc.Conclude(error) if error is not None:
+                    case ev.Conclude(error) if error is not None:
                         logger.debug("cluster concluded: %s", type(error).__name__)
             self._changed.notify_all()
         if cancel:
@@ -262,14 +263,14 @@ class Coordinator:
 
     def _tick(self) -> None:
         while not self._closing.wait(TICK_SECONDS):
-            self.post(lc.Tick())
+            self.post(ev.Tick())
 
     def _on_attach(self, msg: m.Attach) -> bytes:
         if msg.version != m.PROTOCOL_VERSION:
             reason = f"executors have another version of tfspark (protocol {msg.version}, not {m.PROTOCOL_VERSION})"
-            self.post(lc.NodeRaised(NodeId(msg.role, msg.index), reason, "", "Install the same one everywhere."))
+            self.post(ev.NodeRaised(NodeId(msg.role, msg.index), reason, "", "Install the same one everywhere."))
             return b'{"go": false}'
-        self.post(lc.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt, msg.stage))
+        self.post(ev.TaskAttached(NodeId(msg.role, msg.index), msg.host, msg.attempt, msg.stage))
         go = self.lifecycle.phase is lc.Phase.STARTING
         return json.dumps({"go": go}).encode()
 
@@ -280,12 +281,12 @@ class Coordinator:
         for line in msg.lines:
             self.log.append(f"[{node}] {line}")
             node_logger.info("[%s] %s", node, line)
-        self.post(lc.Seen(node, msg.stopped))
+        self.post(ev.Seen(node, msg.stopped))
         return json.dumps({"stop_grace": self._release_grace, "kill": self.lifecycle.records[node].kill}).encode()
 
     def _on_exited(self, msg: m.Exited) -> bytes:
         node = NodeId(msg.role, msg.index)
-        self.post(lc.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
+        self.post(ev.NodeExited(node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
         record = self.lifecycle.records[node]
         # TensorFlow knows it by its address.
         again = record.address.port if record.exited is None and record.address is not None else None
@@ -293,7 +294,7 @@ class Coordinator:
 
     def _on_register(self, msg: m.Register) -> bytes:
         node = NodeId(msg.role, msg.index)
-        self.post(lc.NodeRegistered(NodeAddress(node, msg.host, msg.port, msg.data_port, msg.pid)))
+        self.post(ev.NodeRegistered(NodeAddress(node, msg.host, msg.port, msg.data_port, msg.pid)))
         return b"{}"
 
     def _on_poll(self, msg: m.Poll) -> bytes:
@@ -306,17 +307,17 @@ class Coordinator:
 
     def _on_entered(self, msg: m.Entered) -> bytes:
         self.startup[NodeId(msg.role, msg.index)] = msg.seconds
-        self.post(lc.NodeEntered(NodeId(msg.role, msg.index)))
+        self.post(ev.NodeEntered(NodeId(msg.role, msg.index)))
         return b"{}"
 
     def _on_finished(self, msg: m.Finished) -> bytes:
         node = NodeId(msg.role, msg.index)
         self.results[node] = msg.result
-        self.post(lc.NodeFinished(node))
+        self.post(ev.NodeFinished(node))
         return b"{}"
 
     def _on_raised(self, msg: m.Raised) -> bytes:
-        self.post(lc.NodeRaised(NodeId(msg.role, msg.index), msg.reason, msg.traceback, msg.hint, msg.final))
+        self.post(ev.NodeRaised(NodeId(msg.role, msg.index), msg.reason, msg.traceback, msg.hint, msg.final))
         return b"{}"
 
     def _on_resume(self, msg: m.Resume) -> bytes:
@@ -342,7 +343,7 @@ class Coordinator:
         times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
         self.monitor.nodes[node].gpus = tuple(msg.gpus)
         self.monitor.nodes[node].pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
-        self.post(lc.Pulse(node, msg.waiting_seconds))
+        self.post(ev.Pulse(node, msg.waiting_seconds))
         return b"{}"
 
     def _on_commit(self, msg: m.Commit) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tfspark.driver import events as ev
 from tfspark.driver import launcher
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
@@ -173,7 +174,7 @@ class Gang:
                 for entry in [e for e in self._fed if e.terms.feed >= self.coordinator.feed_begun]:
                     self._feeding.again(self.coordinator, entry)
             except TFSparkError as e:
-                self.coordinator.post(lc.NodeRaised(node, f"its rows could not be fed again: {e}", ""))
+                self.coordinator.post(ev.NodeRaised(node, f"its rows could not be fed again: {e}", ""))
 
         threading.Thread(target=run, name=f"{self._tag}-again", daemon=True).start()
 
@@ -193,7 +194,7 @@ class Gang:
         """Have the nodes stop, and wait until everything is gone; safe to call twice and from any thread."""
         if not self._closed:
             if not self.life.concluded:
-                self.coordinator.post(lc.StopAsked(reason, grace))
+                self.coordinator.post(ev.StopAsked(reason, grace))
             self.close()
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
-from tfspark.driver.lifecycle import SPARK_IS_GONE, JobEnded
+from tfspark.driver.events import JobEnded
+from tfspark.driver.lifecycle import SPARK_IS_GONE
 from tfspark.driver.profiles import Resources
 from tfspark.driver.resources import Group
 from tfspark.errors import ConfigurationError, DependencyError
