@@ -263,7 +263,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--partitions", type=int, default=8, help="TFRecord files per split (%(default)s)")
     parser.add_argument("--seed", type=int, default=2013)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "://" in args.output.removeprefix("file://"):
+        parser.error("--output is a directory that driver and executors share, no URI")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

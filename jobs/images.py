@@ -187,6 +187,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shuffle", type=int, default=1000, help="images among which one is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    if "://" in args.output:
+        parser.error("--output is a directory that driver and executors share, no URI")
     if args.weights and not Path(args.weights).exists():
         parser.error(f"there is no file {args.weights}")
     return args

@@ -145,6 +145,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30, help="most epochs of a trial (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    if "://" in args.output:
+        parser.error("--output is a directory that driver and executors share, no URI")
     if args.trials < args.workers:
         parser.error(f"{args.trials} trials leave some of {args.workers} workers without any")
     return args

@@ -146,7 +146,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", default="10 seconds", help="how often to look for new files (%(default)s)")
     parser.add_argument("--files-per-batch", type=int, default=100, help="most files in one (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "://" in args.output:
+        parser.error("--output is a directory that driver and executors share, no URI")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -154,7 +154,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32, help="size of the embedding (%(default)s)")
     parser.add_argument("--min-accuracy", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "://" in args.output:
+        parser.error("--output is a directory that driver and executors share, no URI")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -192,6 +192,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-auc", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    if "://" in args.output:
+        parser.error("--output is a directory that driver and executors share, no URI")
     args.crosses = [cross.split("*") for cross in args.crosses]
     unknown = {n for cross in args.crosses for n in cross} - set(args.categories)
     if unknown or any(len(cross) < 2 for cross in args.crosses):

@@ -49,7 +49,7 @@ def test_what_the_user_has_set_is_kept(tmp_path: Path) -> None:
     )
     assert [Path(j).name for j in shown["jars"]] == ["own.jar", connector.connector_jar().name]
     assert shown["arrow_bytes"] == "5m"
-    assert shown["python"] is None
+    assert shown["python"] == sys.executable
     assert shown["rows"] == 10
 
 

@@ -171,8 +171,10 @@ def _is_connect(options: Mapping[str, Any]) -> bool:
 
 def _choose_python(settings: Mapping[str, str]) -> None:
     """Have executors run this interpreter: ``python3`` on their PATH is seldom the one with TensorFlow."""
-    if "spark.pyspark.python" not in settings:
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # pyspark itself looks at the variable only.
+    if "spark.pyspark.python" in settings:
+        os.environ["PYSPARK_PYTHON"] = settings["spark.pyspark.python"]
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if "spark.pyspark.driver.python" not in settings:
         os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
 

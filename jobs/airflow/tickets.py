@@ -1,6 +1,6 @@
-"""Every night: convert the day's tickets, train on them, let only a good model pass, publish it, predict with it.
+"""Every night: convert the past day's tickets, train on them, let only a good model pass, publish it, predict with it.
 
-Copy this file into your DAG folder, with the folder of the jobs beside it or ``TFSPARK_JOBS`` naming it.
+Copy this file into your DAG folder and let ``TFSPARK_JOBS`` name the folder of the jobs.
 
 Every job gets the run's logical date as its run id, writes into a directory of that name and leaves alone what is
 complete there. So a task can be retried, cleared or backfilled at any time: what was done is not done again, what was
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, CronDataIntervalTimetable, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
 JOBS = Path(os.environ.get("TFSPARK_JOBS", Path(__file__).resolve().parent.parent))
@@ -61,7 +61,7 @@ def export(ds: str, params: dict[str, Any]) -> str:
 with DAG(
     dag_id="tickets",
     doc_md=__doc__,
-    schedule="@daily",
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,

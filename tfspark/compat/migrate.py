@@ -112,6 +112,8 @@ def find(source: str, name: str = "<program>") -> list[Finding]:
     ConfigurationError
         If it is no Python that this Python can read.
     """
+    # What has changed its imports only is no further than that.
+    source = source.replace(f"tfspark.compat.{PACKAGE}", PACKAGE)
     try:
         tree = ast.parse(source, name)
     except (SyntaxError, ValueError) as e:

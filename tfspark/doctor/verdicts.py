@@ -137,8 +137,9 @@ def judge_gpus(s: Survey) -> Iterator[Finding]:
         yield warning(
             "gpus",
             f"{sum(t['nvidia'] for t in idle)} GPUs in {_places(idle)} that Spark does not give to tasks",
-            "Set spark.executor.resource.gpu.amount, spark.executor.resource.gpu.discoveryScript and "
-            "spark.task.resource.gpu.amount; conf/ of tfspark has examples and a script.",
+            "Set spark.executor.resource.gpu.amount and spark.executor.resource.gpu.discoveryScript (on a standalone "
+            "cluster those of its workers, too), and ask by Cluster(gpus_per_node=1); leave "
+            "spark.task.resource.gpu.amount unset. conf/ of tfspark has examples and a script.",
         )
     if able and not granted and not idle:
         yield ok("gpus", "none; TensorFlow will use CPUs")

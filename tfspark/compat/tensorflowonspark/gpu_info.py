@@ -49,7 +49,7 @@ def get_gpus(num_gpu: int = 1, worker_index: int = -1, format: str = AS_STRING) 
     if len(free) < num_gpu:
         raise ResourceError(
             f"{num_gpu} GPU(s) are wanted, but only {len(free)} of {len(gpus)} are free on this host.",
-            hint="Let Spark assign them: spark.executor.resource.gpu.amount and spark.task.resource.gpu.amount.",
+            hint="Let Spark assign them: spark.executor.resource.gpu.amount, and tfspark.Cluster(gpus_per_node=...).",
         )
     if worker_index < 0:
         chosen = random.sample(free, num_gpu)
