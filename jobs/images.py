@@ -86,7 +86,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
         model.build((None, size, size, 3))
         optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
     checkpoints = Checkpoints(Path(args["checkpoints"]))
-    trained = checkpoints.restore(model)
+    trained = checkpoints.restore(model, args["restore"])
 
     def epoch_ended(epoch: int, logs: dict[str, float]) -> None:
         ctx.report(epoch + 1, flush=True, **logs)
@@ -121,13 +121,12 @@ class Checkpoints:
         for old in self.saved()[:-1]:
             old.unlink()
 
-    def restore(self, model: Any) -> int:
-        """Load the newest; return after how many epochs it was saved."""
-        if not self.saved():
+    def restore(self, model: Any, name: str | None) -> int:
+        """Load one of the files, the same on every node; return after how many epochs it was saved."""
+        if name is None:
             return 0
-        newest = self.saved()[-1]
-        model.load_weights(newest)
-        return int(newest.name[6:10])
+        model.load_weights(self.directory / name)
+        return int(name[6:10])
 
     def saved(self) -> list[Path]:
         """Return the files, oldest first."""
@@ -158,7 +157,9 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
     labels = sorted(row["label"] for row in df.select("label").distinct().collect())
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
+    saved = Checkpoints(checkpoints).saved()
     node_args = {"files": files, "labels": labels, "checkpoints": str(checkpoints), "model": str(directory / "model")}
+    node_args["restore"] = saved[-1].name if saved else None
     node_args |= {n: getattr(args, n) for n in ("network", "weights", "freeze", "size", "epochs", "batch_size")}
     node_args |= {n: getattr(args, n) for n in ("learning_rate", "shuffle", "seed")}
     results = tfspark.run(spark, train_node, node_args, workers=args.workers)

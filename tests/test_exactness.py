@@ -167,8 +167,25 @@ def normalise(args: dict[str, Any], ctx: Any) -> list[Any]:
         layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1, activation="sigmoid")]
         model = keras.Sequential([keras.Input((4,), name="x"), *layers])
         model.compile("sgd", "binary_crossentropy", metrics=["auc", "accuracy"])
-    history = ctx.fit(model, batch_size=8, columns=["x"], label="y")
+    terms = {"batch_size": 8, "columns": ["x"], "label": "y", "epochs": 2 if args is None else 1}
+    if args == "stopped":
+
+        class Stop(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                self.model.stop_training = True
+
+        terms["callbacks"] = [Stop()]
+    history = ctx.fit(model, **terms)
     return [model.get_weights(), history]
+
+
+def test_moving_statistics_outlast_an_epoch_that_is_given_up(spark: Any) -> None:
+    df = rows(spark, [20, 20]).selectExpr("x", "float(y > 0) as y")
+    with tfspark.Cluster(spark, normalise, "stopped", workers=2) as cluster:
+        cluster.feed(df, shapes={"x": 4})
+    (first, _), (second, _) = (cluster.results["worker", i] for i in (0, 1))
+    np.testing.assert_array_equal(first[3], second[3])
+    assert (first[3] > 0.5).all(), "half of what they began with, and more"
 
 
 def test_a_worker_without_rows_leaves_no_trace_in_moving_statistics(spark: Any) -> None:

@@ -126,13 +126,14 @@ def one_weight() -> Any:
 
 
 @pytest.mark.parametrize("loss", ["mse", "MeanSquaredError", quartic, ["mse"]])
-def test_a_weighted_loss_is_a_weighted_mean(loss: Any) -> None:
+def test_weights_of_one_on_average_give_a_weighted_mean(loss: Any) -> None:
     model = compiled_model(ModelPlan(function=pack(one_weight), loss=pack(loss), metrics=["mae"], weighted=True))
-    x, y, weight = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([1.0, 5.0]), np.array([1.0, 3.0])
+    x, y, weight = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([1.0, 5.0]), np.array([0.5, 1.5])
     squares = (y - x.sum(1)) ** (4 if loss is quartic else 2)
-    found = model.evaluate(x, y, sample_weight=weight, verbose=0, return_dict=True)
-    assert found["loss"] == pytest.approx((squares * weight).sum() / 4)
-    assert found["mae"] == pytest.approx((np.abs(y - x.sum(1)) * weight).sum() / 4)
+    for batch_size in (1, 2):
+        found = model.evaluate(x, y, batch_size, sample_weight=weight, verbose=0, return_dict=True)
+        assert found["loss"] == pytest.approx((squares * weight).sum() / 2)
+        assert found["mae"] == pytest.approx((np.abs(y - x.sum(1)) * weight).sum() / 2)
 
 
 def test_a_loss_object_keeps_its_reduction_and_a_compiled_model_its_loss() -> None:

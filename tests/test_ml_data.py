@@ -15,9 +15,19 @@ def test_balanced_weights_give_each_label_the_same_weight(spark: Any) -> None:
     df = spark.createDataFrame([(0, 1.0)] * 6 + [(1, 1.0)] * 2 + [(2, 4.0)], "label int, w float")
     assert balanced(df, F.lit(1.0), "label") == {0.0: 0.5, 1.0: 1.5, 2.0: 3.0}
     rows = with_weights(df, "w", "label", "balanced").groupBy("label").agg(F.sum(WEIGHT).alias("w"))
-    assert [r.w for r in rows.collect()] == pytest.approx([4.0] * 3)
-    total = with_weights(df, None, "label", {1: 3}).agg(F.sum(WEIGHT)).first()
-    assert total[0] == 6 + 2 * 3 + 1
+    assert [r.w for r in rows.collect()] == pytest.approx([3.0] * 3)
+    found = with_weights(df, None, "label", {1: 3}).orderBy("label").collect()
+    assert [r[WEIGHT] for r in found] == pytest.approx([9 / 13] * 6 + [27 / 13] * 2 + [9 / 13])
+
+
+def test_weights_are_one_on_average_and_there_for_every_row(spark: Any) -> None:
+    df = spark.createDataFrame([(1, 2.0), (2, 6.0)], "id int, w double")
+    assert [r[WEIGHT] for r in with_weights(df, "w").orderBy("id").collect()] == [0.5, 1.5]
+    assert with_weights(df.where("id > 2"), "w").collect() == []
+    with pytest.raises(SchemaError, match="1 of 2 rows have no weight: column 'w' is null"):
+        with_weights(df.selectExpr("if(id = 1, null, w) as w"), "w")
+    with pytest.raises(ConfigurationError, match="weights of the rows average 0"):
+        with_weights(df.selectExpr("id - id as w"), "w")
 
 
 def test_no_row_is_trained_on_and_validated_with(spark: Any) -> None:

@@ -224,6 +224,23 @@ def test_a_weight_counts_as_so_many_rows_and_trials_share_the_slots(spark: Any) 
     assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-5)
 
 
+def test_losses_are_weighted_means_whatever_batches_rows_fall_into(spark: Any) -> None:
+    """The batches weigh very differently: the weight goes with the order of the rows."""
+    df = spark.range(0, 64, 1, 1).selectExpr(
+        "array(float(id), 1f) as x", "float(id % 5) as y", "if(id < 32, 1.0, 10.0) as w", "id % 8 = 7 as held"
+    )
+    params = {"weightCol": "w", "validationIndicatorCol": "held", "batchSize": 8, "epochs": 1, "learningRate": 0.0}
+    model = fit_line(df, **params)
+    # The model gives 0, whatever comes.
+    rows = df.selectExpr("y", "double(w) as w", "held").toPandas()
+    loss = {held: np.average(r.y**2, weights=r.w) for held, r in rows.groupby("held")}
+    assert model.summary.metrics["loss"] == pytest.approx([loss[False]], rel=1e-5)
+    assert model.summary.metrics["val_loss"] == pytest.approx([loss[True]], rel=1e-5)
+    found = model.evaluate(df)
+    assert found["loss"] == pytest.approx(np.average(rows.y**2, weights=rows.w), rel=1e-5)
+    assert found["mae"] == pytest.approx(np.average(rows.y, weights=rows.w), rel=1e-5)
+
+
 def test_slots_are_granted_in_the_order_of_asking() -> None:
     queue, order, begun = SlotQueue(), [], threading.Semaphore(0)
 

@@ -203,6 +203,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         r"\['optimizer', 'metrics'\] are set without",
     ),
     "classes of several": (dict(labelCols={"y": "y"}, classWeight="balanced"), "classWeight is for one label"),
+    "nothing stops": (dict(restoreBestWeights=False), "without earlyStoppingPatience"),
+    "two names": (dict(predictionCols={"y": "p"}, probabilityCol="q"), "probabilityCol and predictionCols, of which"),
     "features": (dict(featuresCol="none"), r"featuresCol names \['none'\]"),
     "several features": (dict(featuresCols=["x", "none"]), r"featuresCols names \['none'\]"),
     "label": (dict(labelCol="none"), r"labelCol names \['none'\]"),

@@ -31,18 +31,24 @@ def train(args: Any, ctx: Any) -> dict[str, Any]:
     def data() -> Any:
         return ctx.dataset(32, label="y", shuffle=True)
 
+    def full_batches() -> Any:
+        return ctx.dataset(32, label="y", drop_remainder=True)
+
     refused = []
     for refuse in (lambda: ctx.stream(32), lambda: ctx.fit(model, batch_size=32)):
         try:
             refuse()
         except Exception as e:
             refused.append(f"{type(e).__name__}: {e}")
-    rows = [ctx.train_epoch(step, data) for _ in ctx.epochs()]
+    rows, counts = [], []
+    for epoch in ctx.epochs():
+        rows.append(ctx.train_epoch(step, data if epoch < args["whole"] else full_batches))
+        counts.append(sorted(set(ids.numpy().tolist())))
     return {
         "rows": rows,
         "refused": refused,
         "seen": int(seen.numpy()),
-        "counts": sorted(set(ids.numpy().tolist())),
+        "counts": counts,
         "weights": [w.tolist() for w in model.get_weights()],
         "cluster": {k: len(v) for k, v in ctx.cluster_spec.items()},
         "pid": os.getpid(),
@@ -60,8 +66,8 @@ def main() -> None:
         "array(float(id % 7) / 7, float(id % 5) / 5) as x",
         "float(float(id % 7) / 7 - float(id % 5) / 5) as y",
     )
-    with tfspark.Cluster(spark, train, {"rows": rows}, workers=2, ps=1, progress=False) as cluster:
-        report = cluster.feed(df, epochs=3, shapes={"x": 2})
+    with tfspark.Cluster(spark, train, {"rows": rows, "whole": 3}, workers=2, ps=1, progress=False) as cluster:
+        report = cluster.feed(df, epochs=4, shapes={"x": 2})
     spark.stop()
     (result,) = cluster.results.values()
     print(json.dumps({"fed": {f"{r} {i}": n for (r, i), n in report.rows_by_worker.items()}, **result}))

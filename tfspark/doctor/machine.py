@@ -92,8 +92,9 @@ def check_master(master: str) -> Iterator[Finding]:
             with socket.create_connection((address.hostname or "", address.port or 7077), CONNECT_SECONDS):
                 yield ok("master", f"{address.netloc} answers")
                 return
-        except OSError as e:
-            failures.append(f"{address.netloc}: {e.strerror or e}")
+        except (OSError, ValueError) as e:
+            # A port that is no number is a ValueError.
+            failures.append(f"{address.netloc}: {getattr(e, 'strerror', None) or e}")
     yield broken(
         "master",
         f"no master can be reached at {', '.join(failures)}",

@@ -70,6 +70,16 @@ class Resources:
         """
         return self._fitting(feeding=None, patience=patience)[0]
 
+    def groups_beside_feeding(self) -> tuple[Group, ...]:
+        """Return the groups of nodes, once Spark has room for them and a feeding task.
+
+        Raises
+        ------
+        ResourceError
+            If Spark does not have it.
+        """
+        return self._fitting(self.settings.task, or_without_gpus=True)[0]
+
     @property
     def asks_for_gpus(self) -> bool:
         """Whether the user or Spark's settings say how many GPUs a node gets, none included."""

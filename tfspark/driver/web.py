@@ -45,7 +45,8 @@ async function update() {
     state.textContent = "";
     setTimeout(update, 1000);
   } catch (error) {
-    state.textContent = "The cluster has ended; this is what it last said.";
+    state.textContent = "The cluster has ended, or cannot be reached: this is what it last said.";
+    setTimeout(update, 5000);
   }
 }
 update();

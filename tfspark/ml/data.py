@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 WEIGHT = "tfspark_weight"
-"""Column of the weights that are made of weightCol and classWeight."""
+"""Column of the weights that are made of weightCol and classWeight; 1 on average."""
 
 _SPLIT = "tfspark_validates"
 
@@ -78,20 +78,37 @@ def split_frames(
         yield Frames(df.select(*kept), None)
 
 
-def with_weights(df: DataFrame, weight: str | None, label: str, class_weight: Any) -> DataFrame:
-    """Add the column `WEIGHT`: the row's own weight times that of its label."""
+def with_weights(df: DataFrame, weight: str | None, label: str = "", class_weight: Any = None) -> DataFrame:
+    """Add the column `WEIGHT`: the row's own weight times that of its label, divided by the average of all rows.
+
+    Keras divides the weighted losses of a batch by its rows, so that a row weighs the same whatever batch it falls
+    into; with an average of 1 that gives, over all batches, the weighted mean.
+
+    Raises
+    ------
+    SchemaError
+        If a row has no weight.
+    ConfigurationError
+        If the weights do not add up to more than 0.
+    """
     from pyspark.sql import functions as F
 
-    own = F.col(quoted(weight)).cast("float") if weight else F.lit(1.0).cast("float")
-    if class_weight is None:
-        return df.withColumn(WEIGHT, own)
+    own: Column = F.col(quoted(weight)).cast("double") if weight else F.lit(1.0)
     if class_weight == "balanced":
         class_weight = balanced(df, own, label)
-    labels = F.col(quoted(label)).cast("double")
+    labels = F.col(quoted(label)).cast("double") if class_weight is not None else F.lit(None)
     of_label: Column = F.lit(1.0)
-    for value, factor in class_weight.items():
+    for value, factor in (class_weight or {}).items():
         of_label = F.when(labels == value, F.lit(factor)).otherwise(of_label)
-    return df.withColumn(WEIGHT, (own * of_label).cast("float"))
+    weighed = own * of_label
+    found = df.agg(F.avg(weighed), F.count(F.when(own.isNull(), 1)), F.count("*")).first()
+    assert found is not None
+    average, missing, rows = found
+    if missing:
+        raise SchemaError(f"{missing} of {rows} rows have no weight: column {weight!r} is null there.")
+    if rows and not average > 0:
+        raise ConfigurationError(f"The weights of the rows average {average}: there is nothing to learn from them.")
+    return df.withColumn(WEIGHT, (weighed / F.lit(average or 1.0)).cast("float"))
 
 
 def balanced(df: DataFrame, weight: Column, label: str) -> dict[float, float]:
@@ -99,7 +116,7 @@ def balanced(df: DataFrame, weight: Column, label: str) -> dict[float, float]:
     from pyspark.sql import functions as F
 
     counts = df.groupBy(F.col(quoted(label)).cast("double").alias("label")).agg(F.sum(weight).alias("weight")).collect()
-    total = sum(r["weight"] for r in counts)
+    total = sum(r["weight"] or 0.0 for r in counts)
     return {r["label"]: total / (len(counts) * r["weight"]) for r in counts if r["weight"]}
 
 

@@ -57,7 +57,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     rawPredictionCol
         For a classifier that gives logits: vector column for them.
     weightCol
-        Weight of a row. A row of weight 2 counts as two rows in loss and metrics, if `loss` is a name or a function.
+        Weight of a row. A row of weight 2 counts as two rows in loss and metrics; only how weights relate matters.
     classWeight
         Weight of the training rows by label, 1 for those not named; or ``"balanced"``.
     validationIndicatorCol
@@ -154,24 +154,29 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         self._check(dataset)
         weight, class_weight = self.value("weightCol"), self.value("classWeight")
         label = self.target_columns
-        training = BatchPlan(self.input_columns, label, WEIGHT if class_weight is not None else weight or None)
-        validation = BatchPlan(self.input_columns, label, weight or None)
-        columns = validation.columns
+        weighted = bool(weight) or class_weight is not None
+        training = BatchPlan(self.input_columns, label, WEIGHT if weighted else None)
+        validation = BatchPlan(self.input_columns, label, WEIGHT if weight else None)
+        columns = BatchPlan(self.input_columns, label, weight or None).columns
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
         shapes = shapes_of(dataset, columns, declared)
-        with reserved(spark, workers), split_frames(dataset, columns, indicator, share, self.getSeed()) as frames:
+        options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
+        split = split_frames(dataset, columns, indicator, share, self.getSeed())
+        with reserved(spark, workers, options), split as frames:
             plan = self._plan(spark, training, validation if frames.validation is not None else None)
             rows = frames.training
-            if class_weight is not None:
+            if weighted:
                 rows = with_weights(rows, weight or None, str(label), class_weight)
-            options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
+            validation_rows = frames.validation
+            if weight and validation_rows is not None:
+                validation_rows = with_weights(validation_rows, weight)
             began = time.monotonic()
             with Cluster(spark, train, plan, workers=workers, **options) as cluster:
                 seed = self._chosen_seed
                 validated = 0
-                if frames.validation is not None:
-                    validated = _feed_validation(cluster, frames.validation.select(*_quoted(validation)), shapes, seed)
+                if validation_rows is not None:
+                    validated = _feed_validation(cluster, validation_rows.select(*_quoted(validation)), shapes, seed)
                 rows = rows.select(*_quoted(training))
                 fed = cluster.feed(rows, epochs=self.getEpochs(), shapes=shapes, seed=seed)
         history, trained = next(r for r in cluster.results.values() if r is not None)
@@ -200,6 +205,9 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
             )
         if self.value("classWeight") is not None and not isinstance(self.target_columns, str):
             raise ConfigurationError("classWeight is for one label, and labelCols names several.")
+        stopping = [n for n in ("earlyStoppingMonitor", "restoreBestWeights") if self.isSet(n)]
+        if stopping and self.value("earlyStoppingPatience") is None:
+            raise ConfigurationError(f"{stopping} are set without earlyStoppingPatience, so nothing stops early.")
         self.require(df)
         require_columns(df, {"validationIndicatorCol": [indicator] if indicator else []})
 

@@ -9,7 +9,7 @@ from pyspark.ml.base import Model
 from pyspark.ml.util import MLReadable, MLWritable
 
 from tfspark.errors import ConfigurationError
-from tfspark.ml.data import quoted, shapes_of
+from tfspark.ml.data import WEIGHT, quoted, shapes_of, with_weights
 from tfspark.ml.packing import live, pack
 from tfspark.ml.params import KerasModelParams, with_accessors
 from tfspark.ml.plan import BatchPlan, EvaluationPlan, ModelPlan, TrainedModel
@@ -107,8 +107,8 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         from tfspark.ml.scoring import score
 
-        inputs, outputs = self._inputs(), self._outputs()
         self.require(dataset, labels=False)
+        inputs, outputs = self._inputs(), self._outputs()
         added = self._added_columns()
         clash = sorted(set(added) & set(dataset.columns))
         if clash:
@@ -155,7 +155,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
     @property
     def _classifies(self) -> bool:
-        return bool(self.getProbabilityCol() or self.getRawPredictionCol()) and self.value("predictionCols") is None
+        return bool(self.getProbabilityCol() or self.getRawPredictionCol())
 
     def _added_columns(self) -> list[str]:
         if not self._classifies:
@@ -168,10 +168,6 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         from pyspark.sql import functions as F
 
         raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
-        if raw and probability:
-            raise ConfigurationError(
-                "The model gives either rawPredictionCol or probabilityCol.", hint="Set one of them."
-            )
         (tensor,) = self.trained.outputs
         value = F.col(output)
         if tensor.shape in ((), (1,)):
@@ -202,14 +198,17 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         require_classic(spark)
         self.require(dataset)
         weight = self.value("weightCol") or None
-        batch = BatchPlan(self.input_columns, self.target_columns, weight)
-        rows = dataset.select(*[quoted(c) for c in batch.columns])
-        shapes = shapes_of(rows, batch.columns, self.value("shapes") or {})
+        columns = BatchPlan(self.input_columns, self.target_columns, weight).columns
+        batch = BatchPlan(self.input_columns, self.target_columns, WEIGHT if weight else None)
+        rows = dataset.select(*[quoted(c) for c in columns])
+        shapes = shapes_of(rows, columns, self.value("shapes") or {})
+        if weight:
+            rows = with_weights(rows, weight).select(*[quoted(c) for c in batch.columns])
         model = ModelPlan(keras=self.trained.keras, weighted=weight is not None, **self.compiling())
         plan = EvaluationPlan(model, batch, self.getBatchSize())
         options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
         workers = self.getNumWorkers()
-        with reserved(spark, workers), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
+        with reserved(spark, workers, options), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
             cluster.feed(rows, shapes=shapes)
         metrics: dict[str, float] = next(iter(cluster.results.values()))
         return metrics

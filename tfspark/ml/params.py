@@ -26,6 +26,7 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from tfspark.errors import ConfigurationError
 from tfspark.ml.data import require_columns
 from tfspark.ml.packing import Configured, Pickled, is_keras_object, pack
 
@@ -283,7 +284,13 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
         return {key: pack(self.value(name), name) for key, name in names.items()}
 
     def require(self, df: Any, labels: bool = True) -> None:
-        """Refuse a DataFrame that lacks columns that Params name."""
+        """Refuse a DataFrame that lacks columns that Params name, and Params that name too many for the output."""
+        scores = [n for n in ("probabilityCol", "rawPredictionCol") if self.value(n)]
+        if len(scores) > 1 or (scores and self.value("predictionCols") is not None):
+            raise ConfigurationError(
+                f"The output becomes {' and '.join([*scores, 'predictionCols'][:2])}, of which only one can be.",
+                hint="A classifier takes probabilityCol or rawPredictionCol, and predictionCol for the class.",
+            )
         many = {"featuresCols": self.input_columns, **({"labelCols": self.target_columns} if labels else {})}
         wanted = {
             name.removesuffix("s") if isinstance(columns, str) else name: [columns]

@@ -48,7 +48,7 @@ class ModelPlan:
     loss, loss_weights, metrics, optimizer
         As ``Model.compile`` takes them. Without a loss the model comes compiled.
     weighted
-        Whether rows have weights: then the loss is their weighted mean, and metrics are weighted.
+        Whether rows have weights: then metrics are weighted, as the loss is.
     """
 
     keras: bytes | None = field(default=None, repr=False)

@@ -7,13 +7,16 @@ could be fed, and nothing would ever end.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.profiles import require_room, task_slots
+from tfspark.driver.profiles import Resources, task_slots
+from tfspark.driver.resources import Wishes
+from tfspark.spec import plan_nodes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -65,20 +68,31 @@ _queues_lock = threading.Lock()
 
 
 @contextmanager
-def reserved(spark: SparkSession, nodes: int) -> Iterator[None]:
+def reserved(spark: SparkSession, workers: int, options: Mapping[str, Any]) -> Iterator[None]:
     """Hold the slots of a cluster's nodes within the block, and leave one for feeding; waits for other trials.
+
+    Parameters
+    ----------
+    workers, options
+        Arguments of `tfspark.Cluster`, those that say what nodes there are and what each takes among them.
 
     Raises
     ------
     ResourceError
-        If Spark has too few slots for this cluster alone.
+        If Spark has too little for this cluster alone.
     """
-    require_room(spark, nodes)
-    if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
-        # How many there could be, Spark knows when they are asked for.
+    nodes = plan_nodes(workers, options.get("chief", False), options.get("ps", 0), options.get("evaluator", False))
+    gpus, cpus, spread = (options.get(n) for n in ("gpus_per_node", "cpus_per_node", "spread"))
+    resources = Resources(spark, nodes, Wishes.of(gpus, cpus, bool(spread)))
+    groups = resources.groups_beside_feeding()
+    if resources.settings.dynamic:
+        # How many executors there could be, Spark knows when they are asked for.
         yield
         return
+    slot = resources.settings.task.cpus
+    wanted = sum(len(g.nodes) * math.ceil(g.need.cpus / slot) for g in groups)
     with _queues_lock:
         queue = _queues.setdefault(str(spark.sparkContext.applicationId), SlotQueue())
-    with queue.hold(nodes, task_slots(spark) - FEEDING):
+    # What fits alone by profiles of its own, such as tasks without GPUs, may be more than there are default slots.
+    with queue.hold(wanted, max(wanted, task_slots(spark) - FEEDING)):
         yield

@@ -13,8 +13,6 @@ from tfspark.ml.plan import VALIDATION, EvaluationPlan, FitPlan, ModelPlan, Tens
 if TYPE_CHECKING:
     from tfspark.node.context import NodeContext
 
-WEIGHTED_MEAN = "mean_with_sample_weight"
-
 
 def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], TrainedModel] | None:
     """Train; the chief returns the history and the model."""
@@ -70,7 +68,7 @@ def compiled_model(plan: ModelPlan) -> Any:
         kind = "weighted_metrics" if plan.weighted else "metrics"
         model.compile(
             optimizer=live(plan.optimizer) or "rmsprop",
-            loss=_weighted(loss) if plan.weighted else loss,
+            loss=loss,
             loss_weights=live(plan.loss_weights),
             **{kind: live(plan.metrics)},
         )
@@ -89,25 +87,6 @@ def _loaded(plan: ModelPlan, custom_objects: dict[str, Any]) -> Any:
         f.write(plan.keras)
         f.flush()
         return keras.saving.load_model(f.name, custom_objects=custom_objects, compile=plan.loss is None)
-
-
-def _weighted(loss: Any) -> Any:
-    """Make losses weighted means, by which a row of weight 2 counts as two rows; what is an object stays as it is."""
-    import keras
-    from keras.src.losses.losses import LossFunctionWrapper
-
-    if isinstance(loss, dict):
-        return {k: _weighted(v) for k, v in loss.items()}
-    if isinstance(loss, list):
-        return [_weighted(v) for v in loss]
-    if isinstance(loss, keras.losses.Loss):
-        return loss
-    found = keras.losses.get(loss)
-    if isinstance(found, keras.losses.Loss):
-        found.reduction = WEIGHTED_MEAN
-        return found
-    name = loss if isinstance(loss, str) else getattr(found, "__name__", "loss")
-    return LossFunctionWrapper(found, reduction=WEIGHTED_MEAN, name=name)
 
 
 def _callbacks(plan: FitPlan) -> list[Any]:

@@ -95,8 +95,11 @@ class AverageStatistics(keras.callbacks.Callback):
 
         local = [tf.reshape(self._strategy.experimental_local_results(v.value)[0], [-1]) for v in moving]
         rows = tf.constant(float(self._rows_read()))
-        total = _all_sum(self._strategy, tf.concat([[1.0], *(tf.cast(v, tf.float32) for v in local)], 0) * rows)
-        averages = tf.split(tf.math.divide_no_nan(total[1:], total[0]), [v.shape[0] for v in local])
+        both = tf.concat([[1.0], *(tf.cast(v, tf.float32) for v in local)], 0)
+        weighted, plain = tf.split(_all_sum(self._strategy, tf.concat([both * rows, both], 0)), 2)
+        # An epoch that was not read to its end counts no rows.
+        total = weighted if weighted[0] > 0 else plain
+        averages = tf.split(total[1:] / total[0], [v.shape[0] for v in local])
         for variable, value in zip(moving, averages, strict=True):
             variable.assign(tf.reshape(value, variable.shape))
 

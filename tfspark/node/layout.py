@@ -38,7 +38,7 @@ class Layout:
         self, fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
     ) -> None:
         self._label, self._weight = label, weight
-        self._kept = _select(fed, columns, label, weight)
+        self._kept, self._features = _select(fed, columns, label, weight)
         scalars: dict[str, list[ColumnSpec]] = {}
         for c in self._kept:
             if not (c.shape or c.ragged or c.sparse):
@@ -100,6 +100,8 @@ class Layout:
             names = ({c.name, c.keys[0]} if len(c.keys) == 1 else {c.name}) & {self._label, self._weight}
             if names:
                 targets[str(names.pop())] = by_name[c.name]
+            # An autoencoder's features are its labels.
+            if c not in self._features:
                 continue
             level = features
             for key in c.keys[:-1]:
@@ -112,7 +114,8 @@ class Layout:
 
 def _select(
     fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
-) -> list[ColumnSpec]:
+) -> tuple[list[ColumnSpec], list[ColumnSpec]]:
+    """Return all columns that are wanted, and those of them that are features."""
     by_name: dict[str, list[ColumnSpec]] = {}
     for c in fed:
         # A struct column is asked for by its own name or by that of one of its fields.
@@ -126,7 +129,8 @@ def _select(
         raise ConfigurationError(f"No column named {unknown} is fed.", hint=f"The columns are {list(by_name)}.")
     if not names:
         raise ConfigurationError("No column is left for the features.", hint="Name some in columns=.")
-    return list(dict.fromkeys(c for n in names + targets for c in by_name[n]))
+    features = list(dict.fromkeys(c for n in names for c in by_name[n]))
+    return list(dict.fromkeys([*features, *(c for n in targets for c in by_name[n])])), features
 
 
 def _pack(table: pa.Table, pack: Sequence[ColumnSpec]) -> np.ndarray:

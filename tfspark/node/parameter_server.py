@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ NODE_TOKEN = "tfspark_node"
 
 STEPS_AHEAD = 8
 """Steps per worker that are scheduled before their results are looked at."""
+
+EPOCH_ENDED = -1
+"""Instead of a number of rows, from a worker that has none left in this epoch."""
 
 IDLE_SECONDS = 0.2
 """How long to wait for a worker that is lost, or for rows, before the others are asked again."""
@@ -154,7 +157,7 @@ class EpochLoop:
                 strategy.run(step, args=parts)
                 return tf.cast(rows_of(tf.nest.flatten(parts)[0]), tf.int64)
 
-            rows = tf.cond(optional.has_value(), some, lambda: tf.constant(0, tf.int64))
+            rows = tf.cond(optional.has_value(), some, lambda: tf.constant(EPOCH_ENDED, tf.int64))
             (who,) = tf.raw_ops.PyFunc(input=[], token=NODE_TOKEN, Tout=[tf.int64])
             return tf.concat([tf.reshape(who, [2]), [rows]], 0)
 
@@ -168,21 +171,27 @@ class EpochLoop:
         self._link.begin_epoch(reader.feed.number, reader.epoch)
         iterator = iter(self._dataset)
         rows: Counter[tuple[int, int]] = Counter()
-        while not self._is_read(reader.feed, rows):
+        ended: set[tuple[int, int]] = set()
+        while not self._is_read(reader.feed, rows, ended):
             ahead = range(STEPS_AHEAD * self._workers)
             steps = [self._coordinator.schedule(self._one, args=(iterator,)) for _ in ahead]
             self._coordinator.join()
             before = rows.total()
             for index, pid, n in (s.fetch().tolist() for s in steps):
-                rows[index, pid] += n
+                if n == EPOCH_ENDED:
+                    ended.add((index, pid))
+                else:
+                    rows[index, pid] += n
             if rows.total() == before:
                 self._link.wait_for_news(IDLE_SECONDS)
         reader.complete()
         return rows.total()
 
-    def _is_read(self, feed: Feed, rows: Mapping[tuple[int, int], int]) -> bool:
+    def _is_read(self, feed: Feed, rows: Mapping[tuple[int, int], int], ended: Set[tuple[int, int]]) -> bool:
+        """Whether every worker has trained on all of its rows, or has come to their end: it may leave some out."""
         if not feed.ended:
             return False
         pids = self._link.pids()
         workers = [NodeId(Role.WORKER.value, i) for i in range(self._workers)]
-        return all(rows[w.index, pids[w]] >= feed.rows_by_node.get(str(w), 0) for w in workers)
+        known = [(w, (w.index, pids[w])) for w in workers]
+        return all(one in ended or rows[one] >= feed.rows_by_node.get(str(w), 0) for w, one in known)

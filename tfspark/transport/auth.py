@@ -1,4 +1,4 @@
-"""Who may speak: a bearer token on every Flight call, checked before a byte of its body is read, and optional TLS.
+"""Who may speak: a bearer token on every Flight call, checked before anything of its body is parsed; optional TLS.
 
 Token, certificate and key are made per cluster in the driver and travel in the closures of Spark tasks, which Spark
 encrypts if it is told to; they are in no argument list, environment or log.
