@@ -185,7 +185,7 @@ def test_moving_statistics_outlast_an_epoch_that_is_given_up(spark: Any) -> None
         cluster.feed(df, shapes={"x": 4})
     (first, _), (second, _) = (cluster.results["worker", i] for i in (0, 1))
     np.testing.assert_array_equal(first[3], second[3])
-    assert (first[3] > 0.5).all(), "half of what they began with, and more"
+    assert (first[3] >= 0.5).all(), "half of what they began with, and more"
 
 
 def test_a_worker_without_rows_leaves_no_trace_in_moving_statistics(spark: Any) -> None:
