@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -76,6 +77,15 @@ class Standalone:
     def executing(self) -> list[psutil.Process]:
         """Return the executors and all that they have started."""
         return [p for pid in self.worker_pids for p in psutil.Process(pid).children(recursive=True)]
+
+    def nodes(self) -> list[psutil.Process]:
+        """Return those of them that are nodes of a cluster."""
+        found = []
+        for p in self.executing():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "tfspark.node.main" in p.cmdline():
+                    found.append(p)
+        return found
 
     def command(self, program: Path | str, *arguments: object, conf: Sequence[str] = ()) -> list[str]:
         """Return the spark-submit command line of a program; `conf` are more options of spark-submit."""

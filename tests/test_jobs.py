@@ -163,20 +163,24 @@ def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
     network = ("--network", "InceptionV3", "--size", 75, "--batch-size", 8)
     terms = ("--data", pictures, "--test", pictures, "--output", tmp_path, *network)
     command = standalone.command(JOBS / "images.py", *terms, "--epochs", 1000)
-    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert job.stdout is not None
-    log = []
-    for line in job.stdout:
-        log.append(line)
-        if "epoch 1 is saved" in line:
-            break
-    else:
-        pytest.fail("".join(log)[-4000:])
-    nodes = [p for p in standalone.executing() if "tfspark.node.main" in p.cmdline()]
-    assert len(nodes) >= 2
-    mine = [*psutil.Process(job.pid).children(recursive=True), *standalone.executing()]
-    job.send_signal(signal.SIGTERM)
-    job.communicate(timeout=60)
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        try:
+            assert job.stdout is not None
+            log = []
+            for line in job.stdout:
+                log.append(line)
+                if "epoch 1 is saved" in line:
+                    break
+            else:
+                pytest.fail("".join(log)[-4000:])
+            assert len(standalone.nodes()) >= 2
+            mine = [*psutil.Process(job.pid).children(recursive=True), *standalone.executing()]
+            job.send_signal(signal.SIGTERM)
+            job.communicate(timeout=60)
+        finally:
+            job.kill()
     assert job.returncode == 143
     _, alive = psutil.wait_procs(mine, timeout=60)
     assert not alive
