@@ -380,38 +380,3 @@ def test_versions_that_are_loaded() -> None:
     assert VersionPolicy(2).wanted("m", [3, 1, 2]) == [2, 3]
     assert VersionPolicy(None).wanted("m", [3, 1, 2]) == [1, 2, 3]
     assert VersionPolicy(1, labels).wanted("other", []) == []
-
-
-def test_too_many_waiting_rows_are_refused() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tfspark.model_server.batching import Batcher, BatchLimits
-    from tfspark.model_server.faults import Overloaded
-
-    entered, go = threading.Event(), threading.Event()
-    sizes: list[int] = []
-
-    def call(inputs: Any) -> Any:
-        sizes.append(len(inputs["x"]))
-        entered.set()
-        assert go.wait(30)
-        return {"y": inputs["x"] + 1}
-
-    async def ask() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(rows=4, waiting_rows=6), joins=True)
-            one = lambda n: asyncio.ensure_future(batcher.submit({"x": np.arange(n)}, n))  # noqa: E731
-            first = one(1)
-            await asyncio.to_thread(entered.wait, 30)
-            waiting = [one(n) for n in (2, 2, 2)]
-            await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="6 rows wait"):
-                await batcher.submit({"x": np.arange(1)}, 1)
-            waiting[1].cancel()
-            await asyncio.sleep(0)
-            go.set()
-            answers = await asyncio.gather(first, waiting[0], waiting[2])
-            assert [a["y"].tolist() for a in answers] == [[1], [1, 2], [1, 2]]
-
-    asyncio.run(ask())
-    assert sizes == [1, 4]
