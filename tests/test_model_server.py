@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from browser import chromium
@@ -370,13 +369,3 @@ def test_what_cannot_be_served_is_said(tmp_path: Path, capsys: Any) -> None:
     for wrong in (["--versions", "0"], ["--label", "x"], ["--batch-rows", "no"]):
         with pytest.raises(SystemExit):
             main(["serve", str(tmp_path), *wrong])
-
-
-def test_versions_that_are_loaded() -> None:
-    from tfspark.model_server.repository import VersionPolicy
-
-    labels = {"m": {"stable": 1, "gone": 7}}
-    assert VersionPolicy(1, labels).wanted("m", [3, 1, 2]) == [1, 3]
-    assert VersionPolicy(2).wanted("m", [3, 1, 2]) == [2, 3]
-    assert VersionPolicy(None).wanted("m", [3, 1, 2]) == [1, 2, 3]
-    assert VersionPolicy(1, labels).wanted("other", []) == []

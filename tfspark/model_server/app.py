@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tfspark.model_server import requests as rq
-from tfspark.model_server.batching import Batcher, BatchLimits
+from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
 from tfspark.model_server.describe import metadata, overview, version_status
 from tfspark.model_server.faults import RequestError, TooLarge
 from tfspark.model_server.repository import LoadedVersion, Repository
@@ -146,9 +148,17 @@ class _Server:
     def _batcher(self, loaded: LoadedVersion, signature: Signature) -> Batcher:
         if signature.name not in loaded.batchers:
             joins = all(i.has_rows for i in (*signature.inputs.values(), *signature.outputs.values()))
-            call = partial(loaded.call, signature.name)
+            call = partial(_call, weakref.ref(loaded), signature.name)
             loaded.batchers[signature.name] = Batcher(call, self._executor, self._limits.batch, joins)
         return loaded.batchers[signature.name]
+
+
+def _call(version: weakref.ref[LoadedVersion], signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
+    """Call a version that holds the batcher, which would keep it alive if it held the version in its turn."""
+    loaded = version()
+    if loaded is None:
+        raise RuntimeError("The version has been dropped, and nobody waits for the answer.")
+    return loaded.call(signature, inputs)
 
 
 def _parse(loaded: LoadedVersion, verb: str, body: bytes) -> rq.Call:

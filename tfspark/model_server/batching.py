@@ -82,12 +82,16 @@ class Batcher:
         """
         if self._waiting and self._waiting_rows + rows > self._limits.waiting_rows:
             raise Overloaded(f"{self._waiting_rows} rows wait for the model; try again later.")
-        waiting = _Waiting(inputs, rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(inputs, rows, answer))
         self._waiting_rows += rows
         self.requests += 1
         self._start()
-        return await waiting.answer
+        try:
+            return await answer
+        finally:
+            # An error holds this frame, and must not be held by it: the model's memory hangs on it.
+            del answer
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < self._limits.calls:
@@ -134,6 +138,9 @@ class Batcher:
             for w, mine in zip(group, answers, strict=True):
                 if not w.answer.done():
                     w.answer.set_result(mine)
+        finally:
+            # As in `submit`.
+            group.clear()
 
     async def _answers(self, group: list[_Waiting]) -> list[dict[str, np.ndarray]]:
         """Return the outputs for each request of a group, from one call."""
