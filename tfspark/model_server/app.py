@@ -139,7 +139,7 @@ class _Server:
 
     async def _ask(self, loaded: LoadedVersion, verb: str, body: bytes) -> Response:
         # Large bodies take a while to parse, during which others are served.
-        call = await run_in_threadpool(_parse, loaded, verb, body)
+        call = await run_in_threadpool(_parse, loaded, verb, body, self._limits.body_bytes)
         batcher = self._batcher(loaded, loaded.signatures[call.signature])
         outputs = await batcher.submit(call.inputs, call.rows)
         answers: dict[str, Callable[..., Any]] = {"classify": rq.classify_answer, "regress": rq.regress_answer}
@@ -161,12 +161,12 @@ def _call(version: weakref.ref[LoadedVersion], signature: str, inputs: Arrays) -
     return loaded.call(signature, inputs)
 
 
-def _parse(loaded: LoadedVersion, verb: str, body: bytes) -> rq.Call:
+def _parse(loaded: LoadedVersion, verb: str, body: bytes, most_bytes: int) -> rq.Call:
     content = rq.parse_json(body)
     signature = rq.signature_of(content, loaded.signatures)
     if verb == "predict":
         return rq.predict_call(content, signature)
-    return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb])
+    return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb], most_bytes)
 
 
 async def _page(name: str, kind: str, _: Request) -> Response:
