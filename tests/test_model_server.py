@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import tensorflow as tf
 from browser import chromium
 
 from tfspark.cli import main
+from tfspark.model_server.faults import RequestError
+from tfspark.model_server.gate import check
 from tfspark.saved_models.export import export_model
 
 READY_SECONDS = 120.0
@@ -254,8 +257,55 @@ def test_other_bad_requests(server: Server) -> None:
     assert server.http.get("/v1/models/../../etc/passwd").status_code == 400
     assert server.http.delete("/v1/models/linear").status_code == 405
     # A page whose host name its owner has pointed here is none of ours.
-    assert server.http.get("/v1/models/linear", headers={"host": "evil.example"}).status_code == 400
+    other = server.http.get("/v1/models/linear", headers={"host": "evil.example"})
+    assert other.status_code == 400 and other.json() == {"error": "This server is not 'evil.example'."}
     assert server.http.get("/healthz").status_code == 200
+
+
+def test_web_pages_of_others_are_refused(server: Server) -> None:
+    def ask(origin: str) -> httpx.Response:
+        body = json.dumps({"instances": [[1, 1, 1]]})
+        headers = {"origin": origin, "content-type": "text/plain"}
+        return server.http.post("/v1/models/linear:predict", content=body, headers=headers)
+
+    assert ask(server.url).status_code == 200
+    for origin in ("http://evil.example", "null", server.url.replace("http", "https"), server.url + "0", ""):
+        assert ask(origin).status_code == 403
+        assert ask(origin).json() == {"error": f"Web pages of {origin!r} may not ask this server."}
+    assert server.http.get("/overview", headers={"origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "allowed"),
+    [
+        ("localhost:8501", "127.0.0.1", True),
+        ("LOCALHOST", "127.0.0.1", True),
+        ("127.0.0.1:1", "::1", True),
+        ("127.0.0.2:8501", "127.0.0.2", True),
+        ("[::1]:8501", "::1", True),
+        ("[::1]", "0:0:0:0:0:0:0:1", True),
+        ("[::1]:8501", "127.0.0.1", False),
+        ("127.0.0.2", "127.0.0.1", False),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("localhost@evil.example", "127.0.0.1", False),
+        ("[::1", "::1", False),
+        ("", "::1", False),
+    ],
+)
+def test_hosts_that_requests_may_be_addressed_to(host: str, given: str, allowed: bool) -> None:
+    with nullcontext() if allowed else pytest.raises(RequestError):
+        check("http", host, None, ["localhost", "127.0.0.1", given])
+    check("http", host, None, None)
+
+
+def test_a_server_answers_on_the_address_that_it_was_given(tmp_path: Path) -> None:
+    export_model(linear(1.0), str(tmp_path / "m"))
+    server = Server(tmp_path / "m", "--host", "::1")
+    try:
+        assert server.url.startswith("http://[::1]:")
+        assert server.post("m:predict", {"instances": [[1, 1, 1]]}).json() == {"predictions": [[3.0]]}
+    finally:
+        assert server.stop() == 0
 
 
 def test_under_load_every_request_gets_its_own_answer_and_many_share_a_call(server: Server) -> None:

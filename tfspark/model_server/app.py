@@ -17,13 +17,15 @@ import numpy as np
 import tensorflow as tf
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tfspark.model_server import gate
 from tfspark.model_server import requests as rq
 from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
 from tfspark.model_server.describe import metadata, overview, version_status
@@ -68,8 +70,8 @@ def make_app(
     Parameters
     ----------
     hosts
-        Host names that requests may be addressed to; by default any. A server on the loopback interface names its
-        own, so that a web page from elsewhere cannot reach it by a host name that it controls.
+        Host names and addresses that requests may be addressed to; by default any. A server on the loopback interface
+        names its own, so that a web page from elsewhere cannot reach it by a host name that it controls.
     """
     executor = ThreadPoolExecutor(limits.batch.calls, thread_name_prefix="tfspark-model")
     server = _Server(repository, limits, executor)
@@ -86,7 +88,7 @@ def make_app(
             *[Route(path, partial(_page, *page)) for path, page in PAGE.items()],
             Route("/{path:path}", server.api, methods=["GET", "HEAD", "POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else [],
+        middleware=[Middleware(_Gate, hosts=hosts)],
         exception_handlers={
             RequestError: _refuse,
             HTTPException: _refuse_http,
@@ -95,6 +97,23 @@ def make_app(
         },
         lifespan=lifespan,
     )
+
+
+class _Gate:
+    """Answers requests that `gate` does not let in; before anything else of them is looked at."""
+
+    def __init__(self, app: ASGIApp, hosts: list[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                gate.check(scope["scheme"], headers.get("host", ""), headers.get("origin"), self._hosts)
+            except RequestError as e:
+                await _answer({"error": e.message}, e.status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Server:

@@ -278,7 +278,7 @@ def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
 
 
 def _leaf_types(name: str, value: Any) -> set[type]:
-    """Return the types of what nested lists hold; of the outermost level that is not lists alone, if they are ragged."""
+    """Return the types of what nested lists hold; if ragged, of what is beside lists in the outermost such level."""
     level = [value]
     for _ in range(MOST_DIMENSIONS + 1):
         types = set(map(type, level))
