@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -70,6 +72,40 @@ def test_inputs_that_cannot_be_joined_run_alone() -> None:
     found, sizes = answers(lambda x: {"y": np.atleast_1d(x) + 1}, 1, 2)
     assert [a["y"].tolist() for a in found] == [[2], [3]]
     assert sizes == [1] * 5
+
+
+def test_errors_do_not_keep_what_raised_them() -> None:
+    class Model:
+        def call(self, _: Any) -> Any:
+            raise ValueError("no")
+
+    async def refused(batcher: Batcher) -> bool:
+        try:
+            await batcher.submit({"x": np.ones(1)}, 1)
+        except ValueError:
+            return True
+        return False
+
+    async def ask() -> bool:
+        model = Model()
+        seen = weakref.ref(model)
+
+        def call(inputs: Any) -> Any:
+            found = seen()
+            assert found is not None
+            return found.call(inputs)
+
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(call, pool, BatchLimits(), joins=True)
+            assert await asyncio.gather(*(refused(batcher) for _ in range(3))) == [True] * 3
+            del model
+            return seen() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(ask())
+    finally:
+        gc.enable()
 
 
 def test_too_many_waiting_rows_are_refused() -> None:
