@@ -40,6 +40,12 @@ def answer(repository: Repository, model: str = "m", version: int | None = None)
     return float(loaded.call("serving_default", {"x": np.ones(1, np.float32)})["y"][0])
 
 
+async def ask(app: Any, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
+    """Return the answers to requests that are sent at the same time."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://m") as client:
+        return await asyncio.gather(*(client.request(method, path, json=body) for method, path, body in requests))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models 2 and 3 that multiply by that number."""
@@ -145,27 +151,31 @@ def test_the_stamp_of_a_version_is_of_all_its_files(base: Path, monkeypatch: pyt
 
 
 def test_a_version_that_is_replaced_leaves_memory(base: Path, saved: Path) -> None:
-    async def ask(app: Any) -> list[int]:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
-            bodies = [{"instances": [x]} for x in (1.0, 200.0, 2.0, 300.0)]
-            answers = [client.post("/v1/models/m:predict", json=b) for b in bodies]
-            return [a.status_code for a in await asyncio.gather(*answers)]
-
     repository = Repository(str(base))
     app = make_app(repository)
     version = weakref.ref(repository.find("m"))
     weights = weakref.ref(repository.find("m")._model.factor.handle)
+    requests = [("POST", "/v1/models/m:predict", {"instances": [x]}) for x in (1.0, 200.0, 2.0, 300.0)]
     gc.collect()
     gc.disable()
     try:
-        assert asyncio.run(ask(app)) == [200, 400, 200, 400]
+        assert [a.status_code for a in asyncio.run(ask(app, *requests))] == [200, 400, 200, 400]
         shutil.copytree(saved / "3", base / "m" / "3")
         repository.refresh()
         assert version() is None and weights() is None
         assert answer(repository) == 3
     finally:
         gc.enable()
+
+
+def test_a_card_with_numbers_that_json_does_not_know_is_shown(base: Path) -> None:
+    card = base / "m" / "2" / "assets.extra" / "model_card.json"
+    card.parent.mkdir()
+    card.write_text('{"metrics": {"loss": NaN, "auc": 0.5}, "data": [Infinity]}')
+    (shown,) = asyncio.run(ask(make_app(Repository(str(base))), ("GET", "/overview", None)))
+    assert "NaN" not in shown.text and "Infinity" not in shown.text
+    (version,) = shown.json()["models"][0]["versions"]
+    assert version["card"] == {"metrics": {"loss": None, "auc": 0.5}, "data": [None]}
 
 
 def test_versions_that_are_loaded() -> None:

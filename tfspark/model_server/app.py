@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tfspark.finite import finite
 from tfspark.model_server import gate
 from tfspark.model_server import requests as rq
 from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
@@ -125,7 +126,7 @@ class _Server:
         return _answer({"healthy": healthy}, 200 if healthy else 503)
 
     async def overview(self, _: Request) -> Response:
-        return _answer(overview(self._repository))
+        return _answer(finite(overview(self._repository)))
 
     async def api(self, request: Request) -> Response:
         """Answer everything under ``/v1/models``."""
