@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import keras
 import numpy as np
 import pytest
 
+import tfspark
 from tfspark.errors import ConfigurationError
+from tfspark.saved_models.card import ModelCard
 from tfspark.saved_models.signatures import CLASSIFY, PREDICT, REGRESS, Signature, TensorInfo, read_signatures
 from tfspark.saved_models.versions import new_version, newest_version, versions_of
 
@@ -93,6 +97,27 @@ def test_the_card_tells_programs_and_people(exported: str) -> None:
     assert {"tfspark", "tensorflow", "keras", "python"} == set(card["versions"])
     text = (Path(exported) / "assets.extra" / "MODEL_CARD.md").read_text()
     assert "Says no or yes." in text and "| auc | 0.75 |" in text and "| in | word | string (?, 1) |" in text
+
+
+def test_the_card_is_json_whatever_the_metrics_and_needs_no_installed_tfspark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    card = ModelCard("m", metrics={"loss": math.nan, "auc": 0.5}, data={"scales": [math.inf, 1.0], "rows": 5})
+    card.write(str(tmp_path))
+    text = (tmp_path / "assets.extra" / "model_card.json").read_text()
+    written = json.loads(text, parse_constant=no_constant)
+    assert written["metrics"] == {"loss": None, "auc": 0.5}
+    assert written["data"] == {"scales": [None, 1.0], "rows": 5}
+    assert written["versions"]["tfspark"] == tfspark.__version__
+    assert written["versions"]["keras"] == keras.__version__
+    assert "| loss | nan |" in (tmp_path / "assets.extra" / "MODEL_CARD.md").read_text()
 
 
 def test_signatures_are_read_without_loading_the_model(exported: str) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from browser import chromium
@@ -191,6 +190,10 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("linear:predict", {"instances": [[1, 2, 3], [1, 2]]}, 400, "different lengths"),
     ("linear:predict", {"instances": [["1", "2", "3"]]}, 400, "takes float32, but holds something else"),
     ("linear:predict", {"instances": [[1, 2, None]]}, 400, "something else"),
+    ("linear:predict", {"instances": [["x" * 500_000, *[1] * 100_000]]}, 400, "something else"),
+    ("linear:predict", {"instances": [[1, 2, {}]]}, 400, "something else"),
+    ("linear:predict", {"inputs": "x"}, 400, "something else"),
+    ("linear:predict", '{"inputs": ' + "[" * 40 + "]" * 40 + "}", 400, "more than 32 dimensions"),
     ("linear:predict", {"instances": [[1, 2, 10**400]]}, 400, "something else|JSON Parse error"),
     ("linear:predict", {"instances": [{"y": [1, 2, 3]}]}, 400, r"has \['y'\], but the inputs are \['x'\]"),
     ("linear:predict", {"instances": [{"x": [1, 2, 3]}, [1, 2, 3]]}, 400, "Instance 1 is no object"),
@@ -212,6 +215,12 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("words:classify", {"signature_name": "classify", "examples": []}, 400, "at least one object"),
     ("words:classify", {"signature_name": "classify", "examples": [5]}, 400, "Example 0 is no object"),
     ("words:classify", {"signature_name": "classify", "context": 5, "examples": [{}]}, 400, "context"),
+    (
+        "words:classify",
+        {"signature_name": "classify", "context": {"word": "a" * 2000}, "examples": [{"x": 1.0}] * 1000},
+        413,
+        r'"context" is part of each of the 1000 examples, which makes 2\d{6} bytes, more than the 1048576',
+    ),
     ("words:classify", {"signature_name": "classify", "examples": [{"x": 1, "word": "a"}]}, 400, "x"),
     ("words:classify", {"signature_name": "classify", "examples": [{"x": 2**64, "word": "a"}]}, 400, "too large"),
     ("words:classify", {"signature_name": "classify", "examples": [{"x": None}]}, 400, "takes strings"),
@@ -245,8 +254,32 @@ def test_other_bad_requests(server: Server) -> None:
     assert server.http.get("/v1/models/../../etc/passwd").status_code == 400
     assert server.http.delete("/v1/models/linear").status_code == 405
     # A page whose host name its owner has pointed here is none of ours.
-    assert server.http.get("/v1/models/linear", headers={"host": "evil.example"}).status_code == 400
+    other = server.http.get("/v1/models/linear", headers={"host": "evil.example"})
+    assert other.status_code == 400 and other.json() == {"error": "This server is not 'evil.example'."}
     assert server.http.get("/healthz").status_code == 200
+
+
+def test_web_pages_of_others_are_refused(server: Server) -> None:
+    def ask(origin: str) -> httpx.Response:
+        body = json.dumps({"instances": [[1, 1, 1]]})
+        headers = {"origin": origin, "content-type": "text/plain"}
+        return server.http.post("/v1/models/linear:predict", content=body, headers=headers)
+
+    assert ask(server.url).status_code == 200
+    for origin in ("http://evil.example", "null", server.url.replace("http", "https"), server.url + "0", ""):
+        assert ask(origin).status_code == 403
+        assert ask(origin).json() == {"error": f"Web pages of {origin!r} may not ask this server."}
+    assert server.http.get("/overview", headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_server_answers_on_the_address_that_it_was_given(tmp_path: Path) -> None:
+    export_model(linear(1.0), str(tmp_path / "m"))
+    server = Server(tmp_path / "m", "--host", "::1")
+    try:
+        assert server.url.startswith("http://[::1]:")
+        assert server.post("m:predict", {"instances": [[1, 1, 1]]}).json() == {"predictions": [[3.0]]}
+    finally:
+        assert server.stop() == 0
 
 
 def test_under_load_every_request_gets_its_own_answer_and_many_share_a_call(server: Server) -> None:
@@ -370,48 +403,3 @@ def test_what_cannot_be_served_is_said(tmp_path: Path, capsys: Any) -> None:
     for wrong in (["--versions", "0"], ["--label", "x"], ["--batch-rows", "no"]):
         with pytest.raises(SystemExit):
             main(["serve", str(tmp_path), *wrong])
-
-
-def test_versions_that_are_loaded() -> None:
-    from tfspark.model_server.repository import VersionPolicy
-
-    labels = {"m": {"stable": 1, "gone": 7}}
-    assert VersionPolicy(1, labels).wanted("m", [3, 1, 2]) == [1, 3]
-    assert VersionPolicy(2).wanted("m", [3, 1, 2]) == [2, 3]
-    assert VersionPolicy(None).wanted("m", [3, 1, 2]) == [1, 2, 3]
-    assert VersionPolicy(1, labels).wanted("other", []) == []
-
-
-def test_too_many_waiting_rows_are_refused() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tfspark.model_server.batching import Batcher, BatchLimits
-    from tfspark.model_server.faults import Overloaded
-
-    entered, go = threading.Event(), threading.Event()
-    sizes: list[int] = []
-
-    def call(inputs: Any) -> Any:
-        sizes.append(len(inputs["x"]))
-        entered.set()
-        assert go.wait(30)
-        return {"y": inputs["x"] + 1}
-
-    async def ask() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(rows=4, waiting_rows=6), joins=True)
-            one = lambda n: asyncio.ensure_future(batcher.submit({"x": np.arange(n)}, n))  # noqa: E731
-            first = one(1)
-            await asyncio.to_thread(entered.wait, 30)
-            waiting = [one(n) for n in (2, 2, 2)]
-            await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="6 rows wait"):
-                await batcher.submit({"x": np.arange(1)}, 1)
-            waiting[1].cancel()
-            await asyncio.sleep(0)
-            go.set()
-            answers = await asyncio.gather(first, waiting[0], waiting[2])
-            assert [a["y"].tolist() for a in answers] == [[1], [1, 2], [1, 2]]
-
-    asyncio.run(ask())
-    assert sizes == [1, 4]

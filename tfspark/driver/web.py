@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-import math
 import secrets
 import socket
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 from tfspark.driver.html import snapshot_html
 from tfspark.driver.status import Snapshot
+from tfspark.finite import finite
 
 logger = logging.getLogger("tfspark")
 
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
                 self._answer(exposition(self.server.snapshot(), self.server.name), CONTENT_TYPE)
             elif what == "status.json":
-                self._answer(json.dumps(_finite(asdict(self.server.snapshot()))).encode(), "application/json")
+                self._answer(json.dumps(finite(asdict(self.server.snapshot()))).encode(), "application/json")
             else:
                 self.send_error(HTTPStatus.NOT_FOUND)
         except (BrokenPipeError, ConnectionResetError):
@@ -165,12 +165,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the lines would hold the token."""
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not know."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,18 +13,22 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tfspark.finite import finite
+from tfspark.model_server import gate
 from tfspark.model_server import requests as rq
-from tfspark.model_server.batching import Batcher, BatchLimits
+from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
 from tfspark.model_server.describe import metadata, overview, version_status
 from tfspark.model_server.faults import RequestError, TooLarge
 from tfspark.model_server.repository import LoadedVersion, Repository
@@ -66,8 +71,8 @@ def make_app(
     Parameters
     ----------
     hosts
-        Host names that requests may be addressed to; by default any. A server on the loopback interface names its
-        own, so that a web page from elsewhere cannot reach it by a host name that it controls.
+        Host names and addresses that requests may be addressed to; by default any. A server on the loopback interface
+        names its own, so that a web page from elsewhere cannot reach it by a host name that it controls.
     """
     executor = ThreadPoolExecutor(limits.batch.calls, thread_name_prefix="tfspark-model")
     server = _Server(repository, limits, executor)
@@ -84,7 +89,7 @@ def make_app(
             *[Route(path, partial(_page, *page)) for path, page in PAGE.items()],
             Route("/{path:path}", server.api, methods=["GET", "HEAD", "POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else [],
+        middleware=[Middleware(_Gate, hosts=hosts)],
         exception_handlers={
             RequestError: _refuse,
             HTTPException: _refuse_http,
@@ -93,6 +98,23 @@ def make_app(
         },
         lifespan=lifespan,
     )
+
+
+class _Gate:
+    """Answers requests that `gate` does not let in; before anything else of them is looked at."""
+
+    def __init__(self, app: ASGIApp, hosts: list[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                gate.check(scope["scheme"], headers.get("host", ""), headers.get("origin"), self._hosts)
+            except RequestError as e:
+                await _answer({"error": e.message}, e.status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Server:
@@ -104,7 +126,7 @@ class _Server:
         return _answer({"healthy": healthy}, 200 if healthy else 503)
 
     async def overview(self, _: Request) -> Response:
-        return _answer(overview(self._repository))
+        return _answer(finite(overview(self._repository)))
 
     async def api(self, request: Request) -> Response:
         """Answer everything under ``/v1/models``."""
@@ -137,7 +159,7 @@ class _Server:
 
     async def _ask(self, loaded: LoadedVersion, verb: str, body: bytes) -> Response:
         # Large bodies take a while to parse, during which others are served.
-        call = await run_in_threadpool(_parse, loaded, verb, body)
+        call = await run_in_threadpool(_parse, loaded, verb, body, self._limits.body_bytes)
         batcher = self._batcher(loaded, loaded.signatures[call.signature])
         outputs = await batcher.submit(call.inputs, call.rows)
         answers: dict[str, Callable[..., Any]] = {"classify": rq.classify_answer, "regress": rq.regress_answer}
@@ -146,17 +168,25 @@ class _Server:
     def _batcher(self, loaded: LoadedVersion, signature: Signature) -> Batcher:
         if signature.name not in loaded.batchers:
             joins = all(i.has_rows for i in (*signature.inputs.values(), *signature.outputs.values()))
-            call = partial(loaded.call, signature.name)
+            call = partial(_call, weakref.ref(loaded), signature.name)
             loaded.batchers[signature.name] = Batcher(call, self._executor, self._limits.batch, joins)
         return loaded.batchers[signature.name]
 
 
-def _parse(loaded: LoadedVersion, verb: str, body: bytes) -> rq.Call:
+def _call(version: weakref.ref[LoadedVersion], signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
+    """Call a version that holds the batcher, which would keep it alive if it held the version in its turn."""
+    loaded = version()
+    if loaded is None:
+        raise RuntimeError("The version has been dropped, and nobody waits for the answer.")
+    return loaded.call(signature, inputs)
+
+
+def _parse(loaded: LoadedVersion, verb: str, body: bytes, most_bytes: int) -> rq.Call:
     content = rq.parse_json(body)
     signature = rq.signature_of(content, loaded.signatures)
     if verb == "predict":
         return rq.predict_call(content, signature)
-    return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb])
+    return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb], most_bytes)
 
 
 async def _page(name: str, kind: str, _: Request) -> Response:

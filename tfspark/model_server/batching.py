@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -57,7 +58,8 @@ class Batcher:
     call
         From inputs to outputs; runs in threads of `executor`.
     joins
-        Whether inputs and outputs have the rows as first dimension; else each request runs alone.
+        Whether inputs and outputs have the rows as first dimension; else each request runs alone. So they do from the
+        first joined call on whose outputs show that it is not so.
     """
 
     def __init__(
@@ -80,12 +82,16 @@ class Batcher:
         """
         if self._waiting and self._waiting_rows + rows > self._limits.waiting_rows:
             raise Overloaded(f"{self._waiting_rows} rows wait for the model; try again later.")
-        waiting = _Waiting(inputs, rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(inputs, rows, answer))
         self._waiting_rows += rows
         self.requests += 1
         self._start()
-        return await waiting.answer
+        try:
+            return await answer
+        finally:
+            # An error holds this frame, and must not be held by it: the model's memory hangs on it.
+            del answer
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < self._limits.calls:
@@ -118,25 +124,35 @@ class Batcher:
         return group
 
     async def _run(self, group: list[_Waiting]) -> None:
-        inputs = group[0].inputs
-        if len(group) > 1:
-            inputs = {n: np.concatenate([w.inputs[n] for w in group]) for n in inputs}
         try:
-            outputs = await self._called(inputs)
+            answers = await self._answers(group)
         except Exception as e:
-            if len(group) > 1:
+            if len(group) == 1:
+                if not group[0].answer.done():
+                    group[0].answer.set_exception(e)
+            else:
                 # One bad request must not fail the others.
                 for w in group:
                     await self._run([w])
-            elif not group[0].answer.done():
-                group[0].answer.set_exception(e)
-            return
-        start = 0
-        for w in group:
-            mine = outputs if len(group) == 1 else {n: a[start : start + w.rows] for n, a in outputs.items()}
-            start += w.rows
-            if not w.answer.done():
-                w.answer.set_result(mine)
+        else:
+            for w, mine in zip(group, answers, strict=True):
+                if not w.answer.done():
+                    w.answer.set_result(mine)
+        finally:
+            # As in `submit`.
+            group.clear()
+
+    async def _answers(self, group: list[_Waiting]) -> list[dict[str, np.ndarray]]:
+        """Return the outputs for each request of a group, from one call."""
+        if len(group) == 1:
+            return [await self._called(group[0].inputs)]
+        ends = list(accumulate(w.rows for w in group))
+        outputs = await self._called({n: np.concatenate([w.inputs[n] for w in group]) for n in group[0].inputs})
+        if any(a.shape[:1] != (ends[-1],) for a in outputs.values()):
+            # A dimension of unknown size is not always that of the rows: the model may select among them.
+            self._joins = False
+            raise ValueError("An output does not have one value per row.")
+        return [{n: a[e - w.rows : e] for n, a in outputs.items()} for w, e in zip(group, ends, strict=True)]
 
     async def _called(self, inputs: Arrays) -> dict[str, np.ndarray]:
         self.calls += 1

@@ -98,12 +98,12 @@ def run(options: argparse.Namespace) -> int:
             BatchLimits(options.batch_rows, options.waiting_rows, options.calls), options.max_body_mb << 20
         )
         local = _is_loopback(options.host)
-        app = make_app(repository, limits, ["localhost", "127.0.0.1"] if local else None)
+        app = make_app(repository, limits, ["localhost", "127.0.0.1", options.host] if local else None)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
         )
         server = uvicorn.Server(config)
-        logger.info("models are at http://%s:%d", options.host, listener.getsockname()[1])
+        logger.info("models are at http://%s:%d", _in_url(options.host), listener.getsockname()[1])
         if not local:
             logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
         # uvicorn ends well on a signal and then sends it again, to whoever handled it before.
@@ -143,7 +143,13 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as e:
-        raise ConfigurationError(f"Cannot listen on {host}:{port}: {e}", hint="Choose another --port.") from None
+        raise ConfigurationError(
+            f"Cannot listen on {_in_url(host)}:{port}: {e}", hint="Choose another --port."
+        ) from None
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,6 +13,12 @@ class RequestError(Exception):
         self.message = message
 
 
+class Forbidden(RequestError):
+    """Whoever asks may not."""
+
+    status = 403
+
+
 class NotFound(RequestError):
     """There is no such model, version or label."""
 

@@ -1,22 +1,25 @@
 """Which models and versions there are, and which of them are loaded; looks again every few seconds.
 
 A new version is loaded while the old one goes on answering; the old one is let go when the new one answers, so a
-version that cannot be loaded takes nothing away. Requests under way keep theirs.
+version that cannot be loaded takes nothing away, and is tried again. Requests under way keep theirs.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfspark.errors import ConfigurationError, TFSparkError
+from tfspark.errors import ConfigurationError
 from tfspark.model_server.batching import Batcher
 from tfspark.model_server.faults import NotFound
 from tfspark.saved_models.card import read_card
@@ -24,6 +27,12 @@ from tfspark.saved_models.signatures import Signature, read_signatures
 from tfspark.saved_models.versions import SAVED_MODEL_FILE, is_saved_model, local_path, versions_of
 
 logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+"""How often versions are looked for, unless `Repository.watch` is told otherwise."""
+
+MOST_RETRY_SECONDS = 60.0
+"""A version that cannot be loaded is tried again after one poll, two, four, and so on, but at least so often."""
 
 Found = Mapping[str, Mapping[int, str]]
 """Model name to version number to directory."""
@@ -95,7 +104,6 @@ class LoadedVersion:
 
     def __init__(self, model: str, number: int, directory: str) -> None:
         self.model, self.number, self.directory = model, number, directory
-        self.stamp = stamp_of(directory)
         self.signatures: dict[str, Signature] = read_signatures(directory)
         self.card = read_card(directory)
         # The signatures do not keep their model alive.
@@ -111,10 +119,31 @@ class LoadedVersion:
         return {n: produced[n].numpy() for n in self.signatures[signature].outputs}
 
 
-def stamp_of(directory: str) -> tuple[int, int]:
-    """Return what changes when a version is written anew."""
-    stat = os.stat(os.path.join(directory, SAVED_MODEL_FILE))
-    return stat.st_mtime_ns, stat.st_size
+class Stamp(NamedTuple):
+    """What changes when files of a version do: time of the newest, their bytes, and how many there are."""
+
+    newest_ns: int
+    size: int
+    files: int
+
+
+def stamp_of(directory: str) -> Stamp:
+    """Return the stamp of a version; files that vanish meanwhile do not count.
+
+    Raises
+    ------
+    OSError
+        If there is no SavedModel.
+    """
+    os.stat(os.path.join(directory, SAVED_MODEL_FILE))
+    found = []
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                found.append(os.stat(os.path.join(parent, name)))
+            except OSError:
+                continue
+    return Stamp(max((f.st_mtime_ns for f in found), default=0), sum(f.st_size for f in found), len(found))
 
 
 @dataclass(frozen=True)
@@ -124,12 +153,29 @@ class VersionStatus:
     Attributes
     ----------
     stamp
-        Of the files that were loaded, or tried.
+        Of the files that were loaded, or tried last.
+    loaded
+        What answers. If there is an error too, it is what the files held before.
+    failures
+        How often these files could not be loaded.
+    tried
+        When they were tried last, by `time.monotonic`.
     """
 
-    stamp: tuple[int, int]
+    stamp: Stamp
     loaded: LoadedVersion | None = None
     error: str = ""
+    failures: int = 0
+    tried: float = field(default_factory=time.monotonic)
+
+    def is_due(self, stamp: Stamp, now: float, poll_seconds: float) -> bool:
+        """Whether the version is to be loaded anew: its files have changed, or failed long enough ago."""
+        if stamp != self.stamp:
+            return True
+        if not self.failures:
+            return False
+        # Files that fail may be those of a copy under way, or of a file system that is slow to show them.
+        return now - self.tried >= min(MOST_RETRY_SECONDS, poll_seconds * 2.0 ** min(self.failures - 1, 32))
 
     @property
     def state(self) -> str:
@@ -157,6 +203,8 @@ class Repository:
         self._directory, self._name, self.policy = directory, name, policy
         # Replaced as a whole and never changed, so that readers need no lock.
         self._models: dict[str, dict[int, VersionStatus]] = {}
+        self._dropped: list[weakref.ref[LoadedVersion]] = []
+        self._poll_seconds = POLL_SECONDS
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self.refresh()
@@ -171,6 +219,7 @@ class Repository:
 
     def watch(self, seconds: float) -> None:
         """Look for new, changed and removed versions, from a thread of its own."""
+        self._poll_seconds = seconds
         self._watcher = threading.Thread(target=self._watch, args=(seconds,), name="tfspark-models", daemon=True)
         self._watcher.start()
 
@@ -192,6 +241,15 @@ class Repository:
         found: Found = find_models(self._directory, self._name)
         for model in sorted({*found, *self._models}):
             self._refresh_model(model, found.get(model, {}))
+        self._collect()
+
+    def _collect(self) -> None:
+        """Free the memory of versions that are no longer served and have no requests under way."""
+        left = [d for d in self._dropped if d() is not None]
+        if len(left) < len(self._dropped):
+            # The cycles in what TensorFlow loads hold the weights until the garbage collector comes by.
+            gc.collect()
+        self._dropped = left
 
     def _refresh_model(self, model: str, found: Mapping[int, str]) -> None:
         before = self._models.get(model, {})
@@ -204,13 +262,15 @@ class Repository:
             except OSError:
                 # Removed since it was found.
                 continue
-            if status is None or status.stamp != stamp:
-                status = _load(model, number, found[number], stamp)
+            if status is None or status.is_due(stamp, time.monotonic(), self._poll_seconds):
+                status = _load(model, number, found[number], stamp, status)
             after[number] = status
         if any(s.loaded is None for s in after.values()):
             after = {v: s for v, s in before.items() if s.loaded is not None and v in found} | after
         for number in sorted(set(before) - set(after)):
             logger.info("version %d of %s is no longer served", number, model)
+        kept = [s.loaded for s in after.values()]
+        self._dropped += [weakref.ref(s.loaded) for s in before.values() if s.loaded and s.loaded not in kept]
         models = {**self._models, model: after}
         self._models = {m: v for m, v in models.items() if v}
 
@@ -266,12 +326,17 @@ class Repository:
         return version
 
 
-def _load(model: str, number: int, directory: str, stamp: tuple[int, int]) -> VersionStatus:
+def _load(model: str, number: int, directory: str, stamp: Stamp, before: VersionStatus | None) -> VersionStatus:
     try:
         loaded = LoadedVersion(model, number, directory)
-    except (TFSparkError, tf.errors.OpError, OSError, ValueError, KeyError) as e:
-        error = f"{type(e).__name__}: {str(e).splitlines()[0]}"
-        logger.error("version %d of %s cannot be loaded: %s", number, model, error)
-        return VersionStatus(stamp, error=error)
+    except Exception as e:
+        # Whatever a SavedModel holds, and whatever TensorFlow makes of it, is no reason to leave the other models.
+        error = ": ".join([type(e).__name__, *str(e).splitlines()[:1]])
+        if before is None:
+            before = VersionStatus(stamp)
+        if error != before.error:
+            logger.error("version %d of %s cannot be loaded: %s", number, model, error)
+        failures = before.failures + 1 if stamp == before.stamp else 1
+        return VersionStatus(stamp, before.loaded, error, failures)
     logger.info("serving version %d of %s", number, model)
     return VersionStatus(stamp, loaded)

@@ -7,12 +7,13 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfspark.model_server.faults import RequestError
+from tfspark.model_server.faults import RequestError, TooLarge
 from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, PREDICT, REGRESS, Signature, TensorInfo
 
 BYTES_SUFFIX = "_bytes"
@@ -157,13 +158,20 @@ def predict_answer(call: Call, outputs: Mapping[str, np.ndarray]) -> dict[str, A
 # --- classify and regress
 
 
-def example_call(body: Mapping[str, Any], signature: Signature, method: str) -> Call:
+def example_call(body: Mapping[str, Any], signature: Signature, method: str, most_bytes: int) -> Call:
     """Return the call of a ``:classify`` or ``:regress`` request: its examples, serialized.
+
+    Parameters
+    ----------
+    method
+        What the signature must be for.
+    most_bytes
+        How large the context may be, in JSON, once for each example.
 
     Raises
     ------
     RequestError
-        If the signature is for something else, or the examples are none.
+        If the signature is for something else, the examples are none, or the context is too large.
     """
     info = signature.inputs.get("inputs")
     outputs = {CLASSIFY: {"classes", "scores"}, REGRESS: {"outputs"}}[method]
@@ -183,6 +191,12 @@ def example_call(body: Mapping[str, Any], signature: Signature, method: str) -> 
     context = body.get("context", {})
     if not isinstance(context, dict):
         raise RequestError('"context" must be an object.')
+    repeated = len(json.dumps(context)) * len(examples)
+    if repeated > most_bytes:
+        raise TooLarge(
+            f'"context" is part of each of the {len(examples)} examples, which makes {repeated} bytes, more than the '
+            f"{most_bytes} that are allowed."
+        )
     serialized = np.empty(len(examples), object)
     for i, example in enumerate(examples):
         if not isinstance(example, dict):
@@ -244,6 +258,9 @@ def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
 
 
 def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
+    if not _leaf_types(name, value) <= {bool, int, float}:
+        # One string would make NumPy an array in which every entry has its length.
+        raise RequestError(f'Input "{name}" takes {dtype}, but holds something else.')
     try:
         found = np.array(value)
     except (ValueError, RecursionError):
@@ -260,6 +277,21 @@ def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
         return found.astype(target)
 
 
+def _leaf_types(name: str, value: Any) -> set[type]:
+    """Return the types of what nested lists hold; if ragged, of what is beside lists in the outermost such level."""
+    level = [value]
+    for _ in range(MOST_DIMENSIONS + 1):
+        types = set(map(type, level))
+        if types != {list}:
+            return types - {list}
+        level = list(chain.from_iterable(level))
+    raise _too_deep(name)
+
+
+def _too_deep(name: str) -> RequestError:
+    return RequestError(f'Input "{name}" has more than {MOST_DIMENSIONS} dimensions.')
+
+
 def _strings(name: str, value: Any) -> np.ndarray:
     shape = []
     level = value
@@ -267,7 +299,7 @@ def _strings(name: str, value: Any) -> np.ndarray:
         shape.append(len(level))
         level = level[0] if level else None
         if len(shape) > MOST_DIMENSIONS:
-            raise RequestError(f'Input "{name}" has more than {MOST_DIMENSIONS} dimensions.')
+            raise _too_deep(name)
     leaves = [value]
     for size in shape:
         if not all(isinstance(v, list) and len(v) == size for v in leaves):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from platform import python_version
 from typing import Any
 
+from tfspark import __version__
+from tfspark.finite import finite
 from tfspark.saved_models.signatures import Signature, TensorInfo
 
 DIRECTORY = "assets.extra"
@@ -48,8 +50,13 @@ class ModelCard:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain values, with the time and the versions of what made it."""
-        return {
+        """Return the card as plain values, with the time and the versions of what made it.
+
+        Numbers that are not finite are ``None``.
+        """
+        # By the modules themselves: what comes by PYTHONPATH or --py-files is not known as installed.
+        keras = sys.modules.get("keras")
+        card = {
             "name": self.name,
             "description": self.description,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -59,10 +66,12 @@ class ModelCard:
             "signatures": {n: s.to_json() for n, s in self.signatures.items()},
             "versions": {
                 "python": python_version(),
-                **{n: metadata.version(n) for n in ("tfspark", "keras")},
+                "tfspark": __version__,
+                **({} if keras is None else {"keras": str(keras.__version__)}),
                 "tensorflow": tensorflow_version(),
             },
         }
+        return dict(finite(card))
 
     def write(self, directory: str) -> None:
         """Write both forms into the SavedModel `directory`.
@@ -108,7 +117,7 @@ def _readable(card: Mapping[str, Any], of: ModelCard) -> str:
         lines += [f"| {_cell(k)} | {float(v):.6g} |" for k, v in of.metrics.items()]
     if of.data:
         lines += ["", "## Data", ""]
-        lines += [f"- {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in of.data.items()]
+        lines += [f"- {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in card["data"].items()]
     lines += ["", "## Signatures", ""]
     for name, signature in of.signatures.items():
         lines += [f"`{name}`", "", "| | name | type and shape |", "|---|---|---|"]
