@@ -157,6 +157,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "://" in args.output:
         parser.error("--output is a directory that driver and executors share, no URI")
+    if args.length < 1:
+        parser.error("--length has to be at least 1")
     return args
 
 

@@ -299,7 +299,7 @@ def test_flights(standalone: Standalone, tmp_path: Path) -> None:
 def test_a_node_that_fails_is_named_last(standalone: Standalone, tmp_path: Path) -> None:
     write_sentences(tmp_path / "train" / "a.parquet", 100, seed=1)
     where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path)
-    done = standalone.submit(JOBS / "text.py", *where, "--length", 0)
+    done = standalone.submit(JOBS / "text.py", *where, "--width", 0)
     assert done.returncode == 1
     assert done.stdout.strip().splitlines()[-1].startswith("NodeFailed: worker"), done.stdout[-3000:]
     assert "Traceback" in done.stdout and not (tmp_path / "run" / "result.json").exists()
