@@ -139,7 +139,7 @@ class Feeding:
             if not ended:
                 job.cancel()
                 coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
-        self._raise_failure(coordinator, ended[0] if ended else None, sending, number)
+        self._raise_failure(coordinator, ended, sending, number)
 
     @staticmethod
     def too_late() -> FeedError:
@@ -150,15 +150,17 @@ class Feeding:
         )
 
     def _raise_failure(
-        self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob, number: int
+        self, coordinator: Coordinator, ended: Sequence[BaseException | None], sending: FeedJob, number: int
     ) -> None:
         life = coordinator.lifecycle
+        error = ended[0] if ended else None
         if coordinator.feed_error is not None:
             raise coordinator.feed_error
         if error is not None and not life.concluded:
             # A worker's death breaks its uploads a moment before the coordinator knows of it.
             coordinator.wait(lambda: life.concluded, self._limits.last_words)
-        if life.concluded and (life.error is not None or error is not None):
+        # A job that does not even end when it is cancelled has not sent all rows.
+        if life.concluded and (life.error is not None or error is not None or not ended):
             raise life.error or self.too_late()
         if error is not None:
             raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error

@@ -134,6 +134,7 @@ class CoordinatorLink:
     def finished(self, result: bytes) -> None:
         """``main`` has returned."""
         self._client.send(m.Finished(self.node.role, self.node.index, result), timeout=60.0)
+        self.spool.discard()
 
     def raised(self, reason: str, text: str, hint: str, final: bool) -> None:
         """``main`` has raised; `final` if it would do so again."""
