@@ -81,7 +81,9 @@ class Coordinator:
         cancel_job: Callable[[], None],
         ports: Ports | None = None,
     ) -> None:
-        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes))
+        self.lifecycle = lc.Lifecycle(
+            nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes), TICK_SECONDS
+        )
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
         self.startup: dict[NodeId, dict[str, float]] = {}
