@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display
 from tfspark.driver.feeding import Feeding
-from tfspark.errors import FeedError
+from tfspark.errors import ClusterStopped, FeedError
 from tfspark.spec import NodeAddress, NodeId, plan_nodes
 from tfspark.transport.auth import new_secret
 
@@ -52,3 +53,37 @@ def test_a_feed_whose_job_did_not_even_end_when_cancelled_is_not_taken_for_deliv
     with pytest.raises(FeedError, match="Every main had returned"):
         feeding_of(coordinator)._raise_failure(coordinator, [], sending, 0)
     feeding_of(coordinator)._raise_failure(coordinator, [None], sending, 0)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_rows_that_only_a_lost_worker_can_take_wait_until_it_is_back(
+    running: Make, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    nodes = plan_nodes(2, ps=1)
+    coordinator = running(nodes)
+    feeding = feeding_of(coordinator)
+    lost = NodeId("worker", 1)
+    away: list[set[NodeId]] = []
+
+    def later() -> None:
+        if comes_back:
+            coordinator.post(ev.NodeRegistered(NodeAddress(lost, "host", 1, 2, 3)))
+        else:
+            coordinator.post(ev.StopAsked("it takes too long"))
+
+    def run_job(*_: Any) -> None:
+        away.append(coordinator.away)
+        if len(away) == 1:
+            coordinator.post(ev.NodeExited(lost, -9))
+            threading.Timer(0.3, later).start()
+            raise FeedError("worker 1 did not take the rows")
+
+    monkeypatch.setattr(feeding, "_run_job", run_job)
+    entry: Any = None
+    if comes_back:
+        feeding._deliver(coordinator, entry)
+        assert away == [set(), set()]
+    else:
+        with pytest.raises(ClusterStopped, match="it takes too long"):
+            feeding._deliver(coordinator, entry)
+        assert len(away) == 1

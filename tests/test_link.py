@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tfspark.node.link import CoordinatorLink
+from tfspark.node.main import _connect
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
+from tfspark.transport.ports import Claim
 from tfspark.transport.server import MessageServer
 
 
@@ -44,3 +46,17 @@ def test_when_main_has_returned_nobody_waits_for_its_spool(plan: dict[str, Any])
     link = CoordinatorLink(plan)
     link.finished(b"result")
     assert link.spool.discarding
+
+
+def test_a_node_that_is_back_gets_its_old_port_before_rows_are_listened_for(
+    plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(code: int) -> None:
+        raise AssertionError("it could not have the port")
+
+    monkeypatch.setattr("os._exit", fail)
+    with Claim("127.0.0.1") as any_port:
+        old = any_port.port
+    link, claim = _connect({**plan, "port": old, "ports": (old, old + 20)})
+    with claim:
+        assert claim.port == old != link._receiver.port

@@ -228,6 +228,11 @@ class Coordinator:
         self._on_rejoin = call
 
     @property
+    def away(self) -> set[NodeId]:
+        """Nodes that were lost and are awaited."""
+        return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
+
+    @property
     def feed_begun(self) -> int:
         """Number of the feed that a chief with parameter servers has begun to read; -1 before the first."""
         return self._position.feed
@@ -361,14 +366,11 @@ class Coordinator:
             ledger = self.ledgers.get(msg.feed)
             if ledger is None:
                 return b'{"done": true}'
-            node = ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt, self._away())
+            node = ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt, self.away)
             if node is None:
                 return b'{"done": true}'
             address = self.spec.address(node)
         return json.dumps({"host": address.host, "port": address.data_port, "node": str(node)}).encode()
-
-    def _away(self) -> set[NodeId]:
-        return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
 
     def _on_epoch_begins(self, msg: m.EpochBegins) -> bytes:
         with self._changed:

@@ -107,13 +107,18 @@ class Feeding:
 
     def _deliver(self, coordinator: Coordinator, entry: FeedEntry, shown: bool = True) -> None:
         """Run the Spark job that sends what has not arrived, again if a worker that comes back was lost meanwhile."""
+        life = coordinator.lifecycle
         while True:
             losses = coordinator.losses
             try:
                 return self._run_job(coordinator, entry, shown)
             except FeedError:
-                if coordinator.losses == losses or coordinator.lifecycle.concluded:
+                if coordinator.losses == losses or life.concluded:
                     raise
+            # There are partitions that only the lost worker can take.
+            coordinator.wait(lambda: life.concluded or not coordinator.away, self._limits.start)
+            if life.error is not None:
+                raise life.error
 
     def _run_job(self, coordinator: Coordinator, entry: FeedEntry, shown: bool) -> None:
         from tfspark.executor.feed_task import FeedPlan
