@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tfspark.driver import events as ev
+from tfspark.driver import gang
 from tfspark.driver import lifecycle as lc
 from tfspark.driver.coordinator import Coordinator
 from tfspark.driver.display import Display
 from tfspark.driver.feeding import Feeding
 from tfspark.errors import ClusterStopped, FeedError
 from tfspark.spec import NodeAddress, NodeId, plan_nodes
+from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 
 Make = Callable[[tuple[NodeId, ...]], Coordinator]
@@ -43,6 +47,57 @@ def feeding_of(coordinator: Coordinator) -> Feeding:
     nodes = tuple(coordinator.lifecycle.nodes)
     spark: Any = None
     return Feeding(spark, "tag", nodes, new_secret(), coordinator.lifecycle.limits, Display(False))
+
+
+def said(coordinator: Coordinator, index: int, epochs: list[int] | None) -> int | None:
+    answer = json.loads(coordinator._on_resume(m.Resume("worker", index, epochs, 0.0)))
+    agreed: int | None = answer["epochs"]
+    return agreed
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "agreed"),
+    [([3, 4, 5], [2, 3, 4], 4), ([4, 5, 6], [1, 2, 3], 0), ([3], [], 0), ([2, 3], None, 3), (None, None, 0)],
+)
+def test_nodes_go_on_from_the_last_epoch_that_all_have(running: Make, first: Any, second: Any, agreed: int) -> None:
+    coordinator = running(plan_nodes(2))
+    assert said(coordinator, 0, first) is None
+    assert coordinator.undecided == [NodeId("worker", 1)]
+    assert said(coordinator, 1, second) == agreed == coordinator.resume_at
+
+
+def test_a_node_that_has_said_what_it_has_and_serves_besides_is_waited_for(running: Make) -> None:
+    coordinator = running(plan_nodes(2))
+    assert said(coordinator, 0, [1]) is said(coordinator, 0, None) is None
+    assert said(coordinator, 1, [1, 2]) == 1
+
+
+def test_a_node_that_has_finished_is_not_waited_for(running: Make) -> None:
+    for first in (True, False):
+        coordinator = running(plan_nodes(2))
+        if first:
+            assert said(coordinator, 0, [3]) is None
+        coordinator._on_finished(m.Finished("worker", 1, b""))
+        assert coordinator.resume_at == (3 if first else None)
+        assert said(coordinator, 0, [3]) == 3
+
+
+def test_nobody_goes_on_when_all_have_finished(running: Make) -> None:
+    coordinator = running(plan_nodes(1))
+    coordinator._on_finished(m.Finished("worker", 0, b""))
+    assert coordinator.resume_at is None and coordinator.undecided == []
+
+
+def test_who_does_not_say_where_it_goes_on_is_named(
+    running: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gang, "UNDECIDED_SECONDS", 0.1)
+    coordinator = running(plan_nodes(2))
+    said(coordinator, 0, [5])
+    threading.Timer(0.5, said, (coordinator, 1, [5])).start()
+    starting: Any = SimpleNamespace(coordinator=coordinator, life=coordinator.lifecycle, _display=Display(False))
+    assert gang.Gang._resumed_epochs(starting) == 5
+    assert "waits for worker 1 to restore" in caplog.text and "worker 0" not in caplog.text
 
 
 def test_a_feed_whose_job_did_not_even_end_when_cancelled_is_not_taken_for_delivered(running: Make) -> None:

@@ -97,7 +97,7 @@ class Coordinator:
         self._position = m.EpochBegins(-1, -1)
         self._on_rejoin: Callable[[NodeId], None] | None = None
         self.resume_at: int | None = None
-        self._proposals: dict[NodeId, int] = {}
+        self._proposals: dict[NodeId, Sequence[int] | None] = {}
         self.began = self.feed_began = time.monotonic()
         self._feed = -1
         self._cancel_job = cancel_job
@@ -321,6 +321,8 @@ class Coordinator:
         node = NodeId(msg.role, msg.index)
         self.results[node] = msg.result
         self.post(ev.NodeFinished(node))
+        with self._changed:
+            self._agree_on_resuming()
         return b"{}"
 
     def _on_raised(self, msg: m.Raised) -> bytes:
@@ -329,12 +331,25 @@ class Coordinator:
 
     def _on_resume(self, msg: m.Resume) -> bytes:
         with self._changed:
-            self._proposals[NodeId(msg.role, msg.index)] = msg.epochs
-            if self.resume_at is None and set(self._proposals) >= set(resuming_nodes(list(self.lifecycle.nodes))):
-                self.resume_at = min(self._proposals.values())
-                self._changed.notify_all()
+            node = NodeId(msg.role, msg.index)
+            if msg.epochs is not None or node not in self._proposals:
+                self._proposals[node] = msg.epochs
+            self._agree_on_resuming()
             self._changed.wait_for(lambda: self.resume_at is not None or self._closing.is_set(), msg.seconds)
             return json.dumps({"epochs": self.resume_at}).encode()
+
+    @property
+    def undecided(self) -> list[NodeId]:
+        """Nodes that have still to say which epoch they can go on from."""
+        records = self.lifecycle.records
+        needed = [n for n in resuming_nodes(self.lifecycle.nodes) if records[n].state is not lc.NodeState.FINISHED]
+        return [n for n in needed if n not in self._proposals]
+
+    def _agree_on_resuming(self) -> None:
+        if self.resume_at is None and self.lifecycle.phase is lc.Phase.RUNNING and not self.undecided:
+            said = [set(epochs) for epochs in self._proposals.values() if epochs is not None]
+            self.resume_at = max(set.intersection(*said), default=0) if said else 0
+            self._changed.notify_all()
 
     def _on_report(self, msg: m.Report) -> bytes:
         node = NodeId(msg.role, msg.index)

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -65,7 +65,7 @@ class TrainingCheckpoint:
     writes
         Whether this node is the one that writes.
     agree
-        Given the newest epoch that this node can go on from, returns the one that all can.
+        Given the epochs that this node can go on from, returns the last one that all can, or 0.
     epochs_read
         Tells how many epochs have been read.
     remote
@@ -79,7 +79,7 @@ class TrainingCheckpoint:
         *,
         keep: int,
         writes: bool,
-        agree: Callable[[int], int],
+        agree: Callable[[Sequence[int]], int],
         epochs_read: Callable[[], int],
         remote: bool = False,
     ) -> None:
@@ -98,7 +98,7 @@ class TrainingCheckpoint:
         if self._agreed is None:
             # In a run that has finished, the next one is a run of its own.
             found = {} if is_finished(self.directory) else complete(self.directory)
-            self._agreed = self._agree(max(found, default=0))
+            self._agreed = self._agree(list(found))
         return self._agreed
 
     def restore(self, path: str | None = None) -> int:

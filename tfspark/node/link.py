@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -88,8 +89,8 @@ class CoordinatorLink:
         with self._changed:
             self._changed.wait_for(lambda: self.released or self.stopping.is_set())
 
-    def resume(self, epochs: int) -> int:
-        """Say which epoch this node can go on from, the first time it is asked; return the one that all can.
+    def resume(self, epochs: Sequence[int]) -> int:
+        """Say which epochs this node can go on from, the first time it is asked; return the last one that all can.
 
         Raises
         ------
@@ -99,9 +100,14 @@ class CoordinatorLink:
         while self._resumed is None:
             if self.stopping.is_set():
                 raise stopped_error("not all nodes had begun to train")
-            message = m.Resume(self.node.role, self.node.index, epochs, POLL_SECONDS)
+            message = m.Resume(self.node.role, self.node.index, list(epochs), POLL_SECONDS)
             self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
         return self._resumed
+
+    def resume_without(self) -> None:
+        """Say that the others need not wait for this node to go on, unless it has said more by then."""
+        if self._resumed is None:
+            self._client.send(m.Resume(self.node.role, self.node.index, None, 0.0))
 
     @property
     def resumed(self) -> int:
