@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,24 @@ def test_a_node_that_is_back_gets_its_old_port_before_rows_are_listened_for(
     link, claim = _connect({**plan, "port": old, "ports": (old, old + 20)})
     with claim:
         assert claim.port == old != link._receiver.port
+
+
+def test_that_all_have_finished_may_be_heard_after_the_supervisors_word(plan: dict[str, Any]) -> None:
+    link = CoordinatorLink(plan)
+    link.on_stop("the cluster is stopping")
+    later(lambda: link._on_event(m.AllFinished()))
+    link.wait_for_release()
+    assert link.released
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_stop_before_all_have_finished_is_no_release(plan: dict[str, Any], told: bool) -> None:
+    link = CoordinatorLink(plan)
+    began = time.monotonic()
+    if told:
+        link._on_event(m.Stop(5.0, "enough"))
+    else:
+        link.on_stop("the cluster is stopping")
+    link.wait_for_release()
+    assert not link.released
+    assert (time.monotonic() - began < 0.9) == told

@@ -34,6 +34,9 @@ POLL_SECONDS = 5.0
 PULSE_SECONDS = 1.0
 """How often the coordinator hears from the process itself."""
 
+LAST_WORD_SECONDS = 1.0
+"""How long the coordinator's last word may come after the supervisor's."""
+
 COMMIT_TRIES = 3
 
 
@@ -61,6 +64,7 @@ class CoordinatorLink:
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self.released = False
+        self._has_last_word = False
         self.training_ended = threading.Event()
         self._resumed: int | None = None
         self.step = 0
@@ -88,6 +92,8 @@ class CoordinatorLink:
         """Wait until every node has finished: the others' collectives still need this process."""
         with self._changed:
             self._changed.wait_for(lambda: self.released or self.stopping.is_set())
+            # The supervisor has its word with a heartbeat, which may be answered before the poll is.
+            self._changed.wait_for(lambda: self.released or self._has_last_word, LAST_WORD_SECONDS)
 
     def resume(self, epochs: Sequence[int]) -> int:
         """Say which epochs this node can go on from, the first time it is asked; return the last one that all can.
@@ -214,6 +220,7 @@ class CoordinatorLink:
             except flight.FlightError as e:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > 2 * POLL_SECONDS:
+                    self._has_last_word = True
                     self.on_stop(f"the coordinator is gone: {e}")
                     return
                 self.stopping.wait(0.5)
@@ -245,6 +252,7 @@ class CoordinatorLink:
             case m.AllFinished():
                 self.released = True
             case m.Stop(_, reason):
+                self._has_last_word = True
                 self.on_stop(reason)
         with self._changed:
             self._changed.notify_all()
