@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from tfspark.driver import cluster as cluster_module
 from tfspark.driver import events as ev
 from tfspark.driver import gang
 from tfspark.driver import lifecycle as lc
@@ -142,3 +144,37 @@ def test_rows_that_only_a_lost_worker_can_take_wait_until_it_is_back(
         with pytest.raises(ClusterStopped, match="it takes too long"):
             feeding._deliver(coordinator, entry)
         assert len(away) == 1
+
+
+@pytest.mark.parametrize("ps", [0, 1])
+def test_events_that_all_nodes_have_are_let_go_of_unless_one_may_come_back(running: Make, ps: int) -> None:
+    nodes = plan_nodes(2, ps=ps)
+    coordinator = running(nodes)
+    for i in range(10):
+        coordinator.publish(m.FeedCancelled(i, ""))
+
+    def poll(node: NodeId, since: int) -> list[Any]:
+        return m.decode_events(coordinator._on_poll(m.Poll(node.role, node.index, since, 0.0)))
+
+    assert all(len(poll(n, 0)) == 11 for n in nodes)
+    assert [e.feed for e in poll(nodes[0], 9)] == [8, 9]
+    for node in nodes[1:]:
+        poll(node, 7)
+    assert len(coordinator._events) == (11 if ps else 4)
+    assert [e.feed for e in poll(nodes[1], 7)] == [6, 7, 8, 9]
+    assert [e.feed for e in poll(nodes[0], 10)] == [9] and poll(nodes[0], 11) == []
+    coordinator.publish(m.FeedCancelled(10, ""))
+    assert [e.feed for e in poll(nodes[0], 11)] == [10]
+    for node in nodes:
+        poll(node, 12)
+    assert len(coordinator._events) == (12 if ps else 0)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_of_a_stream_the_newest_reports_are_kept(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    monkeypatch.setattr(cluster_module, "KEPT_REPORTS", 3)
+    cluster: Any = MagicMock(feed_reports=[], _streaming=streaming)
+    cluster._recovering.side_effect = range(5)
+    for _ in range(5):
+        cluster_module.Cluster._feed(cluster, MagicMock(), (), MagicMock(), None)
+    assert cluster.feed_reports == ([2, 3, 4] if streaming else [0, 1, 2, 3, 4])

@@ -307,3 +307,18 @@ def test_a_spool_that_nobody_reads_any_more_takes_all_rows_and_keeps_none(tmp_pa
     feed = s.last_feed
     assert feed is not None and feed.ended and feed.rows_received == 11_000
     assert [p.rows for p in feed.partitions if p] == [1000] and s.unread_bytes == BATCH.nbytes
+
+
+def test_feeds_that_have_been_read_are_let_go_of(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path))
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, name="validation"))
+    s.end_feed(0, {})
+    for number in range(1, 6):
+        s.begin_feed(Feed(number, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, base=number - 1))
+        upload = s.begin_upload(number)
+        upload.write(BATCH)
+        s.commit(upload, upload.seal())
+        s.end_feed(number, {}, 1000)
+        assert values(s) == [*range(1000)] and s.epochs_read == number
+    assert sorted(s._feeds) == [0, 5]
+    assert s._named("validation") is not None

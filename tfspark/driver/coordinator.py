@@ -102,6 +102,8 @@ class Coordinator:
         self._feed = -1
         self._cancel_job = cancel_job
         self._events: list[m.Message] = []
+        self._forgotten = 0
+        self._polled = dict.fromkeys(nodes, 0)
         self._changed = threading.Condition(threading.RLock())
         self._closing = threading.Event()
         self._release_grace: float | None = None
@@ -306,11 +308,21 @@ class Coordinator:
 
     def _on_poll(self, msg: m.Poll) -> bytes:
         def ready() -> bool:
-            return len(self._events) > msg.since or self._closing.is_set()
+            return self._forgotten + len(self._events) > msg.since or self._closing.is_set()
 
         with self._changed:
+            self._forget_events(NodeId(msg.role, msg.index), msg.since)
             self._changed.wait_for(ready, msg.seconds)
-            return m.encode_events(self._events[msg.since :])
+            return m.encode_events(self._events[max(0, msg.since - self._forgotten) :])
+
+    def _forget_events(self, node: NodeId, since: int) -> None:
+        """Let go of events that all nodes have: a stream makes two with each of its batches."""
+        self._polled[node] = max(self._polled[node], since)
+        if not self.lifecycle.rejoining:
+            # A node that comes back asks for all of them.
+            had_by_all = min(self._polled.values())
+            del self._events[: max(0, had_by_all - self._forgotten)]
+            self._forgotten = max(self._forgotten, had_by_all)
 
     def _on_entered(self, msg: m.Entered) -> bytes:
         self.startup[NodeId(msg.role, msg.index)] = msg.seconds

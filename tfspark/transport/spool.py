@@ -467,6 +467,9 @@ class EpochReader:
                 for partition in self.feed.partitions:
                     self._drop(partition)
                 self.feed.partitions.clear()
+                # The cursor is beyond those before; a stream has very many.
+                for number in [n for n, f in spool._feeds.items() if n < self.feed.number and not f.name]:
+                    del spool._feeds[number]
             spool._changed.notify_all()
 
 
