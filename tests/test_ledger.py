@@ -65,3 +65,24 @@ def test_what_a_lost_worker_held_has_to_come_again() -> None:
     ledger.end()
     assert ledger.assign(lost[1], "later", "elsewhere", away={first}) == first
     assert ledger.commit(lost[1], "later", first, 10, 100) and not ledger.missing
+
+
+def test_the_late_word_of_a_lost_worker_does_not_count() -> None:
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h2")])
+    assert ledger.assign(0, "first", "h1") == A
+    ledger.forget(A)
+    assert not ledger.commit(0, "first", A, 10, 100) and not ledger.committed
+    assert ledger.assign(0, "again", "h1", away={A}) == B
+    assert ledger.commit(0, "again", B, 10, 100)
+    assert not ledger.commit(0, "first", A, 10, 100) and ledger.rows == {A: 0, B: 10}
+
+
+def test_an_upload_that_broke_off_weighs_until_its_partition_has_come() -> None:
+    ledger = FeedLedger([Target(A, "h1"), Target(B, "h2")])
+    assert ledger.assign(0, "broken", "h1") == A
+    assert ledger.assign(0, "again", "h1") == B, "the broken one is still taken to be under way"
+    assert ledger.commit(0, "again", B, 10, 100)
+    assert ledger.assign(1, "u1", "h2") == A
+    assert ledger.commit(1, "u1", A, 10, 100)
+    assert ledger.assign(2, "u2", "h1") == A, "both have as much, and it is on this host"
+    assert "on their way" not in ledger.describe(B)

@@ -346,3 +346,43 @@ def test_mistakes_are_told_from_failures() -> None:
         m = Machine().start()
         m(ev.NodeRaised(NODES[0], "E", "", final=final), ev.NodeExited(NODES[0], 1))
         assert m.error.final is final
+
+
+def ticking() -> Machine:
+    m = Machine()
+    m.life = lc.Lifecycle(NODES, LIMITS, 0.0, tick_seconds=0.25)
+    m.start()
+    m(*(ev.Pulse(n, 0.0) for n in NODES))
+    return m
+
+
+def test_time_in_which_the_driver_stood_still_is_nobodys_silence() -> None:
+    for first in (ev.Tick(), ev.Seen(NODES[0])):
+        m = ticking()
+        m(ev.Tick(), after=0.25)
+        assert m(first, ev.Tick(), after=LIMITS.hang + 10.0) == []
+        for _ in range(30):
+            assert m(*(ev.Seen(n) for n in NODES), ev.Pulse(NODES[0], 0.0), ev.Tick(), after=0.25) == []
+        assert m.life.phase is lc.Phase.RUNNING
+
+
+def test_who_is_silent_after_a_standstill_too_is_found_dead() -> None:
+    m = ticking()
+    m(ev.Tick(), after=20.0)
+    for _ in range(31):
+        assert m(ev.Seen(NODES[0]), ev.Tick(), after=0.25) == []
+    assert kinds(m(ev.Seen(NODES[0]), ev.Tick(), after=0.25)) == ["PublishStop"]
+    m(ev.Tick(), after=0.25)
+    assert m.error.index == 1 and "no sign of life for 8 s" in m.error.reason
+
+
+def test_a_peer_that_could_not_be_heard_during_a_standstill_is_not_blamed() -> None:
+    m = ticking()
+    m(ev.NodeRaised(NODES[0], "ValueError: no", ""), ev.NodeExited(NODES[0], 1), after=10.0)
+    assert m.error.index == 0
+
+
+def test_a_starting_cluster_has_its_time_though_the_driver_stands_still() -> None:
+    m = Machine()
+    m.life = lc.Lifecycle(NODES, LIMITS, 0.0, tick_seconds=0.25)
+    assert m(ev.Tick(), after=LIMITS.start + 1.0) == []

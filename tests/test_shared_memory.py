@@ -234,3 +234,31 @@ def test_an_upload_that_breaks_off_in_a_slot_commits_nothing(tmp_path: Path) -> 
     node.spool.end_feed(0, {}, 10)
     assert sum(b.num_rows for b in node.read()) == 10
     node.receiver.close()
+
+
+def test_where_the_kernel_gives_no_memory_rows_take_the_stream(
+    tmp_path: Path, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    node = Node(tmp_path, 0)
+    for partition in range(2):
+        node.put(partition, [rows(20_000 * partition, 20_000)])
+    node.spool.end_feed(0, {}, 40_000)
+    assert sum(b.num_rows for b in node.read()) == 40_000
+    assert counted["slot"] == 0 and caplog.text.count("no shared memory") == 1
+    node.receiver.close()
+
+
+def test_a_file_that_cannot_be_read_from_a_place_is_let_go_of(pool: SlotPool) -> None:
+    granted = pool.grant(1)
+    reading, writing = os.pipe()
+    before = len(os.listdir("/proc/self/fd"))
+    for fd in (reading, writing):
+        with pytest.raises(OSError, match="Illegal seek"):
+            SlotWriter(replace(granted, fd=fd))
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(reading)
+    os.close(writing)

@@ -282,3 +282,43 @@ def test_what_comes_before_the_first_wait_comes_once(tmp_path: Path) -> None:
     s.before_first_wait(lambda: calls.append(1))
     s.no_more_feeds()
     assert s.wait_for_feed() is None and s.next_epoch() is None and calls == [1]
+
+
+def test_a_spool_that_nobody_reads_any_more_takes_all_rows_and_keeps_none(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=BATCH.nbytes * 2)
+    put(s)
+    waiting = s.begin_upload(0)
+
+    def write_more_than_fits() -> None:
+        for _ in range(5):
+            waiting.write(BATCH)
+        s.commit(waiting, waiting.seal())
+
+    written = in_thread(write_more_than_fits)
+    with pytest.raises(TimeoutError):
+        written.result(timeout=0.3)
+    s.discard()
+    written.result(timeout=10)
+    put(s, batches=5)
+    broken = s.begin_upload(0)
+    broken.write(BATCH)
+    broken.abort()
+    s.end_feed(0, {}, 11_000)
+    feed = s.last_feed
+    assert feed is not None and feed.ended and feed.rows_received == 11_000
+    assert [p.rows for p in feed.partitions if p] == [1000] and s.unread_bytes == BATCH.nbytes
+
+
+def test_feeds_that_have_been_read_are_let_go_of(tmp_path: Path) -> None:
+    s = Spool(str(tmp_path))
+    s.begin_feed(Feed(0, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, name="validation"))
+    s.end_feed(0, {})
+    for number in range(1, 6):
+        s.begin_feed(Feed(number, 1, (ColumnSpec("x", "int64"),), SCHEMA, seed=0, base=number - 1))
+        upload = s.begin_upload(number)
+        upload.write(BATCH)
+        s.commit(upload, upload.seal())
+        s.end_feed(number, {}, 1000)
+        assert values(s) == [*range(1000)] and s.epochs_read == number
+    assert sorted(s._feeds) == [0, 5]
+    assert s._named("validation") is not None

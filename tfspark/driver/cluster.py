@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+KEPT_REPORTS = 1000
+"""Reports of a stream's batches that `Cluster.feed_reports` keeps."""
+
 
 class Cluster:
     """TensorFlow processes inside Spark executors.
@@ -672,6 +675,8 @@ class Cluster:
             report = self._recovering(lambda gang: gang.feed(entry))
         self._journal.keep(entry)
         self.feed_reports.append(report)
+        if self._streaming:
+            del self.feed_reports[:-KEPT_REPORTS]
         return report
 
     def _guard(self, keep: type[BaseException] | None = None) -> _StopOnError:

@@ -81,7 +81,9 @@ class Coordinator:
         cancel_job: Callable[[], None],
         ports: Ports | None = None,
     ) -> None:
-        self.lifecycle = lc.Lifecycle(nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes))
+        self.lifecycle = lc.Lifecycle(
+            nodes, limits, time.monotonic(), server_nodes(nodes), rejoining_nodes(nodes), TICK_SECONDS
+        )
         self.results: dict[NodeId, bytes] = {}
         self.reports: dict[NodeId, Reported] = {}
         self.startup: dict[NodeId, dict[str, float]] = {}
@@ -95,11 +97,13 @@ class Coordinator:
         self._position = m.EpochBegins(-1, -1)
         self._on_rejoin: Callable[[NodeId], None] | None = None
         self.resume_at: int | None = None
-        self._proposals: dict[NodeId, int] = {}
+        self._proposals: dict[NodeId, Sequence[int] | None] = {}
         self.began = self.feed_began = time.monotonic()
         self._feed = -1
         self._cancel_job = cancel_job
         self._events: list[m.Message] = []
+        self._forgotten = 0
+        self._polled = dict.fromkeys(nodes, 0)
         self._changed = threading.Condition(threading.RLock())
         self._closing = threading.Event()
         self._release_grace: float | None = None
@@ -226,6 +230,11 @@ class Coordinator:
         self._on_rejoin = call
 
     @property
+    def away(self) -> set[NodeId]:
+        """Nodes that were lost and are awaited."""
+        return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
+
+    @property
     def feed_begun(self) -> int:
         """Number of the feed that a chief with parameter servers has begun to read; -1 before the first."""
         return self._position.feed
@@ -299,11 +308,21 @@ class Coordinator:
 
     def _on_poll(self, msg: m.Poll) -> bytes:
         def ready() -> bool:
-            return len(self._events) > msg.since or self._closing.is_set()
+            return self._forgotten + len(self._events) > msg.since or self._closing.is_set()
 
         with self._changed:
+            self._forget_events(NodeId(msg.role, msg.index), msg.since)
             self._changed.wait_for(ready, msg.seconds)
-            return m.encode_events(self._events[msg.since :])
+            return m.encode_events(self._events[max(0, msg.since - self._forgotten) :])
+
+    def _forget_events(self, node: NodeId, since: int) -> None:
+        """Let go of events that all nodes have: a stream makes two with each of its batches."""
+        self._polled[node] = max(self._polled[node], since)
+        if not self.lifecycle.rejoining:
+            # A node that comes back asks for all of them.
+            had_by_all = min(self._polled.values())
+            del self._events[: max(0, had_by_all - self._forgotten)]
+            self._forgotten = max(self._forgotten, had_by_all)
 
     def _on_entered(self, msg: m.Entered) -> bytes:
         self.startup[NodeId(msg.role, msg.index)] = msg.seconds
@@ -314,6 +333,8 @@ class Coordinator:
         node = NodeId(msg.role, msg.index)
         self.results[node] = msg.result
         self.post(ev.NodeFinished(node))
+        with self._changed:
+            self._agree_on_resuming()
         return b"{}"
 
     def _on_raised(self, msg: m.Raised) -> bytes:
@@ -322,12 +343,25 @@ class Coordinator:
 
     def _on_resume(self, msg: m.Resume) -> bytes:
         with self._changed:
-            self._proposals[NodeId(msg.role, msg.index)] = msg.epochs
-            if self.resume_at is None and set(self._proposals) >= set(resuming_nodes(list(self.lifecycle.nodes))):
-                self.resume_at = min(self._proposals.values())
-                self._changed.notify_all()
+            node = NodeId(msg.role, msg.index)
+            if msg.epochs is not None or node not in self._proposals:
+                self._proposals[node] = msg.epochs
+            self._agree_on_resuming()
             self._changed.wait_for(lambda: self.resume_at is not None or self._closing.is_set(), msg.seconds)
             return json.dumps({"epochs": self.resume_at}).encode()
+
+    @property
+    def undecided(self) -> list[NodeId]:
+        """Nodes that have still to say which epoch they can go on from."""
+        records = self.lifecycle.records
+        needed = [n for n in resuming_nodes(self.lifecycle.nodes) if records[n].state is not lc.NodeState.FINISHED]
+        return [n for n in needed if n not in self._proposals]
+
+    def _agree_on_resuming(self) -> None:
+        if self.resume_at is None and self.lifecycle.phase is lc.Phase.RUNNING and not self.undecided:
+            said = [set(epochs) for epochs in self._proposals.values() if epochs is not None]
+            self.resume_at = max(set.intersection(*said), default=0) if said else 0
+            self._changed.notify_all()
 
     def _on_report(self, msg: m.Report) -> bytes:
         node = NodeId(msg.role, msg.index)
@@ -359,14 +393,11 @@ class Coordinator:
             ledger = self.ledgers.get(msg.feed)
             if ledger is None:
                 return b'{"done": true}'
-            node = ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt, self._away())
+            node = ledger.assign(msg.partition, msg.upload, msg.host, msg.attempt, self.away)
             if node is None:
                 return b'{"done": true}'
             address = self.spec.address(node)
         return json.dumps({"host": address.host, "port": address.data_port, "node": str(node)}).encode()
-
-    def _away(self) -> set[NodeId]:
-        return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
 
     def _on_epoch_begins(self, msg: m.EpochBegins) -> bytes:
         with self._changed:

@@ -107,13 +107,18 @@ class Feeding:
 
     def _deliver(self, coordinator: Coordinator, entry: FeedEntry, shown: bool = True) -> None:
         """Run the Spark job that sends what has not arrived, again if a worker that comes back was lost meanwhile."""
+        life = coordinator.lifecycle
         while True:
             losses = coordinator.losses
             try:
                 return self._run_job(coordinator, entry, shown)
             except FeedError:
-                if coordinator.losses == losses or coordinator.lifecycle.concluded:
+                if coordinator.losses == losses or life.concluded:
                     raise
+            # There are partitions that only the lost worker can take.
+            coordinator.wait(lambda: life.concluded or not coordinator.away, self._limits.start)
+            if life.error is not None:
+                raise life.error
 
     def _run_job(self, coordinator: Coordinator, entry: FeedEntry, shown: bool) -> None:
         from tfspark.executor.feed_task import FeedPlan
@@ -139,7 +144,7 @@ class Feeding:
             if not ended:
                 job.cancel()
                 coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
-        self._raise_failure(coordinator, ended[0] if ended else None, sending, number)
+        self._raise_failure(coordinator, ended, sending, number)
 
     @staticmethod
     def too_late() -> FeedError:
@@ -150,15 +155,17 @@ class Feeding:
         )
 
     def _raise_failure(
-        self, coordinator: Coordinator, error: BaseException | None, sending: FeedJob, number: int
+        self, coordinator: Coordinator, ended: Sequence[BaseException | None], sending: FeedJob, number: int
     ) -> None:
         life = coordinator.lifecycle
+        error = ended[0] if ended else None
         if coordinator.feed_error is not None:
             raise coordinator.feed_error
         if error is not None and not life.concluded:
             # A worker's death breaks its uploads a moment before the coordinator knows of it.
             coordinator.wait(lambda: life.concluded, self._limits.last_words)
-        if life.concluded and (life.error is not None or error is not None):
+        # A job that does not even end when it is cancelled has not sent all rows.
+        if life.concluded and (life.error is not None or error is not None or not ended):
             raise life.error or self.too_late()
         if error is not None:
             raise FeedError(f"The feed job failed: {launcher.describe_job_error(error)}") from error

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 SILENT_SECONDS = 4.0
 """A task that has said nothing for so long when the gang failed takes its executor with it; see `recovery`."""
+
+UNDECIDED_SECONDS = 30.0
+"""So long after a feed was asked for, nodes are named that have not said which epoch they go on from."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,18 @@ class Gang:
 
     def _resumed_epochs(self) -> int:
         coordinator, life = self.coordinator, self.life
+
+        def over() -> bool:
+            return coordinator.resume_at is not None or life.phase is not lc.Phase.RUNNING
+
         self._display.begin()
-        self._display.until(
-            coordinator, "restoring", lambda: coordinator.resume_at is not None or life.phase is not lc.Phase.RUNNING
-        )
+        if not self._display.until(coordinator, "restoring", over, UNDECIDED_SECONDS):
+            logger.warning(
+                "cluster.feed waits for %s to restore a checkpoint, to read what is fed, or to return from main. "
+                "If main waits for rows under a name, feed those first.",
+                ", ".join(map(str, coordinator.look(lambda: coordinator.undecided))),
+            )
+            self._display.until(coordinator, "restoring", over)
         coordinator.wait(lambda: coordinator.resume_at is not None or life.concluded)
         if coordinator.resume_at is None:
             raise life.error or self._feeding.too_late()

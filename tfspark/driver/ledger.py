@@ -131,16 +131,23 @@ class FeedLedger:
         average = sum(rows.values()) / len(self.committed) if self.committed else 1.0
         average = max(average, 1.0)
         load = {node: float(n) for node, n in rows.items()}
-        for _, node in self._uploading.values():
-            load[node] += average
+        for partition, node in self._uploading.values():
+            # One that broke off is not taken back; the partition has come another way then.
+            if partition not in self.committed:
+                load[node] += average
         fewest = min(load[t.node] for t in targets)
         near = [t for t in targets if load[t.node] < fewest + average]
         here = [t for t in near if t.host == host]
         return min(here or near, key=lambda t: (load[t.node], t.node)).node
 
     def commit(self, partition: int, upload: str, node: NodeId, rows: int, nbytes: int) -> bool:
-        """Record that an upload is whole; tell whether it is the one that counts. Asking twice changes nothing."""
-        self._uploading.pop(upload, None)
-        self.missing.pop(partition, None)
-        first = self.committed.setdefault(partition, Committed(node, upload, rows, nbytes))
-        return first.upload == upload and first.node == node
+        """Record that an upload is whole; tell whether it is the one that counts. Asking twice changes nothing.
+
+        An upload to a worker that was lost meanwhile does not count, though its word may come late.
+        """
+        is_under_way = self._uploading.pop(upload, None) == (partition, node)
+        if is_under_way and partition not in self.committed:
+            self.committed[partition] = Committed(node, upload, rows, nbytes)
+            self.missing.pop(partition, None)
+        first = self.committed.get(partition)
+        return first is not None and first.upload == upload and first.node == node

@@ -48,6 +48,9 @@ REJOINS_PER_NODE = 3
 SUSPICIOUS_SILENCE_SECONDS = 4.0
 """A node that has been silent for so long is to blame when another one fails."""
 
+STANDSTILL_SECONDS = 2.0
+"""A tick that is late by more has found the driver itself standing still: what was sent meanwhile is still unread."""
+
 SPARK_IS_GONE = "Spark's JVM is gone"
 
 CANCELLED = re.compile(rf"Job \d+ cancelled|has been cancelled|SparkContext was shut down|{SPARK_IS_GONE}")
@@ -116,13 +119,18 @@ class NodeRecord:
 
 @dataclass
 class Lifecycle:
-    """All that is known of a cluster, and what follows from each event."""
+    """All that is known of a cluster, and what follows from each event.
+
+    With `tick_seconds`, how often a tick is due, time in which this process itself stood still counts for nobody's
+    silence.
+    """
 
     nodes: Sequence[NodeId]
     limits: Limits
     now: float
     servers: Sequence[NodeId] = ()
     rejoining: Sequence[NodeId] = ()
+    tick_seconds: float | None = None
     phase: Phase = Phase.STARTING
     over: bool = False
     concluded: bool = False
@@ -136,11 +144,12 @@ class Lifecycle:
 
     def __post_init__(self) -> None:
         self.records = {n: NodeRecord(n) for n in self.nodes}
-        self._started_at = self.now
+        self._started_at = self._ticked_at = self.now
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take note of an event and say what to do about it."""
         self.now = now
+        self._allow_for_standstill(isinstance(event, Tick))
         node = getattr(event, "node", None) or getattr(getattr(event, "address", None), "node", None)
         # A process that was stopped cannot speak for its supervisor, nor the other way round.
         if node is not None and not isinstance(event, Pulse):
@@ -177,6 +186,25 @@ class Lifecycle:
             case Tick():
                 out += self._tick()
         return out
+
+    def _allow_for_standstill(self, tick: bool) -> None:
+        """Move all that deadlines count from by the time in which the driver stood still."""
+        late = 0.0 if self.tick_seconds is None else self.now - self._ticked_at - self.tick_seconds
+        stood_still = late > STANDSTILL_SECONDS
+        if tick or stood_still:
+            self._ticked_at = self.now
+        if not stood_still:
+            return
+
+        def moved(time: float) -> float:
+            return min(time + late, self.now)
+
+        self._started_at, self._failed_at = moved(self._started_at), self._failed_at and moved(self._failed_at)
+        self._stop_at = None if self._stop_at is None else moved(self._stop_at)
+        for r in self.records.values():
+            r.last_seen = None if r.last_seen is None else moved(r.last_seen)
+            r.last_pulse = None if r.last_pulse is None else moved(r.last_pulse)
+            r.away_since = None if r.away_since is None else moved(r.away_since)
 
     @property
     def patience(self) -> float:

@@ -52,6 +52,9 @@ TAIL_LINES = 40
 MAX_LINES_PER_HEARTBEAT = 200
 MAX_LINE_BYTES = 8192
 
+MAX_LINES_WAITING = 2000
+"""Lines that wait for a heartbeat; what a node prints beyond them is in the executor's log only."""
+
 RESULT_SCHEMA = pa.schema([pa.field("role", pa.string()), pa.field("index", pa.int32())])
 RESULT_DDL = "role string, index int"
 
@@ -130,6 +133,7 @@ class Supervisor:
         self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.secret.for_clients())
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._pending: list[str] = []
+        self._left_out = 0
         self._partial = b""
         self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
@@ -264,7 +268,10 @@ class Supervisor:
         sys.stderr.write(f"[{self.node}] {text}\n")
         if not NATIVE_CHATTER.match(text):
             self.tail.append(text)
-            self._pending.append(text)
+            if len(self._pending) < MAX_LINES_WAITING:
+                self._pending.append(text)
+            else:
+                self._left_out += 1
 
     def _beat(self) -> None:
         """Send what was printed; learn whether to stop. The lines are kept until the coordinator has them."""
@@ -279,6 +286,9 @@ class Supervisor:
                 self._ask_to_stop(0.0)
             return
         del self._pending[: len(lines)]
+        if self._left_out:
+            self._pending.append(f"... {self._left_out} lines left out")
+            self._left_out = 0
         self._reached_at = time.monotonic()
         if answer["stop_grace"] is not None:
             self._ask_to_stop(answer["stop_grace"])

@@ -4,8 +4,8 @@
     <directory>/epoch-000003/epoch.json                    {"epochs": 3, "version": 1}
     <directory>/finished.json                              the run that these belong to has come to its end
 
-A checkpoint is written beside its place and moved there by one rename; ``epoch.json`` comes last, for file systems
-whose renames of directories are no single step.
+A checkpoint is written beside its place and moved there by one rename; only then comes ``epoch.json``, by a rename of
+its own: object stores move a directory file by file, in any order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,6 +30,18 @@ STAGING = ".staging-"
 STATE = "state"
 EPOCH_FILE = "epoch.json"
 FINISHED_FILE = "finished.json"
+
+UNFIT = (AssertionError, ValueError, IndexError, tf.errors.OpError)
+"""What TensorFlow raises when a checkpoint is damaged, or is one of something else."""
+
+PASSING = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+)
+"""What may be better the next time: a store or a parameter server is not reached."""
 
 
 def complete(directory: str) -> dict[int, str]:
@@ -51,6 +63,13 @@ def is_finished(directory: str) -> bool:
     return bool(tf.io.gfile.exists(f"{directory}/{FINISHED_FILE}"))
 
 
+def _remove(path: str) -> None:
+    """Remove a checkpoint, which is none any more as soon as that has begun."""
+    if tf.io.gfile.exists(f"{path}/{EPOCH_FILE}"):
+        tf.io.gfile.remove(f"{path}/{EPOCH_FILE}")
+    tf.io.gfile.rmtree(path)
+
+
 class TrainingCheckpoint:
     """Saves and restores objects in one directory.
 
@@ -65,7 +84,7 @@ class TrainingCheckpoint:
     writes
         Whether this node is the one that writes.
     agree
-        Given the newest epoch that this node can go on from, returns the one that all can.
+        Given the epochs that this node can go on from, returns the last one that all can, or 0.
     epochs_read
         Tells how many epochs have been read.
     remote
@@ -79,7 +98,7 @@ class TrainingCheckpoint:
         *,
         keep: int,
         writes: bool,
-        agree: Callable[[int], int],
+        agree: Callable[[Sequence[int]], int],
         epochs_read: Callable[[], int],
         remote: bool = False,
     ) -> None:
@@ -98,7 +117,7 @@ class TrainingCheckpoint:
         if self._agreed is None:
             # In a run that has finished, the next one is a run of its own.
             found = {} if is_finished(self.directory) else complete(self.directory)
-            self._agreed = self._agree(max(found, default=0))
+            self._agreed = self._agree(list(found))
         return self._agreed
 
     def restore(self, path: str | None = None) -> int:
@@ -150,19 +169,20 @@ class TrainingCheckpoint:
         gfile.makedirs(staging)
         try:
             self._checkpoint().write(f"{staging}/{STATE}", self._io_options())
-            text = json.dumps({"epochs": epochs, "version": VERSION})
-            with gfile.GFile(f"{staging}/{EPOCH_FILE}", "w") as f:
-                f.write(text)
             if gfile.exists(target):
-                gfile.rmtree(target)
+                _remove(target)
             gfile.rename(staging, target)
         except BaseException:
             if gfile.exists(staging):
                 gfile.rmtree(staging)
             raise
+        with gfile.GFile(f"{target}/{STAGING}{EPOCH_FILE}", "w") as f:
+            f.write(json.dumps({"epochs": epochs, "version": VERSION}))
+        gfile.rename(f"{target}/{STAGING}{EPOCH_FILE}", f"{target}/{EPOCH_FILE}")
+        self._tidy(epochs)
+        # As long as later epochs of a finished run are there, it has to be known that it has finished.
         if is_finished(self.directory):
             gfile.remove(f"{self.directory}/{FINISHED_FILE}")
-        self._tidy(epochs)
         return target
 
     def finish(self) -> None:
@@ -176,7 +196,7 @@ class TrainingCheckpoint:
         # Those of a longer run before this one would be taken for newer.
         stale = [e for e in found if e > newest] + [e for e in found if e <= newest][: -self._keep]
         for epochs in stale:
-            tf.io.gfile.rmtree(found[epochs])
+            _remove(found[epochs])
         for name in tf.io.gfile.listdir(self.directory):
             if name.startswith(STAGING):
                 tf.io.gfile.rmtree(f"{self.directory}/{name.rstrip('/')}")
@@ -190,7 +210,9 @@ class TrainingCheckpoint:
             raise ConfigurationError(f"{path} is no checkpoint that tfspark has written: {e}") from None
         try:
             self._checkpoint().read(f"{path}/{STATE}", self._io_options()).assert_existing_objects_matched()
-        except (AssertionError, ValueError) as e:
+        except PASSING:
+            raise
+        except UNFIT as e:
             raise ConfigurationError(
                 f"The checkpoint {path} does not fit what it is restored into: {e}",
                 hint="Another program has written it, or another version of this one: use another checkpoint_dir.",

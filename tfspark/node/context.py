@@ -65,7 +65,7 @@ class NodeContext:
         self.restarts: int = options.get("restarts", 0)
         if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
             # Whoever restores nothing begins at the beginning.
-            link.spool.before_first_wait(lambda: link.resume(0))
+            link.spool.before_first_wait(lambda: link.resume(()))
         self._debugging = Debugging(options, f"{self.role}-{self.index}", self.is_chief)
         self.log_dir = self._debugging.log_dir
 
@@ -353,6 +353,8 @@ class NodeContext:
         """
         from tfspark.node.serve import answering
 
+        if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
+            self._link.resume_without()
         return self._link.serving.run(answering(fn), threads)
 
     def checkpoint(self, *, keep: int = 3, **objects: Any) -> TrainingCheckpoint:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,9 @@ POLL_SECONDS = 5.0
 
 PULSE_SECONDS = 1.0
 """How often the coordinator hears from the process itself."""
+
+LAST_WORD_SECONDS = 1.0
+"""How long the coordinator's last word may come after the supervisor's."""
 
 COMMIT_TRIES = 3
 
@@ -60,6 +64,7 @@ class CoordinatorLink:
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
         self.released = False
+        self._has_last_word = False
         self.training_ended = threading.Event()
         self._resumed: int | None = None
         self.step = 0
@@ -87,9 +92,11 @@ class CoordinatorLink:
         """Wait until every node has finished: the others' collectives still need this process."""
         with self._changed:
             self._changed.wait_for(lambda: self.released or self.stopping.is_set())
+            # The supervisor has its word with a heartbeat, which may be answered before the poll is.
+            self._changed.wait_for(lambda: self.released or self._has_last_word, LAST_WORD_SECONDS)
 
-    def resume(self, epochs: int) -> int:
-        """Say which epoch this node can go on from, the first time it is asked; return the one that all can.
+    def resume(self, epochs: Sequence[int]) -> int:
+        """Say which epochs this node can go on from, the first time it is asked; return the last one that all can.
 
         Raises
         ------
@@ -99,9 +106,14 @@ class CoordinatorLink:
         while self._resumed is None:
             if self.stopping.is_set():
                 raise stopped_error("not all nodes had begun to train")
-            message = m.Resume(self.node.role, self.node.index, epochs, POLL_SECONDS)
+            message = m.Resume(self.node.role, self.node.index, list(epochs), POLL_SECONDS)
             self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
         return self._resumed
+
+    def resume_without(self) -> None:
+        """Say that the others need not wait for this node to go on, unless it has said more by then."""
+        if self._resumed is None:
+            self._client.send(m.Resume(self.node.role, self.node.index, None, 0.0))
 
     @property
     def resumed(self) -> int:
@@ -134,6 +146,7 @@ class CoordinatorLink:
     def finished(self, result: bytes) -> None:
         """``main`` has returned."""
         self._client.send(m.Finished(self.node.role, self.node.index, result), timeout=60.0)
+        self.spool.discard()
 
     def raised(self, reason: str, text: str, hint: str, final: bool) -> None:
         """``main`` has raised; `final` if it would do so again."""
@@ -207,6 +220,7 @@ class CoordinatorLink:
             except flight.FlightError as e:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > 2 * POLL_SECONDS:
+                    self._has_last_word = True
                     self.on_stop(f"the coordinator is gone: {e}")
                     return
                 self.stopping.wait(0.5)
@@ -238,6 +252,7 @@ class CoordinatorLink:
             case m.AllFinished():
                 self.released = True
             case m.Stop(_, reason):
+                self._has_last_word = True
                 self.on_stop(reason)
         with self._changed:
             self._changed.notify_all()

@@ -60,15 +60,17 @@ def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
 
 
 def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
-    """Listen for rows, and claim the port of TensorFlow's server; returns the link and the claim."""
+    """Claim the port of TensorFlow's server, and listen for rows; returns the link and the claim."""
     from tfspark.errors import TFSparkError
     from tfspark.node.link import CoordinatorLink, tell_refusal
     from tfspark.transport.ports import Claim
 
-    # A node that was lost and is back has the port by which TensorFlow knows it.
+    # A node that was lost and is back has the port by which TensorFlow knows it, and claims it first: the server for
+    # rows may take any port of the range.
     ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
     try:
-        return CoordinatorLink(plan), Claim(plan["host"], ports)
+        claim = Claim(plan["host"], ports)
+        return CoordinatorLink(plan), claim
     except TFSparkError as e:
         tell_refusal(plan, e)
         os._exit(1)

@@ -152,14 +152,15 @@ class Raised(Message):
 
 @dataclass(frozen=True)
 class Resume(Message):
-    """The newest epoch that this node can go on from; answered when all have said theirs or after ``seconds``.
+    """The epochs that this node can go on from; answered when all have said theirs or after ``seconds``.
 
-    The answer is the earliest of all: from there everyone goes on, and the driver feeds.
+    The answer is the last one that all have, or 0: from there everyone goes on, and the driver feeds. A node that
+    serves says ``None``: the others need not wait for it.
     """
 
     role: str
     index: int
-    epochs: int
+    epochs: list[int] | None
     seconds: float
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hmac
+import logging
 import mmap
 import os
 import queue
@@ -24,6 +25,8 @@ import pyarrow as pa
 
 from tfspark.errors import FeedError
 from tfspark.transport.messages import SlotFilled, SlotsGranted
+
+logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4 << 20
 """Rows in a message: what fits the processors' caches is copied fastest from hand to hand."""
@@ -74,22 +77,30 @@ class SlotPool:
         with self._opening:
             if self._fd >= 0 or not self._count or not hasattr(os, "memfd_create"):
                 return self._fd >= 0
-            size = _FIRST_SLOT + self._count * SLOT_BYTES
-            fd = os.memfd_create("tfspark", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
-                os.ftruncate(fd, size)
-                # Whoever else has it open must not take mapped pages away.
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                self._key = secrets.token_bytes(_KEY_BYTES)
-                os.pwrite(fd, self._key, 0)
-                self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ)
-            except BaseException:
-                os.close(fd)
-                raise
+                self._fd = self._create(_FIRST_SLOT + self._count * SLOT_BYTES)
+            except OSError as e:
+                # The kernel may refuse such files (vm.memfd_noexec, seccomp), or this one for its size.
+                logger.warning("there is no shared memory, so all rows pass through sockets: %s", e)
+                self._count = 0
+                return False
             self._address = np.frombuffer(self._map, np.uint8).ctypes.data
             self._stack = list(reversed(range(self._count)))
-            self._fd = fd
             return True
+
+    def _create(self, size: int) -> int:
+        fd = os.memfd_create("tfspark", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            # Whoever else has it open must not take mapped pages away.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self._key = secrets.token_bytes(_KEY_BYTES)
+            os.pwrite(fd, self._key, 0)
+            self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def grant(self, count: int) -> SlotsGranted:
         """Return where the memory is, and as many free slots as there are, at most `count`."""
@@ -182,9 +193,13 @@ class SlotWriter:
 
     def __init__(self, granted: SlotsGranted) -> None:
         self._fd = os.open(f"/proc/{granted.pid}/fd/{granted.fd}", os.O_RDWR | os.O_CLOEXEC)
-        if not granted.key or not hmac.compare_digest(os.pread(self._fd, _KEY_BYTES, 0), granted.key):
+        try:
+            # It may be a pipe or a terminal, which cannot be read from a place.
+            if not granted.key or not hmac.compare_digest(os.pread(self._fd, _KEY_BYTES, 0), granted.key):
+                raise OSError("another file has the number of the node's memory here")
+        except BaseException:
             self.close()
-            raise OSError("another file has the number of the node's memory here")
+            raise
         self._message = bytearray(SLOT_BYTES)
 
     def write(self, slot: int, batch: pa.RecordBatch) -> SlotFilled | None:

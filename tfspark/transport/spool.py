@@ -98,6 +98,9 @@ class Upload:
         """
         in_memory = self._spool._reserve(self, batch.nbytes)
         self.rows += batch.num_rows
+        if self._spool.discarding:
+            self._batches.clear()
+            return
         self._batches.append(batch)
         if in_memory:
             return
@@ -169,6 +172,7 @@ class Spool:
         self.rows_read = 0
         self.rows_of_last_epoch = 0
         self.last_feed: Feed | None = None
+        self.discarding = False
 
     # --- told by the coordinator
 
@@ -208,6 +212,12 @@ class Spool:
             self._error = self._error or error
             self._changed.notify_all()
 
+    def discard(self) -> None:
+        """Nobody will read here again: take what still comes, so that the feed can end, and keep none of it."""
+        with self._changed:
+            self.discarding = True
+            self._changed.notify_all()
+
     # --- the writing side
 
     def begin_upload(self, number: int, partition: int = 0, patience: float = 30.0) -> Upload:
@@ -225,7 +235,10 @@ class Spool:
         with self._changed:
             self._uploads.remove(upload)
             partition.read = bool(upload.feed.name)
-            upload.feed.partitions.append(partition)
+            if self.discarding:
+                self._give_back(upload)
+            else:
+                upload.feed.partitions.append(partition)
             upload.feed.rows_received += partition.rows
             self._end_if_complete(upload.feed)
             self._changed.notify_all()
@@ -235,7 +248,7 @@ class Spool:
         with self._changed:
             # Of a reproducible feed nothing is read before all is there, and a named one is read when epochs end: they
             # have the disk as their bound.
-            bounded = not (upload.feed.reproducible or upload.feed.name)
+            bounded = not (self.discarding or upload.feed.reproducible or upload.feed.name)
             if bounded and upload.nbytes + nbytes > self.capacity_bytes:
                 raise FeedError(
                     f"A partition of more than {upload.nbytes + nbytes:,} bytes does not fit the spool of "
@@ -243,14 +256,14 @@ class Spool:
                     hint="Repartition the DataFrame into smaller partitions, or raise Cluster(spool_bytes=...).",
                 )
             upload.touched = time.monotonic()
-            while not (self._error or not bounded or self._has_room(upload, nbytes)):
+            while not (self._error or self.discarding or not bounded or self._has_room(upload, nbytes)):
                 self._changed.wait(PEER_SILENCE_SECONDS / 4)
                 upload.touched = time.monotonic()
             self._check()
             upload.nbytes += nbytes
             if not upload.feed.name:
                 self._unread_bytes += nbytes
-            if not upload.in_memory:
+            if self.discarding or not upload.in_memory:
                 return False
             most = self.capacity_bytes if upload.feed.in_memory else self.memory_bytes
             if self._in_memory + nbytes <= most:
@@ -280,10 +293,13 @@ class Spool:
         with self._changed:
             if upload in self._uploads:
                 self._uploads.remove(upload)
-                if not upload.feed.name:
-                    self._unread_bytes -= upload.nbytes
-                self._leave_memory(upload)
+                self._give_back(upload)
                 self._changed.notify_all()
+
+    def _give_back(self, upload: Upload) -> None:
+        if not upload.feed.name:
+            self._unread_bytes -= upload.nbytes
+        self._leave_memory(upload)
 
     # --- the reading side
 
@@ -451,6 +467,9 @@ class EpochReader:
                 for partition in self.feed.partitions:
                     self._drop(partition)
                 self.feed.partitions.clear()
+                # The cursor is beyond those before; a stream has very many.
+                for number in [n for n, f in spool._feeds.items() if n < self.feed.number and not f.name]:
+                    del spool._feeds[number]
             spool._changed.notify_all()
 
 
