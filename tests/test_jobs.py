@@ -183,7 +183,9 @@ def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
             job.kill()
     assert job.returncode == 143
     _, alive = psutil.wait_procs(mine, timeout=60)
-    assert not alive
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], (
+        "whoever adopts them may reap them late"
+    )
     assert not (tmp_path / "run" / "result.json").exists()
 
     # Nodes go on for the seconds of grace that they have.

@@ -519,12 +519,17 @@ def test_every_role_runs_main_and_the_background_ends_with_the_others(old: Any, 
     def main(args: Any, ctx: Any) -> None:
         import os
         import threading
+        import time
 
         name = f"{ctx.job_name}{ctx.task_index}"
         with open(os.path.join(args.directory, name), "w") as f:
             json.dump([ctx.executor_id, ctx.num_workers, sorted(ctx.cluster_spec), os.environ.get("TF_CONFIG")], f)
+        background = [os.path.join(args.directory, n) for n in ("ps0", "evaluator0")]
+        never, deadline = threading.Event(), time.monotonic() + 60
         if ctx.job_name in ("ps", "evaluator"):
-            threading.Event().wait()
+            never.wait()
+        while not all(map(os.path.exists, background)) and time.monotonic() < deadline:
+            never.wait(0.1)
 
     args = argparse.Namespace(directory=directory)
     cluster = old.TFCluster.run(

@@ -107,8 +107,8 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         from tfspark.ml.scoring import score
 
-        self.require(dataset, labels=False)
         inputs, outputs = self._inputs(), self._outputs()
+        self.require(dataset, labels=False)
         added = self._added_columns()
         clash = sorted(set(added) & set(dataset.columns))
         if clash:
