@@ -46,7 +46,17 @@ def started(spark: SparkSession, workers: int, ps: int) -> Any:
     cluster = tfspark.Cluster(spark, idle, workers=workers, ps=ps, progress=False)
     began = time.time()
     cluster.start()
-    common.wait_until(lambda: len(cluster.startup_seconds) == nodes(workers, ps), "main")
+
+    def entered() -> bool:
+        states = [node.state for node in cluster.status()]
+        if "failed" in states:
+            cluster.wait()
+        return len(cluster.startup_seconds) == nodes(workers, ps)
+
+    try:
+        common.wait_until(entered, "main")
+    except TimeoutError as e:
+        raise TimeoutError(f"{e}: {cluster.status()}") from None
     return cluster, began
 
 
