@@ -48,8 +48,7 @@ def started(spark: SparkSession, workers: int, ps: int) -> Any:
     cluster.start()
 
     def entered() -> bool:
-        states = [node.state for node in cluster.status()]
-        if "failed" in states:
+        if any(node.state == "failed" for node in cluster.status()):
             cluster.wait()
         return len(cluster.startup_seconds) == nodes(workers, ps)
 

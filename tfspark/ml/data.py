@@ -96,10 +96,9 @@ def with_weights(df: DataFrame, weight: str | None, label: str = "", class_weigh
     own: Column = F.col(quoted(weight)).cast("double") if weight else F.lit(1.0)
     if class_weight == "balanced":
         class_weight = balanced(df, own, label)
-    labels = F.col(quoted(label)).cast("double") if class_weight is not None else F.lit(None)
     of_label: Column = F.lit(1.0)
     for value, factor in (class_weight or {}).items():
-        of_label = F.when(labels == value, F.lit(factor)).otherwise(of_label)
+        of_label = F.when(F.col(quoted(label)).cast("double") == value, F.lit(factor)).otherwise(of_label)
     weighed = own * of_label
     found = df.agg(F.avg(weighed), F.count(F.when(own.isNull(), 1)), F.count("*")).first()
     assert found is not None

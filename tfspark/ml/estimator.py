@@ -161,7 +161,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
         shapes = shapes_of(dataset, columns, declared)
-        options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
+        options = self.cluster_options
         split = split_frames(dataset, columns, indicator, share, self.getSeed())
         with reserved(spark, workers, options), split as frames:
             plan = self._plan(spark, training, validation if frames.validation is not None else None)

@@ -206,7 +206,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             rows = with_weights(rows, weight).select(*[quoted(c) for c in batch.columns])
         model = ModelPlan(keras=self.trained.keras, weighted=weight is not None, **self.compiling())
         plan = EvaluationPlan(model, batch, self.getBatchSize())
-        options: dict[str, Any] = {"progress": False, **(self.value("clusterOptions") or {})}
+        options = self.cluster_options
         workers = self.getNumWorkers()
         with reserved(spark, workers, options), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
             cluster.feed(rows, shapes=shapes)

@@ -278,6 +278,11 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
         columns: dict[str, str] | None = self.value("labelCols")
         return columns or self.getLabelCol()
 
+    @property
+    def cluster_options(self) -> dict[str, Any]:
+        """Return the arguments of `tfspark.Cluster` beside what the other Params say."""
+        return {"progress": False, **(self.value("clusterOptions") or {})}
+
     def compiling(self) -> dict[str, Any]:
         """Return the objects that nodes load and compile the model with, packed."""
         names = {"loss": "loss", "loss_weights": "lossWeights", "metrics": "metrics", "custom_objects": "customObjects"}

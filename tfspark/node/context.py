@@ -63,7 +63,7 @@ class NodeContext:
         self.gpus: tuple[str, ...] = tuple(options.get("gpus", ()))
         self.checkpoint_dir: str | None = options.get("checkpoint_dir")
         self.restarts: int = options.get("restarts", 0)
-        if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
+        if self._takes_checkpoints:
             # Whoever restores nothing begins at the beginning.
             link.spool.before_first_wait(lambda: link.resume(()))
         self._debugging = Debugging(options, f"{self.role}-{self.index}", self.is_chief)
@@ -353,7 +353,7 @@ class NodeContext:
         """
         from tfspark.node.serve import answering
 
-        if self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value:
+        if self._takes_checkpoints:
             self._link.resume_without()
         return self._link.serving.run(answering(fn), threads)
 
@@ -405,6 +405,10 @@ class NodeContext:
         if self._is_independent and self.num_workers > 1:
             return f"{self.checkpoint_dir.rstrip('/')}/{self.role}-{self.index}"
         return self.checkpoint_dir
+
+    @property
+    def _takes_checkpoints(self) -> bool:
+        return self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value
 
     @property
     def _is_independent(self) -> bool:

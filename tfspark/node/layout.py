@@ -114,7 +114,7 @@ class Layout:
 
 def _select(
     fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
-) -> tuple[list[ColumnSpec], list[ColumnSpec]]:
+) -> tuple[list[ColumnSpec], set[ColumnSpec]]:
     """Return all columns that are wanted, and those of them that are features."""
     by_name: dict[str, list[ColumnSpec]] = {}
     for c in fed:
@@ -129,8 +129,8 @@ def _select(
         raise ConfigurationError(f"No column named {unknown} is fed.", hint=f"The columns are {list(by_name)}.")
     if not names:
         raise ConfigurationError("No column is left for the features.", hint="Name some in columns=.")
-    features = list(dict.fromkeys(c for n in names for c in by_name[n]))
-    return list(dict.fromkeys([*features, *(c for n in targets for c in by_name[n])])), features
+    kept = dict.fromkeys(c for n in names + targets for c in by_name[n])
+    return list(kept), {c for n in names for c in by_name[n]}
 
 
 def _pack(table: pa.Table, pack: Sequence[ColumnSpec]) -> np.ndarray:
