@@ -55,6 +55,32 @@ def test_a_claim_passes_over_ports_that_others_listen_on() -> None:
             Claim("127.0.0.1", (port, port))
 
 
+@pytest.mark.parametrize("ranged", [True, False])
+def test_a_port_claimed_on_all_addresses_is_nobody_elses_on_any(ranged: bool) -> None:
+    port = unused_port("127.0.0.1")
+    with Claim(None, (port, port) if ranged else None) as claim:
+        for host in ("127.0.0.1", "127.0.0.2", "::1"):
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
+                with pytest.raises(OSError, match="in use"):
+                    other.bind((host, claim.port))
+        # As TensorFlow's server does.
+        with flight.FlightServerBase(location_of("0.0.0.0", claim.port, tls=False)) as server:
+            assert server.port == claim.port
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_port_in_use_on_another_address_is_no_port_for_tensorflow(listening: bool) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other, socket.socket() as client:
+        client.bind(("127.0.0.2", 0))
+        client.connect(other.getsockname())
+        port = (other if listening else client).getsockname()[1]
+        with Claim("127.0.0.1", (port, port)), pytest.raises(OSError, match="in use"), socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("0.0.0.0", port))
+        with pytest.raises(ResourceError, match=f"All ports from {port} to {port} are in use on this host"):
+            Claim(None, (port, port))
+
+
 def test_a_port_whose_last_connection_has_just_ended_is_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()

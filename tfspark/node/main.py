@@ -69,7 +69,7 @@ def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
     # rows may take any port of the range.
     ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
     try:
-        claim = Claim(plan["host"], ports)
+        claim = Claim(None, ports)
         return CoordinatorLink(plan), claim
     except TFSparkError as e:
         tell_refusal(plan, e)

@@ -3,6 +3,9 @@
 gRPC, under Flight and TensorFlow alike, binds with ``SO_REUSEADDR`` and ``SO_REUSEPORT``. So it gets a port that a
 socket with ``SO_REUSEADDR`` has bound without listening, and nobody else does: the kernel refuses a second server while
 one listens, and gives a bound port to nobody who asks for any.
+
+TensorFlow listens on all addresses, whatever its cluster is told. So its port must be claimed on all of them: a port
+that is free on one address may be another server's, or that of somebody's connection, on the next.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class Claim:
     Parameters
     ----------
     host
-        Address that the server will bind.
+        Address that the server will bind; all there are if None.
     ports
         The range it must be of; any port by default.
 
@@ -52,11 +55,11 @@ class Claim:
         If all ports of the range are in use.
     """
 
-    def __init__(self, host: str, ports: Ports | None = None) -> None:
+    def __init__(self, host: str | None, ports: Ports | None = None) -> None:
         self._held = contextlib.ExitStack()
         self.port = self._bind(host, 0) if ports is None else self._first_free(host, ports)
 
-    def _first_free(self, host: str, ports: Ports) -> int:
+    def _first_free(self, host: str | None, ports: Ports) -> int:
         for port in range(ports[0], ports[1] + 1):
             try:
                 lock = self._held.enter_context(socket.socket(socket.AF_UNIX))
@@ -68,14 +71,17 @@ class Claim:
             except OSError:
                 self.close()
         raise ResourceError(
-            f"All ports from {ports[0]} to {ports[1]} are in use on {host}.",
+            f"All ports from {ports[0]} to {ports[1]} are in use on {host or 'this host'}.",
             hint="A node needs two, the driver one for each cluster: widen ports=(first, last).",
         )
 
-    def _bind(self, host: str, port: int) -> int:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        s = self._held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    def _bind(self, host: str | None, port: int) -> int:
+        if host is None:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+        s = self._held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         s.bind((host, port))
         return int(s.getsockname()[1])
 
