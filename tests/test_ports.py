@@ -60,9 +60,9 @@ def test_a_port_claimed_on_all_addresses_is_nobody_elses_on_any(ranged: bool) ->
     port = unused_port("127.0.0.1")
     with Claim(None, (port, port) if ranged else None) as claim:
         for host in ("127.0.0.1", "127.0.0.2", "::1"):
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
-                with pytest.raises(OSError, match="in use"):
-                    other.bind((host, claim.port))
+            other = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            with other, pytest.raises(OSError, match="in use"):
+                other.bind((host, claim.port))
         # As TensorFlow's server does.
         with flight.FlightServerBase(location_of("0.0.0.0", claim.port, tls=False)) as server:
             assert server.port == claim.port
