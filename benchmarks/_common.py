@@ -60,15 +60,15 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def session(master: str, name: str, verbose: bool = False, **more: str) -> Iterator[SparkSession]:
-    """Make a plain Spark session, with more settings, whose executors run this Python and see this checkout."""
+    """Make a session as users do, with more settings, whose executors see this checkout."""
     from pyspark.sql import SparkSession
+
+    import tfspark
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(name)s %(message)s"
     )
     logging.getLogger("py4j").setLevel(logging.WARNING)
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     checkout = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
     settings = {
@@ -76,13 +76,12 @@ def session(master: str, name: str, verbose: bool = False, **more: str) -> Itera
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
         "spark.driver.memory": "3g",
-        "spark.sql.execution.arrow.pyspark.enabled": "true",
         **more,
     }
     builder = SparkSession.builder.master(master).appName(name)
     for key, value in settings.items():
         builder = builder.config(key, value)
-    spark = builder.getOrCreate()
+    spark = tfspark.configure(builder).getOrCreate()
     app = spark.sparkContext.applicationId
     spark.sparkContext.addPyFile(__file__)
     try:

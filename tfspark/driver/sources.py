@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError, SchemaError
+from tfspark.packing import packed_columns
 from tfspark.schema import ColumnSpec, Shape, plan_columns, with_path
 
 if TYPE_CHECKING:
@@ -324,14 +325,20 @@ def arrow_schema_of(schema: StructType) -> pa.Schema:
 
 def feed_job(df: DataFrame, plan: FeedPlan, profile: ResourceProfile | None = None) -> DataFrame:
     """Return the job that sends every partition of `df` to a worker."""
+    from pyspark.sql import functions as F
+
     from tfspark.executor.feed_task import RESULT_DDL
+
+    columns, packed = packed_columns(df, {c: F.col(_quoted(c)) for c in df.columns}, plan.columns)
+    plan = replace(plan, packed=packed)
 
     def send_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.executor.feed_task import push
 
         return push(plan, batches)
 
-    return df.mapInArrow(send_partition, RESULT_DDL, profile=profile)
+    sent = df.select(*[c.alias(name) for name, c in columns.items()]) if packed else df
+    return sent.mapInArrow(send_partition, RESULT_DDL, profile=profile)
 
 
 def _from_pandas(spark: SparkSession, frame: pd.DataFrame) -> DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 
 from tfspark.errors import SchemaError, TFSparkError
 from tfspark.executor.host import address_towards
+from tfspark.packing import Packed, unpacked
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
 from tfspark.transport.auth import Secret, call_options
@@ -37,13 +38,20 @@ RESULT_DDL = "partition int, worker string, rows long, seconds double"
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """All that a feed task needs; travels in the task's closure."""
+    """All that a feed task needs; travels in the task's closure.
+
+    Attributes
+    ----------
+    packed
+        Columns that come from Spark as bytes.
+    """
 
     feed: int
     columns: Sequence[ColumnSpec]
     coordinator_host: str
     coordinator_port: int
     secret: Secret
+    packed: Packed = field(default_factory=dict)
 
 
 def push(plan: FeedPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -107,7 +115,7 @@ def _send(
         writer, replies = client.flight.do_put(descriptor, schema, call_options(plan.secret.token))
         with Sender(writer, replies, header.same_host) as sender:
             for batch in _chain(first, rest):
-                sender.send(prepare_batch(batch, plan.columns, schema))
+                sender.send(prepare_batch(unpacked(batch, plan.packed), plan.columns, schema))
                 rows += batch.num_rows
         _finish(writer, replies, rows)
     except SchemaError:

@@ -11,8 +11,8 @@ import pyarrow as pa
 from tfspark.arrays import column_arrays, to_arrow
 from tfspark.errors import SchemaError
 from tfspark.inference.loading import function_of
-from tfspark.inference.packing import unpacked
 from tfspark.inference.plan import PredictionPlan
+from tfspark.packing import unpacked, unpacked_schema
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
 
@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(self, plan: PredictionPlan, schema: pa.Schema) -> None:
         self._plan = plan
-        self._columns = {c.name: c for c in plan.columns(_unpacked_schema(schema, plan))}
+        self._columns = {c.name: c for c in plan.columns(unpacked_schema(schema, plan.packed))}
         self._prepared = arrow_schema(list(self._columns.values()))
         self._function = function_of(plan.call)
         self._expected = self._function.structured_input_signature[1]
@@ -61,25 +61,13 @@ class Predictor:
             If a value breaks the rule of its column, or an output is not one value per row.
         """
         specs = list(self._columns.values())
-        prepared = prepare_batch(self._unpacked(batch), specs, self._prepared)
+        prepared = prepare_batch(unpacked(batch, self._plan.packed), specs, self._prepared)
         feeds = {
             name: _tensor(name, prepared.column(column), self._columns[column], self._expected[name])
             for name, column in self._plan.inputs.items()
         }
         produced = self._function(**feeds)
         return [to_arrow(produced[n], batch.num_rows, n, t) for n, t in self._types.items()]
-
-    def _unpacked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        arrays = []
-        for spec in self._columns.values():
-            dtype, array = self._plan.packed.get(spec.name), batch.column(spec.name)
-            arrays.append(array if dtype is None else unpacked(array, dtype, spec.shape, spec.name))
-        return pa.RecordBatch.from_arrays(arrays, names=list(self._columns))
-
-
-def _unpacked_schema(schema: pa.Schema, plan: PredictionPlan) -> pa.Schema:
-    types = {name: pa.list_(pa.type_for_alias(dtype)) for name, dtype in plan.packed.items()}
-    return pa.schema([f.with_type(types.get(f.name, f.type)) for f in schema])
 
 
 def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.driver.sources import arrow_schema_of, leaves_of
 from tfspark.errors import ConfigurationError, SchemaError
-from tfspark.inference.packing import packed_columns
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
 from tfspark.inference.udf import arrow_udfs, model_udf
+from tfspark.packing import packed_columns
 from tfspark.saved_models.signatures import DEFAULT
-from tfspark.schema import Shape
+from tfspark.schema import ColumnSpec, Shape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,26 +104,29 @@ def add_predictions(df: DataFrame, plan: PredictionPlan) -> DataFrame:
             f"Outputs {clash} have the names of columns.", hint="Rename them with outputs={output: column}."
         )
     add = _with_udf if arrow_udfs() else _with_map
-    return add(df, plan, _fed_columns(df, plan))
+    return add(df, plan, *_fed_columns(df, plan))
 
 
-def _fed_columns(df: DataFrame, plan: PredictionPlan) -> dict[str, Column]:
-    """Return the columns that become inputs, as they go to Python, by name."""
+def _fed_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Column], tuple[ColumnSpec, ...]]:
+    """Return the columns that become inputs by name, and the tensors that they become."""
     leaves = leaves_of(df, list(dict.fromkeys(plan.inputs.values())))
     nested = sorted({leaf.path[0] for leaf in leaves if len(leaf.path) > 1})
     if nested:
         raise SchemaError(f"Columns {nested} are structs, which are no tensors.", hint="Select their fields.")
     columns = {leaf.path[0]: leaf.column for leaf in leaves}
     # A column that cannot be its input is to be named now, and not when the job runs.
-    plan.columns(arrow_schema_of(df.select(*[c.alias(n) for n, c in columns.items()]).schema))
-    return columns
+    return columns, plan.columns(arrow_schema_of(df.select(*[c.alias(n) for n, c in columns.items()]).schema))
 
 
-def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]) -> DataFrame:
+def _with_udf(
+    df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], specs: Sequence[ColumnSpec]
+) -> DataFrame:
     """Add the outputs by an Arrow UDF: other columns do not leave the JVM."""
     from pyspark.sql import functions as F
 
-    columns, packed = packed_columns(df, columns, plan)
+    wanted = {c: {plan.signature.inputs[n].dtype for n, of in plan.inputs.items() if of == c} for c in columns}
+    narrowed = [c for c, dtypes in wanted.items() if dtypes == {"float32"}]
+    columns, packed = packed_columns(df, columns, specs, narrowed)
     plan = replace(plan, packed=packed)
     together = f"tfspark_{secrets.token_hex(4)}"
     # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
@@ -140,7 +143,7 @@ def _quoted(column: str) -> str:
     return "`" + column.replace("`", "``") + "`"
 
 
-def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]) -> DataFrame:
+def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], _: Sequence[ColumnSpec]) -> DataFrame:
     """Add the outputs by ``mapInArrow``, for Spark 4.0, which has no Arrow UDFs: all columns travel both ways."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import StructType

@@ -8,19 +8,17 @@ import org.apache.spark.unsafe.Platform
 
 /** The numbers of an array as bytes, little end first: they reach Python by memcpy, and not value by value.
   *
-  * @param column what the array is called, for errors
+  * An array that holds a null becomes a single byte, which no array of numbers does: the error is Python's to make.
+  *
   * @param narrow whether doubles become floats
   */
-case class PackedArray(child: Expression, column: String, narrow: Boolean) extends UnaryExpression {
+case class PackedArray(child: Expression, narrow: Boolean) extends UnaryExpression {
   override def dataType: DataType = BinaryType
 
-  override protected def nullSafeEval(input: Any): Any =
-    PackedArray.pack(input.asInstanceOf[ArrayData], kind, column)
+  override protected def nullSafeEval(input: Any): Any = PackedArray.pack(input.asInstanceOf[ArrayData], kind)
 
-  override protected def doGenCode(ctx: CodegenContext, ev: ExprCode): ExprCode = {
-    val name = ctx.addReferenceObj("column", column)
-    nullSafeCodeGen(ctx, ev, array => s"${ev.value} = tfspark.tfrecord.PackedArray.pack($array, $kind, $name);")
-  }
+  override protected def doGenCode(ctx: CodegenContext, ev: ExprCode): ExprCode =
+    nullSafeCodeGen(ctx, ev, array => s"${ev.value} = tfspark.tfrecord.PackedArray.pack($array, $kind);")
 
   override protected def withNewChildInternal(newChild: Expression): PackedArray = copy(child = newChild)
 
@@ -40,31 +38,36 @@ object PackedArray {
   val Ints = 3
   val Longs = 4
 
-  def pack(array: ArrayData, kind: Int, column: String): Array[Byte] = {
-    if (hasNull(array))
-      throw new IllegalArgumentException(
-        s"Column '$column' holds a null inside its arrays.\n" +
-          "Hint: Remove or replace them in Spark, for example with pyspark.sql.functions.transform.")
-    kind match {
-      case Floats => bytes(array.toFloatArray(), Platform.FLOAT_ARRAY_OFFSET, array.numElements(), 4)
-      case Doubles => bytes(array.toDoubleArray(), Platform.DOUBLE_ARRAY_OFFSET, array.numElements(), 8)
-      case Narrowed => bytes(narrowed(array.toDoubleArray()), Platform.FLOAT_ARRAY_OFFSET, array.numElements(), 4)
-      case Ints => bytes(array.toIntArray(), Platform.INT_ARRAY_OFFSET, array.numElements(), 4)
-      case Longs => bytes(array.toLongArray(), Platform.LONG_ARRAY_OFFSET, array.numElements(), 8)
-    }
+  private val Size = Array(4, 8, 4, 4, 8)
+  private val NullInside = Array[Byte](0)
+
+  def pack(array: ArrayData, kind: Int): Array[Byte] = array match {
+    case unsafe: UnsafeArrayData =>
+      val length = unsafe.numElements()
+      val header = UnsafeArrayData.calculateHeaderPortionInBytes(length)
+      val base = unsafe.getBaseObject
+      val start = unsafe.getBaseOffset
+      if (hasNull(base, start, header)) NullInside
+      else if (kind == Narrowed) of(narrowed(unsafe.toDoubleArray()), Platform.FLOAT_ARRAY_OFFSET, length, kind)
+      else of(base, start + header, length, kind)
+    case other =>
+      val length = other.numElements()
+      if ((0 until length).exists(other.isNullAt)) NullInside
+      else
+        kind match {
+          case Floats => of(other.toFloatArray(), Platform.FLOAT_ARRAY_OFFSET, length, kind)
+          case Doubles => of(other.toDoubleArray(), Platform.DOUBLE_ARRAY_OFFSET, length, kind)
+          case Narrowed => of(narrowed(other.toDoubleArray()), Platform.FLOAT_ARRAY_OFFSET, length, kind)
+          case Ints => of(other.toIntArray(), Platform.INT_ARRAY_OFFSET, length, kind)
+          case Longs => of(other.toLongArray(), Platform.LONG_ARRAY_OFFSET, length, kind)
+        }
   }
 
-  private def hasNull(array: ArrayData): Boolean = array match {
-    case unsafe: UnsafeArrayData =>
-      // One bit a value, after the number of values.
-      val words = (unsafe.numElements() + 63) / 64
-      var i = 0
-      while (i < words && Platform.getLong(unsafe.getBaseObject, unsafe.getBaseOffset + 8L + 8L * i) == 0L) i += 1
-      i < words
-    case other =>
-      var i = 0
-      while (i < other.numElements() && !other.isNullAt(i)) i += 1
-      i < other.numElements()
+  /** Whether a bit is set behind the number of values: there is one for each of them. */
+  private def hasNull(base: AnyRef, start: Long, header: Int): Boolean = {
+    var at = 8
+    while (at < header && Platform.getLong(base, start + at) == 0L) at += 8
+    at < header
   }
 
   private def narrowed(values: Array[Double]): Array[Float] = {
@@ -74,8 +77,8 @@ object PackedArray {
     out
   }
 
-  private def bytes(values: AnyRef, offset: Long, length: Int, size: Int): Array[Byte] = {
-    val out = new Array[Byte](Math.multiplyExact(length, size))
+  private def of(values: AnyRef, offset: Long, length: Int, kind: Int): Array[Byte] = {
+    val out = new Array[Byte](Math.multiplyExact(length, Size(kind)))
     Platform.copyMemory(values, offset, out, Platform.BYTE_ARRAY_OFFSET, out.length)
     out
   }
