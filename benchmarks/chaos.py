@@ -46,6 +46,9 @@ LAST_FAULT_SECONDS = 14.0
 LEFT_SECONDS = 20.0
 """How long what belonged to a cluster may still be there after it has ended."""
 
+STALL_SECONDS = 30.0
+"""How long rows may not come before it is an error: longer than Spark takes to replace both executors."""
+
 KINDS = {
     ("TensorFlow process", "SIGKILL"): 3,
     ("TensorFlow process", "SIGSTOP"): 2,
@@ -205,7 +208,7 @@ def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right
         args = {"orders": str(orders), "step_seconds": 0.05}
         cluster = tfspark.Cluster(
             spark, train, args, workers=2, max_restarts=MAX_RESTARTS, checkpoint_dir=f"{directory}/checkpoints",
-            stop_grace=1.0, hang_timeout=8.0, stall_timeout=20.0, start_timeout=90.0, progress=False,
+            stop_grace=1.0, hang_timeout=8.0, stall_timeout=STALL_SECONDS, start_timeout=90.0, progress=False,
         )  # fmt: skip
         hung: list[bool] = []
         chaos, watchdog = Chaos(faults, str(orders), rng), _watchdog(cluster, limit, hung)

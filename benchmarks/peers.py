@@ -21,9 +21,11 @@ import io
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import tokenize
 from collections import defaultdict
@@ -44,6 +46,8 @@ OURS = "tfspark"
 TFOS = "TensorFlowOnSpark"
 COMPAT = "its programs on tfspark"
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+JOB_SECONDS = 300.0
+"""A library that takes longer for a job has hung."""
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
@@ -337,43 +341,67 @@ def code_lines(function: Callable[..., Any]) -> int:
 
 
 def attempt(run: Run, job: str, library: str, measure: Callable[[], None]) -> None:
-    """Measure, or note why a peer cannot."""
+    """Measure, or note why a peer cannot; what it could not do once it is not asked for again."""
+    if (job, library) in run.errors:
+        return
     print(f"{job}: {library}", file=sys.stderr)
     try:
-        measure()
+        with time_limit(JOB_SECONDS):
+            measure()
     except BaseException as e:
         if library == OURS or isinstance(e, KeyboardInterrupt):
             raise
+        run.spark.sparkContext.cancelAllJobs()
         run.errors[job, library] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200]
 
 
-def one_round(run: Run, libraries: set[str], model: str) -> None:
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError in the main thread if the block takes longer."""
+
+    def overdue(*_: Any) -> None:
+        raise TimeoutError(f"not done within {seconds:.0f} s")
+
+    # Not by an alarm: TensorFlowOnSpark sets its own.
+    before = signal.signal(signal.SIGUSR2, overdue)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR2))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR2, before)
+
+
+def in_turn(ways: dict[str, Any], libraries: set[str], r: int) -> list[tuple[str, Any]]:
+    """Return the libraries that are there, each round another one first: what follows finds warm Python workers."""
+    there = [(library, way) for library, way in ways.items() if library in libraries]
+    return there[r % len(there) :] + there[: r % len(there)]
+
+
+def one_round(run: Run, libraries: set[str], model: str, r: int) -> None:
     """Measure everything once, the libraries of each job one after another."""
     spark, df = run.spark, run.df
-    for library, lifecycle in LIFECYCLES.items():
-        if library in libraries:
-            attempt(run, "start", library, lambda f=lifecycle: f(run))
-    for library, fit in FITS.items():
-        if library in libraries:
-            attempt(run, "fit", library, lambda f=fit, n=library: timed(run, "fit", n, f, spark, df))
-    for library, infer in INFERENCES.items():
-        if library in libraries:
-            attempt(
-                run, "inference", library,
-                lambda f=infer, n=library: check(timed(run, "inference", n, f, spark, df, model), run.rows * 10),
-            )  # fmt: skip
-    for library, write in WRITES.items():
+    for library, lifecycle in in_turn(LIFECYCLES, libraries, r):
+        attempt(run, "start", library, lambda f=lifecycle: f(run))
+    for library, fit in in_turn(FITS, libraries, r):
+        attempt(run, "fit", library, lambda f=fit, n=library: timed(run, "fit", n, f, spark, df))
+    for library, infer in in_turn(INFERENCES, libraries, r):
+        attempt(
+            run, "inference", library,
+            lambda f=infer, n=library: check(timed(run, "inference", n, f, spark, df, model), run.rows * 10),
+        )  # fmt: skip
+    for library, write in in_turn(WRITES, libraries, r):
         path = os.path.join(run.directory, f"records-{library}")
         shutil.rmtree(path, ignore_errors=True)
-        if library in libraries:
-            attempt(run, "write", library, lambda f=write, n=library, p=path: timed(run, "write", n, f, spark, df, p))
+        attempt(run, "write", library, lambda f=write, n=library, p=path: timed(run, "write", n, f, spark, df, p))
     path = os.path.join(run.directory, f"records-{OURS}")
-    for library, read in READS.items():
-        if library in libraries:
-            attempt(
-                run, "read", library,
-                lambda f=read, n=library: check(timed(run, "read", n, f, spark, path), run.rows * common.FEATURES),
-            )  # fmt: skip
+    for library, read in in_turn(READS, libraries, r):
+        attempt(
+            run, "read", library,
+            lambda f=read, n=library: check(timed(run, "read", n, f, spark, path), run.rows * common.FEATURES),
+        )  # fmt: skip
 
 
 def timed(run: Run, job: str, library: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -456,9 +484,6 @@ def main() -> None:
         common.session(options.master, "tfspark peers benchmark", options.verbose) as spark,
         tempfile.TemporaryDirectory() as directory,
     ):
-        import tfspark
-
-        tfspark.add_connector(spark)
         spark.sparkContext.addPyFile(__file__)
         run = Run(spark, common.cached_rows(spark, options.rows, 4), options.rows, directory)
         common.surroundings(NAME, master=options.master, rows=options.rows)
@@ -468,7 +493,7 @@ def main() -> None:
         built.save(f"{model}.keras")
         for r in range(options.rounds):
             print(f"round {r + 1} of {options.rounds}", file=sys.stderr)
-            one_round(run, libraries, model)
+            one_round(run, libraries, model, r)
         for library, fit in FITS.items():
             if library in libraries and library != COMPAT:
                 run.seconds["lines", library] = [float(code_lines(fit))]
