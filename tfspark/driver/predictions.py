@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.sources import Columns, arrow_schema_of, planned, widen
+from tfspark.driver.arrow_udf import add_answers, arrow_udf, arrow_udfs
+from tfspark.driver.sources import Columns, arrow_schema_of, fed_columns, planned, quoted
 from tfspark.errors import ConfigurationError
+from tfspark.packing import packed_columns
 from tfspark.schema import Shape
 from tfspark.spec import ClusterSpec
 from tfspark.transport.auth import Secret
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructType
+
+    from tfspark.executor.predict_task import PredictPlan
 
 
 def predictions(
@@ -34,7 +39,6 @@ def predictions(
 ) -> DataFrame:
     """Return `df` with the columns that the workers answer; see `Cluster.predict`."""
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import StructType
 
     from tfspark.executor.predict_task import PredictPlan
 
@@ -46,26 +50,50 @@ def predictions(
     clash = sorted(set(answered.names) & set(df.columns))
     if clash:
         raise ConfigurationError(f"Outputs {clash} have the names of columns.", hint="Name them otherwise.")
-    wide = widen(df, columns, mask, sparse)
-    specs = planned(wide.schema, wide.shapes, shapes, fill, mask, sparse)
+    fed = fed_columns(df, columns, mask, sparse)
+    specs = planned(fed.schema, fed.shapes, shapes, fill, mask, sparse)
     plan = PredictPlan(
         secrets.token_hex(6),
         specs,
-        wide.sources,
-        len(df.columns),
+        0,
         arrow_schema_of(answered),
         batch_size,
         workers,
         *coordinator,
         secret.for_clients(),
     )
+    return _with_udf(df, plan, fed.columns, answered) if arrow_udfs() else _with_map(df, plan, fed.columns, answered)
+
+
+def _with_udf(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], answered: StructType) -> DataFrame:
+    """Add the answers by an Arrow UDF: other columns do not leave the JVM."""
+    sent, packed = packed_columns(df, columns, plan.columns)
+    plan = replace(plan, packed=packed)
+
+    def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
+        from tfspark.executor.predict_task import ask_for_structs
+
+        return ask_for_structs(plan, batches)
+
+    # Workers are to be asked once, whatever Spark makes of filters on their answers.
+    call = arrow_udf(ask_workers, list(sent), answered).asNondeterministic()(*sent.values())
+    return add_answers(df, call, {f.name: (f.name, None) for f in answered.fields})
+
+
+def _with_map(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], answered: StructType) -> DataFrame:
+    """Add the answers by ``mapInArrow``, for Spark 4.0: all columns travel both ways."""
+    from pyspark.sql.types import StructType
+
+    plan = replace(plan, kept=len(df.columns))
+    own = [df[quoted(c)] for c in df.columns]
+    wide = df.select(*own, *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())])
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.executor.predict_task import ask
 
         return ask(plan, batches)
 
-    return wide.df.mapInArrow(ask_workers, StructType([*df.schema.fields, *answered.fields]))
+    return wide.mapInArrow(ask_workers, StructType([*df.schema.fields, *answered.fields]))
 
 
 def _parse(outputs: str | StructType) -> StructType:

@@ -148,15 +148,11 @@ def leaves_of(
 
     chosen = _choose(columns, df.columns) if columns is not None else {c: c for c in df.columns}
     fields = {f.name: f for f in df.schema.fields}
-    flat = [
-        replace(leaf, plain=c if leaf.untouched else None)
-        for name, c in chosen.items()
-        for leaf in _leaves(fields[c], F.col(_quoted(c)), (name,), sparse)
-    ]
+    flat = [leaf for name, c in chosen.items() for leaf in _leaves(fields[c], F.col(quoted(c)), (name,), sparse)]
     masked = [leaf for leaf in flat if leaf.name in mask]
     if missing := sorted(set(mask) - {leaf.name for leaf in masked}):
         raise SchemaError(f"mask names {missing}, which are no columns.", hint=f"There are {[c.name for c in flat]}.")
-    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull(), plain=None) for leaf in masked]
+    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull()) for leaf in masked]
     return flat
 
 
@@ -170,57 +166,37 @@ def _described(df: DataFrame, leaves: Sequence[Leaf]) -> tuple[pa.Schema, dict[s
 
 
 @dataclass(frozen=True)
-class WidenedFrame:
-    """A DataFrame with what its fed columns need beside its own.
+class FedColumns:
+    """The columns in which a DataFrame is fed.
 
     Attributes
     ----------
-    df
-        Its own columns, then those that are computed for feeding.
+    columns
+        By name, of the DataFrame as it is.
     schema, shapes
-        Of the fed columns.
-    sources
-        Position in `df` of each fed column.
+        Their Arrow schema, and the shapes that are known.
     """
 
-    df: DataFrame
+    columns: dict[str, Column]
     schema: pa.Schema
     shapes: dict[str, tuple[int, ...]]
-    sources: dict[str, int]
 
 
-def widen(df: DataFrame, columns: Columns | None, mask: Sequence[str], sparse: Sequence[str]) -> WidenedFrame:
-    """Keep a DataFrame's own columns beside those in which it is fed; a column that is both appears once."""
-    from pyspark.sql import functions as F
-
+def fed_columns(df: DataFrame, columns: Columns | None, mask: Sequence[str], sparse: Sequence[str]) -> FedColumns:
+    """Return the columns in which a DataFrame is fed; see `source_of`."""
     leaves = leaves_of(df, columns, mask, sparse)
-    schema, shapes = _described(df.select(*[leaf.column.alias(leaf.name) for leaf in leaves]), leaves)
-    sources: dict[str, int] = {}
-    selected = [F.col(_quoted(c)) for c in df.columns]
-    for leaf in leaves:
-        if leaf.plain is not None:
-            sources[leaf.name] = df.columns.index(leaf.plain)
-        else:
-            sources[leaf.name] = len(selected)
-            selected.append(leaf.column.alias(f"tfspark_{len(selected)}"))
-    return WidenedFrame(df.select(*selected), schema, shapes, sources)
+    named = {leaf.name: leaf.column for leaf in leaves}
+    schema, shapes = _described(df.select(*[c.alias(name) for name, c in named.items()]), leaves)
+    return FedColumns(named, schema, shapes)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A column as it is fed, of which a struct column gives several.
-
-    Attributes
-    ----------
-    plain
-        The column of the DataFrame that it is, if nothing is to be computed for it.
-    """
+    """A column as it is fed, of which a struct column gives several."""
 
     path: tuple[str, ...]
     column: Column
     shape: tuple[int, ...] | None = None
-    untouched: bool = False
-    plain: str | None = None
 
     @property
     def name(self) -> str:
@@ -236,15 +212,15 @@ def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Seque
         from pyspark.ml.functions import vector_to_array
 
         size = f.metadata.get("ml_attr", {}).get("num_attrs")
-        leaf = Leaf(path, column, (int(size),) if size else None, untouched=len(path) == 1)
+        leaf = Leaf(path, column, (int(size),) if size else None)
         if leaf.name not in sparse:
-            leaf = replace(leaf, untouched=False, column=F.when(column.isNotNull(), vector_to_array(column, "float32")))
+            leaf = replace(leaf, column=F.when(column.isNotNull(), vector_to_array(column, "float32")))
         yield leaf
     elif isinstance(f.dataType, StructType):
         for inner in f.dataType.fields:
             yield from _leaves(inner, column.getField(inner.name), (*path, inner.name), sparse)
     else:
-        yield Leaf(path, column, untouched=len(path) == 1)
+        yield Leaf(path, column)
 
 
 def _mask_path(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -283,7 +259,8 @@ def _schema_of(fields: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """Return a column's name as it stands in an expression."""
     return "`" + column.replace("`", "``") + "`"
 
 
@@ -329,7 +306,7 @@ def feed_job(df: DataFrame, plan: FeedPlan, profile: ResourceProfile | None = No
 
     from tfspark.executor.feed_task import RESULT_DDL
 
-    columns, packed = packed_columns(df, {c: F.col(_quoted(c)) for c in df.columns}, plan.columns)
+    columns, packed = packed_columns(df, {c: F.col(quoted(c)) for c in df.columns}, plan.columns)
     plan = replace(plan, packed=packed)
 
     def send_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

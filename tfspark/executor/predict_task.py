@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 
 from tfspark.errors import PredictError
 from tfspark.executor.host import address_towards
+from tfspark.packing import Packed, unpacked
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
 from tfspark.spec import ClusterSpec, NodeAddress
@@ -35,16 +36,17 @@ class PredictPlan:
     Attributes
     ----------
     columns
-        What is sent: the tensor of each column, and which column of the task's batches it comes from.
+        The tensor of each column that is sent.
     kept
-        Number of columns, the first ones, that are passed through.
+        Number of columns, which come before these, that are passed through.
     outputs
         Schema of the answers.
+    packed
+        Columns that come from Spark as bytes.
     """
 
     job: str
     columns: Sequence[ColumnSpec]
-    sources: Mapping[str, int]
     kept: int
     outputs: pa.Schema
     batch_size: int
@@ -52,6 +54,13 @@ class PredictPlan:
     coordinator_host: str
     coordinator_port: int
     secret: Secret
+    packed: Packed = field(default_factory=dict)
+
+
+def ask_for_structs(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
+    """Body of the task, for an Arrow UDF: `ask` with the answers as structs."""
+    for batch in ask(plan, batches):
+        yield pa.StructArray.from_arrays(batch.columns, names=batch.schema.names)
 
 
 def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -144,9 +153,8 @@ def _with_rows(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterato
 
 
 def _prepared(batch: pa.RecordBatch, plan: PredictPlan, schema: pa.Schema) -> pa.RecordBatch:
-    names = [c.name for c in plan.columns]
-    chosen = pa.RecordBatch.from_arrays([batch.column(plan.sources[n]) for n in names], names=names)
-    return prepare_batch(chosen, plan.columns, schema)
+    chosen = pa.RecordBatch.from_arrays(batch.columns[plan.kept :], names=[c.name for c in plan.columns])
+    return prepare_batch(unpacked(chosen, plan.packed), plan.columns, schema)
 
 
 def _joined(batch: pa.RecordBatch, reader: Any, plan: PredictPlan) -> pa.RecordBatch:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.sources import arrow_schema_of, leaves_of
+from tfspark.driver.arrow_udf import add_answers, arrow_udfs
+from tfspark.driver.sources import arrow_schema_of, leaves_of, quoted
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
-from tfspark.inference.udf import arrow_udfs, model_udf
+from tfspark.inference.udf import model_udf
 from tfspark.packing import packed_columns
 from tfspark.saved_models.signatures import DEFAULT
 from tfspark.schema import ColumnSpec, Shape
@@ -122,25 +122,14 @@ def _with_udf(
     df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], specs: Sequence[ColumnSpec]
 ) -> DataFrame:
     """Add the outputs by an Arrow UDF: other columns do not leave the JVM."""
-    from pyspark.sql import functions as F
 
     wanted = {c: {plan.signature.inputs[n].dtype for n, of in plan.inputs.items() if of == c} for c in columns}
     narrowed = [c for c, dtypes in wanted.items() if dtypes == {"float32"}]
     columns, packed = packed_columns(df, columns, specs, narrowed)
     plan = replace(plan, packed=packed)
-    together = f"tfspark_{secrets.token_hex(4)}"
     # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
-    added = df.withColumn(together, call)
-    own = [added[_quoted(c)] for c in df.columns]
-    outputs = [
-        F.col(f"{together}.{_quoted(c)}").alias(c, metadata=plan.metadata_of(name)) for name, c in plan.outputs.items()
-    ]
-    return added.select(*own, *outputs)
-
-
-def _quoted(column: str) -> str:
-    return "`" + column.replace("`", "``") + "`"
+    return add_answers(df, call, {c: (c, plan.metadata_of(name)) for name, c in plan.outputs.items()})
 
 
 def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], _: Sequence[ColumnSpec]) -> DataFrame:
@@ -150,7 +139,7 @@ def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
 
     own, names = len(df.columns), list(columns)
     wide = df.select(
-        *[F.col(_quoted(c)) for c in df.columns],
+        *[F.col(quoted(c)) for c in df.columns],
         *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())],
     )
 

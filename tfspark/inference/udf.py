@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfspark.errors import ConfigurationError, DependencyError, SchemaError
+from tfspark.driver.arrow_udf import arrow_udf, arrow_udfs
+from tfspark.errors import ConfigurationError, DependencyError
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
 from tfspark.saved_models.signatures import DEFAULT
 
@@ -65,13 +66,6 @@ def predict_udf(
     return model_udf(plan, order, unpack=True)
 
 
-def arrow_udfs() -> bool:
-    """Whether this Spark has Arrow UDFs."""
-    from pyspark.sql import functions as F
-
-    return hasattr(F, "arrow_udf")
-
-
 def model_udf(plan: PredictionPlan, columns: Sequence[str], unpack: bool = False) -> Any:
     """Make the UDF of a plan, which takes these columns and returns a struct.
 
@@ -80,65 +74,31 @@ def model_udf(plan: PredictionPlan, columns: Sequence[str], unpack: bool = False
     unpack
         Return the value itself if one output is kept.
     """
-    from pyspark.sql import functions as F
-
-    names = tuple(columns)
     alone = unpack and len(plan.outputs) == 1
 
-    def apply(arguments: Iterator[Any]) -> Iterator[Any]:
-        from tfspark.inference.udf import predict_arguments
+    def answer(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
+        from tfspark.inference.udf import predicted
 
-        return predict_arguments(plan, names, alone, arguments)
+        return predicted(plan, alone, batches)
 
-    apply.__annotations__ = _hints()
     output_type = plan.output_type
-    return F.arrow_udf(apply, output_type.fields[0].dataType if alone else output_type)
-
-
-def _hints() -> dict[str, Any]:
-    """Return the type hints by which Spark knows what kind of Arrow UDF a function is."""
-    from collections.abc import Iterator
-
-    import pyarrow as pa
-
-    return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
+    return arrow_udf(answer, columns, output_type.fields[0].dataType if alone else output_type)
 
 
 # --- in the task
 
 
-def predict_arguments(
-    plan: PredictionPlan, names: Sequence[str], alone: bool, arguments: Iterator[Any]
-) -> Iterator[pa.Array]:
-    """Body of the UDF: answers the columns of Spark's batches with as many rows in all, in batches of the plan's."""
+def predicted(plan: PredictionPlan, alone: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
+    """Body of the UDF: answers Spark's batches with as many rows in all, in batches of the plan's."""
     import pyarrow as pa
 
     from tfspark.inference.batches import Predictor, rebatched
 
     predictor = None
-    for batch in rebatched((_batch(names, a) for a in arguments), plan.batch_size):
+    for batch in rebatched(batches, plan.batch_size):
         predictor = predictor or Predictor(plan, batch.schema)
         outputs = predictor(batch)
         yield outputs[0] if alone else pa.StructArray.from_arrays(outputs, names=list(plan.outputs.values()))
-
-
-def _batch(names: Sequence[str], arguments: Any) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    # Spark hands over a single argument as it is.
-    arrays = list(arguments) if isinstance(arguments, tuple) else [arguments]
-    if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and {f.name for f in arrays[0].type} >= set(names):
-        fields = {f.name: i for i, f in enumerate(arrays[0].type)}
-        if arrays[0].null_count:
-            raise SchemaError("The struct of the model's inputs is null in some rows.", hint="Drop those rows.")
-        flat = arrays[0].flatten()
-        arrays = [flat[fields[n]] for n in names]
-    if len(arrays) != len(names):
-        raise SchemaError(
-            f"The model takes {len(names)} columns, {list(names)}, but was called with {len(arrays)}.",
-            hint="Or call it with one struct whose fields have these names.",
-        )
-    return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
 def predict_beside(

@@ -1,0 +1,98 @@
+"""Arrow UDFs, which Spark has since 4.1: columns go to Python in batches, and as many rows come back beside them.
+
+All other columns of a DataFrame stay in the JVM meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark.driver.sources import quoted
+from tfspark.errors import SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
+
+Answer = Callable[[Iterator["pa.RecordBatch"]], Iterator["pa.Array"]]
+"""Gives as many rows in all as the batches have that it takes."""
+
+
+def arrow_udfs() -> bool:
+    """Whether this Spark has Arrow UDFs."""
+    from pyspark.sql import functions as F
+
+    return hasattr(F, "arrow_udf")
+
+
+def arrow_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any:
+    """Make a UDF that takes these columns, or one struct with fields of these names."""
+    from pyspark.sql import functions as F
+
+    names = tuple(columns)
+
+    def apply(arguments: Iterator[Any]) -> Iterator[Any]:
+        from tfspark.driver.arrow_udf import argument_batch
+
+        return answer(argument_batch(names, a) for a in arguments)
+
+    apply.__annotations__ = _hints()
+    return F.arrow_udf(apply, returned)
+
+
+def _hints() -> dict[str, Any]:
+    """Return the type hints by which Spark knows what kind of Arrow UDF a function is."""
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
+
+
+def add_answers(df: DataFrame, call: Column, fields: Mapping[str, tuple[str, Any]]) -> DataFrame:
+    """Add the fields of the struct that `call` returns to a DataFrame.
+
+    Parameters
+    ----------
+    fields
+        For each field the name of its column, and the column's metadata or ``None``.
+    """
+    from pyspark.sql import functions as F
+
+    together = f"tfspark_{secrets.token_hex(4)}"
+    added = df.withColumn(together, call)
+    own = [added[quoted(c)] for c in df.columns]
+    answers = [
+        F.col(f"{together}.{quoted(field)}").alias(name, metadata=metadata)
+        for field, (name, metadata) in fields.items()
+    ]
+    return added.select(*own, *answers)
+
+
+def argument_batch(names: Sequence[str], arguments: Any) -> pa.RecordBatch:
+    """Return a UDF's arguments as a batch of these columns; called in the task.
+
+    Raises
+    ------
+    SchemaError
+        If there are others than these.
+    """
+    import pyarrow as pa
+
+    # Spark hands over a single argument as it is.
+    arrays = list(arguments) if isinstance(arguments, tuple) else [arguments]
+    if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and {f.name for f in arrays[0].type} >= set(names):
+        fields = {f.name: i for i, f in enumerate(arrays[0].type)}
+        if arrays[0].null_count:
+            raise SchemaError("The struct of the model's inputs is null in some rows.", hint="Drop those rows.")
+        flat = arrays[0].flatten()
+        arrays = [flat[fields[n]] for n in names]
+    if len(arrays) != len(names):
+        raise SchemaError(
+            f"The model takes {len(names)} columns, {list(names)}, but was called with {len(arrays)}.",
+            hint="Or call it with one struct whose fields have these names.",
+        )
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))
