@@ -206,10 +206,13 @@ def test_stopping_spark_under_a_cluster_ends_it(tmp_path: Path) -> None:
     assert not driver.files()
 
 
-def test_sigterm_to_the_driver_lets_main_save_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("waiting", [True, False])
+def test_sigterm_to_the_driver_lets_main_save_and_leaves_nothing(tmp_path: Path, waiting: bool) -> None:
+    """Also where the program is between two calls of the library."""
     driver = Driver(tmp_path)
     driver.ask("start")
-    assert driver.ask("wait")["waiting"]
+    if waiting:
+        assert driver.ask("wait")["waiting"]
     driver.process.terminate()
     assert driver.process.wait(60) == 128 + signal.SIGTERM
     assert sorted(p.name for p in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]

@@ -1,8 +1,8 @@
 """A driver program for fault tests: starts clusters whose nodes wait, and says on standard output what happens.
 
 Each line of standard input is a command: ``start`` starts a cluster and prints its node pids, ``train`` one that
-trains, ``wait`` waits for it
-and prints how it ended, ``spark-stop`` stops Spark under it, ``quit`` ends the program. Answers are JSON lines.
+trains, ``wait`` waits for it and prints how it ended, ``spark-stop`` stops Spark under it, ``quit`` ends the program.
+Answers are JSON lines.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         began = time.monotonic()
         try:
             if command in ("start", "train"):
-                options = {"stop_grace": 1.0, "hang_timeout": 5.0 if command == "start" else 20.0}
+                options = {"stop_grace": 3.0, "hang_timeout": 5.0 if command == "start" else 20.0}
                 cluster = tfspark.Cluster(
                     spark, hold if command == "start" else train, sys.argv[2], workers=2, **options
                 ).start()

@@ -9,7 +9,6 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -223,7 +222,7 @@ class Cluster:
         began = self._display.begin()
         self._tracking = Tracking(active_trackers())
         _live.add(self)
-        leave_in_order(lambda: bool(_live))
+        leave_in_order(lambda: bool(_live), _stop_all)
         with self._guard():
             gang = self._next_gang()
             self._watching.start(self._spark, lambda: self._require_started().coordinator)
@@ -701,13 +700,16 @@ class _StopOnError:
             logger.exception("stopping the cluster failed")
 
 
-_live: weakref.WeakSet[Cluster] = weakref.WeakSet()
+_live: set[Cluster] = set()
+"""Clusters that run, also those that the program has forgotten."""
 
 
-@atexit.register
-def _stop_all_at_exit() -> None:
+def _stop_all(grace: float | None = None) -> None:
     for cluster in list(_live):
-        cluster.stop(grace=0.0)
+        cluster.stop(grace)
+
+
+atexit.register(_stop_all, 0.0)
 
 
 def run(

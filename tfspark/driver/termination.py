@@ -16,13 +16,15 @@ EXIT_CODE = 128 + signal.SIGTERM
 """What a shell gives for a program that SIGTERM has ended."""
 
 
-def leave_in_order(any_live: Callable[[], bool]) -> None:
+def leave_in_order(any_live: Callable[[], bool], stop_all: Callable[[], object]) -> None:
     """Have SIGTERM raise `SystemExit` as long as there are clusters; nothing happens outside the main thread.
 
     Parameters
     ----------
     any_live
         Tells whether there are clusters to stop.
+    stop_all
+        Stops them, wherever the program is when the signal comes.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         return
@@ -32,6 +34,8 @@ def leave_in_order(any_live: Callable[[], bool]) -> None:
         # A second one does not wait; a process forked from the program has no cluster of its own.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() == program and any_live():
+            # Not here, in the middle of anything, and not at exit, when threads have ended: Python waits for this one.
+            threading.Thread(target=stop_all, name="tfspark-leaving").start()
             raise SystemExit(EXIT_CODE)
         os.kill(os.getpid(), signal.SIGTERM)
 
