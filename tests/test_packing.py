@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
-from tfspark.driver.sources import arrow_schema_of
+from tfspark.driver.sources import arrow_schema_of, fed_columns, planned
 from tfspark.errors import SchemaError
 from tfspark.packing import packed_columns, unpacked
 from tfspark.schema import plan_columns
@@ -63,3 +63,9 @@ def test_what_is_short_or_deep_travels_as_it_is(spark: Any) -> None:
     specs = plan_columns(arrow_schema_of(df.schema), {"short": 2})
     _, packed = packed_columns(df, {c: F.col(c) for c in df.columns}, specs)
     assert packed == {"any": "int32"}
+
+
+def test_columns_that_are_fed_under_one_name_are_named(spark: Any) -> None:
+    fed = fed_columns(spark.sql("select 1 as `s/a`, named_struct('a', 2) as s"), None, (), ())
+    with pytest.raises(SchemaError, match="not unique"):
+        planned(fed.schema, fed.shapes, None, None, (), ())

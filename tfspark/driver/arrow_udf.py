@@ -52,23 +52,20 @@ def _hints() -> dict[str, Any]:
     return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
 
 
-def add_answers(df: DataFrame, call: Column, fields: Mapping[str, tuple[str, Any]]) -> DataFrame:
+def add_answers(df: DataFrame, call: Column, fields: Mapping[str, Any]) -> DataFrame:
     """Add the fields of the struct that `call` returns to a DataFrame.
 
     Parameters
     ----------
     fields
-        For each field the name of its column, and the column's metadata or ``None``.
+        For each field the metadata of its column, or ``None``.
     """
     from pyspark.sql import functions as F
 
     together = f"tfspark_{secrets.token_hex(4)}"
     added = df.withColumn(together, call)
     own = [added[quoted(c)] for c in df.columns]
-    answers = [
-        F.col(f"{together}.{quoted(field)}").alias(name, metadata=metadata)
-        for field, (name, metadata) in fields.items()
-    ]
+    answers = [F.col(f"{together}.{quoted(f)}").alias(f, metadata=metadata) for f, metadata in fields.items()]
     return added.select(*own, *answers)
 
 

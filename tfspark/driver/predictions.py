@@ -77,7 +77,7 @@ def _with_udf(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], a
 
     # Workers are to be asked once, whatever Spark makes of filters on their answers.
     call = arrow_udf(ask_workers, list(sent), answered).asNondeterministic()(*sent.values())
-    return add_answers(df, call, {f.name: (f.name, None) for f in answered.fields})
+    return add_answers(df, call, dict.fromkeys(answered.names))
 
 
 def _with_map(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], answered: StructType) -> DataFrame:

@@ -124,16 +124,17 @@ def dataframe_source(
     df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
 ) -> Source:
     """Return the source of a Spark DataFrame; see `source_of`."""
-    leaves = leaves_of(df, columns, mask, sparse)
-    df = df.select(*[leaf.column.alias(leaf.name) for leaf in leaves])
-    schema, shapes = _described(df, leaves)
+    fed = fed_columns(df, columns, mask, sparse)
+    df = fed.frame
 
     def job(plan: FeedPlan, profile: ResourceProfile | None) -> FeedJob:
         sending = feed_job(df, plan, profile)
         # Spark's own word for it; with adaptive execution it is known only when the job has run.
         return FeedJob(sending.collect, lambda: _is_indeterminate(sending._jdf.queryExecution().toRdd()))
 
-    return Source(schema, shapes, job, lambda: not _EXCHANGE.search(df._jdf.queryExecution().executedPlan().toString()))
+    return Source(
+        fed.schema, fed.shapes, job, lambda: not _EXCHANGE.search(df._jdf.queryExecution().executedPlan().toString())
+    )
 
 
 def _is_indeterminate(jrdd: Any) -> bool:
@@ -173,11 +174,14 @@ class FedColumns:
     ----------
     columns
         By name, of the DataFrame as it is.
+    frame
+        They alone.
     schema, shapes
         Their Arrow schema, and the shapes that are known.
     """
 
     columns: dict[str, Column]
+    frame: DataFrame
     schema: pa.Schema
     shapes: dict[str, tuple[int, ...]]
 
@@ -185,9 +189,8 @@ class FedColumns:
 def fed_columns(df: DataFrame, columns: Columns | None, mask: Sequence[str], sparse: Sequence[str]) -> FedColumns:
     """Return the columns in which a DataFrame is fed; see `source_of`."""
     leaves = leaves_of(df, columns, mask, sparse)
-    named = {leaf.name: leaf.column for leaf in leaves}
-    schema, shapes = _described(df.select(*[c.alias(name) for name, c in named.items()]), leaves)
-    return FedColumns(named, schema, shapes)
+    frame = df.select(*[leaf.column.alias(leaf.name) for leaf in leaves])
+    return FedColumns({leaf.name: leaf.column for leaf in leaves}, frame, *_described(frame, leaves))
 
 
 @dataclass(frozen=True)

@@ -122,14 +122,13 @@ def _with_udf(
     df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], specs: Sequence[ColumnSpec]
 ) -> DataFrame:
     """Add the outputs by an Arrow UDF: other columns do not leave the JVM."""
-
     wanted = {c: {plan.signature.inputs[n].dtype for n, of in plan.inputs.items() if of == c} for c in columns}
     narrowed = [c for c, dtypes in wanted.items() if dtypes == {"float32"}]
     columns, packed = packed_columns(df, columns, specs, narrowed)
     plan = replace(plan, packed=packed)
     # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
-    return add_answers(df, call, {c: (c, plan.metadata_of(name)) for name, c in plan.outputs.items()})
+    return add_answers(df, call, {c: plan.metadata_of(name) for name, c in plan.outputs.items()})
 
 
 def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], _: Sequence[ColumnSpec]) -> DataFrame:

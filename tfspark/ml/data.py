@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tfspark.driver.sources import quoted
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.schema import Shape
 
@@ -45,11 +46,6 @@ def require_columns(df: DataFrame, wanted: Mapping[str, Sequence[str]]) -> None:
         missing = [c for c in columns if c not in df.columns]
         if missing:
             raise SchemaError(f"{param} names {missing}, which are no columns.", hint=f"There are {df.columns}.")
-
-
-def quoted(column: str) -> str:
-    """Return a column's name as Spark parses it."""
-    return "`" + column.replace("`", "``") + "`"
 
 
 @contextmanager

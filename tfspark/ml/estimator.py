@@ -12,8 +12,9 @@ from pyspark import keyword_only
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLWritable
 
+from tfspark.driver.sources import quoted
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.ml.data import WEIGHT, quoted, require_columns, shapes_of, split_frames, with_weights
+from tfspark.ml.data import WEIGHT, require_columns, shapes_of, split_frames, with_weights
 from tfspark.ml.model import KerasModel
 from tfspark.ml.packing import Pickled, pack, pickle
 from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, with_accessors

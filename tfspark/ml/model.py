@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml.base import Model
 from pyspark.ml.util import MLReadable, MLWritable
 
+from tfspark.driver.sources import quoted
 from tfspark.errors import ConfigurationError
-from tfspark.ml.data import WEIGHT, quoted, shapes_of, with_weights
+from tfspark.ml.data import WEIGHT, shapes_of, with_weights
 from tfspark.ml.packing import live, pack
 from tfspark.ml.params import KerasModelParams, with_accessors
 from tfspark.ml.plan import BatchPlan, EvaluationPlan, ModelPlan, TrainedModel
