@@ -12,8 +12,17 @@ from tfspark.errors import SchemaError
 from tfspark.schema import ColumnSpec
 
 
-def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec) -> list[np.ndarray]:
+def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = False) -> list[np.ndarray]:
     """Return a column, in the form in which it travels, as numpy arrays.
+
+    Parameters
+    ----------
+    column
+        Its rows.
+    spec
+        The tensor that it becomes.
+    copy
+        Whether arrays must not share memory with `column`.
 
     Returns
     -------
@@ -21,7 +30,8 @@ def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec) -> list[np.ndarray]
         One array for a dense column; the flat values and the row splits of each dimension, outermost first, for a
         ragged one; values, indices within their row and row splits for a sparse one.
     """
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    # Chunks are combined into memory of their own, also if there is but one.
+    array = column.chunk(0) if column.num_chunks == 1 and not copy else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)
     if spec.sparse:

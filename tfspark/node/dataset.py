@@ -69,7 +69,8 @@ def read_chunks(reader: EpochReader, layout: Layout, terms: DatasetTerms) -> Ite
     for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
         if rng is not None:
             table = table.take(pa.array(rng.permutation(table.num_rows)))
-        arrays = layout.arrays(table)
+        # What was taken in another order is a copy already; else these are the spool's rows, to be read again.
+        arrays = layout.arrays(table, copy=rng is None)
         reader.clock.enter(InputState.AHEAD)
         yield arrays
         reader.clock.enter(InputState.PREPARING)

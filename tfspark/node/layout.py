@@ -58,10 +58,14 @@ class Layout:
         packs = [tf.TensorSpec([None, len(pack)], tf.as_dtype(pack[0].dtype)) for pack in self._packs]
         return (*packs, *(s for c in self._alone for s in _signature(c)))
 
-    def arrays(self, table: pa.Table) -> tuple[np.ndarray, ...]:
-        """Return the rows of a table as a chunk."""
+    def arrays(self, table: pa.Table, *, copy: bool) -> tuple[np.ndarray, ...]:
+        """Return the rows of a table as a chunk; `copy` if the table's memory must stay as it is.
+
+        TensorFlow takes the memory of arrays that a ``PyFunc`` returns, if it is aligned, for a tensor's own: an
+        operation whose input nobody else needs may write its result over it.
+        """
         packs = [_pack(table, pack) for pack in self._packs]
-        return (*packs, *(a for c in self._alone for a in column_arrays(table.column(c.name), c)))
+        return (*packs, *(a for c in self._alone for a in column_arrays(table.column(c.name), c, copy=copy)))
 
     def no_rows(self) -> tuple[np.ndarray, ...]:
         """Return a chunk without rows."""
@@ -79,7 +83,7 @@ class Layout:
 
     def tensors(self, table: pa.Table) -> Any:
         """Return the rows of a table as what a dataset gives, at once."""
-        rest = [tf.constant(a) for a in self.arrays(table)]
+        rest = [tf.constant(a) for a in self.arrays(table, copy=False)]
         tensors: list[Any] = [rest.pop(0) for _ in self._packs]
         for c in self._alone:
             tensors += _ragged(c, rest)

@@ -11,6 +11,7 @@ container: it begins with a key that only who is authenticated has been told.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hmac
 import logging
@@ -192,31 +193,28 @@ class SlotWriter:
     """
 
     def __init__(self, granted: SlotsGranted) -> None:
-        self._fd = os.open(f"/proc/{granted.pid}/fd/{granted.fd}", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{granted.pid}/fd/{granted.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             # It may be a pipe or a terminal, which cannot be read from a place.
-            if not granted.key or not hmac.compare_digest(os.pread(self._fd, _KEY_BYTES, 0), granted.key):
+            if not granted.key or not hmac.compare_digest(os.pread(fd, _KEY_BYTES, 0), granted.key):
                 raise OSError("another file has the number of the node's memory here")
-        except BaseException:
-            self.close()
-            raise
-        self._message = bytearray(SLOT_BYTES)
+            self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
 
     def write(self, slot: int, batch: pa.RecordBatch) -> SlotFilled | None:
         """Write a batch into a slot; ``None`` if it does not fit."""
-        sink = pa.FixedSizeBufferWriter(pa.py_buffer(self._message))
+        start = _FIRST_SLOT + slot * SLOT_BYTES
+        sink = pa.FixedSizeBufferWriter(pa.py_buffer(memoryview(self._map)[start : start + SLOT_BYTES]))
         try:
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
-            nbytes = sink.tell()
+            return SlotFilled(slot, sink.tell())
         except (pa.ArrowException, OSError):
             return None
-        written = 0
-        while written < nbytes:
-            place = _FIRST_SLOT + slot * SLOT_BYTES + written
-            written += os.pwrite(self._fd, memoryview(self._message)[written:nbytes], place)
-        return SlotFilled(slot, nbytes)
 
     def close(self) -> None:
         """Let go of the memory."""
-        os.close(self._fd)
+        # While something refers to a part of it, it cannot be closed, and goes with the last reference.
+        with contextlib.suppress(BufferError):
+            self._map.close()
