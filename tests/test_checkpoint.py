@@ -89,6 +89,8 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path: Path, monkeypatch:
         killed_at(patch, "rmtree", "epoch-000001")
         saved(tmp_path, 3, 7, keep=2).save()
     assert list(ck.complete(str(tmp_path))) == [2, 3]
+    saved(tmp_path, 4, 7, keep=2).save()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000003", "epoch-000004"]
 
 
 @pytest.mark.parametrize("how", ["state gone", "state cut", "index broken"])

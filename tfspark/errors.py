@@ -144,3 +144,9 @@ class NodeFailed(ClusterError):
         if self.hint:
             parts.append(f"Hint: {self.hint}")
         return "\n".join(parts)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

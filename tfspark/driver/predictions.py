@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.driver.arrow_udf import add_answers, arrow_udf, arrow_udfs
 from tfspark.driver.sources import Columns, arrow_schema_of, fed_columns, planned, quoted
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, first_line
 from tfspark.packing import packed_columns
 from tfspark.schema import Shape
 from tfspark.spec import ClusterSpec
@@ -107,7 +107,7 @@ def _parse(outputs: str | StructType) -> StructType:
             parsed = _parse_datatype_string(outputs)
         except (PySparkException, TypeError, AttributeError) as e:
             raise ConfigurationError(
-                f"outputs={outputs!r} is no schema: {str(e).splitlines()[0]}",
+                f"outputs={outputs!r} is no schema: {first_line(e)}",
                 hint="Write names and types: 'label int, scores array<float>'.",
             ) from None
     if not isinstance(parsed, StructType) or not parsed.fields:

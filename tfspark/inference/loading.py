@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, first_line
 from tfspark.inference.source import ModelCall, ModelSource, PackedModel, export_keras
 from tfspark.saved_models.signatures import Signature, read_signature
 from tfspark.tensorflow_import import import_tensorflow
@@ -77,7 +77,7 @@ def _write(source: ModelSource, directory: str) -> None:
         model = keras.models.load_model(source.path, compile=False)
     except (ValueError, TypeError, OSError) as e:
         raise ConfigurationError(
-            f"Keras cannot load {source.path}: {str(e).splitlines()[0]}",
+            f"Keras cannot load {source.path}: {first_line(e)}",
             hint="A model with classes of your own: pass the Keras model itself, or export it as a SavedModel.",
         ) from None
     export_keras(model, directory)

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, first_line
 from tfspark.saved_models.signatures import DEFAULT, Signature
 from tfspark.saved_models.versions import SAVED_MODEL_FILE, local_path, newest_version
 
@@ -124,7 +124,7 @@ def export_keras(model: Any, directory: str) -> None:
         model.export(directory, verbose=False)
     except (ValueError, TypeError) as e:
         raise ConfigurationError(
-            f"Keras cannot export the model {getattr(model, 'name', '')!r}: {str(e).splitlines()[0]}",
+            f"Keras cannot export the model {getattr(model, 'name', '')!r}: {first_line(e)}",
             hint="Call or fit it once before, so that it is built.",
         ) from None
 

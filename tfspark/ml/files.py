@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, first_line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,7 +63,7 @@ def read_file(spark: SparkSession, path: str) -> bytes:
     try:
         rows = spark.read.format("binaryFile").load(path).select("content").collect()
     except PySparkException as e:
-        raise ConfigurationError(f"{path!r} cannot be read: {str(e).splitlines()[0]}") from None
+        raise ConfigurationError(f"{path!r} cannot be read: {first_line(e)}") from None
     if len(rows) != 1:
         raise ConfigurationError(f"{path!r} is {len(rows)} files, and not one.")
     return bytes(rows[0]["content"])

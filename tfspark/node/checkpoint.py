@@ -197,9 +197,12 @@ class TrainingCheckpoint:
         stale = [e for e in found if e > newest] + [e for e in found if e <= newest][: -self._keep]
         for epochs in stale:
             _remove(found[epochs])
-        for name in tf.io.gfile.listdir(self.directory):
-            if name.startswith(STAGING):
-                tf.io.gfile.rmtree(f"{self.directory}/{name.rstrip('/')}")
+        # A process that was killed has left what it had not completed; none but this one writes here.
+        for name in (n.rstrip("/") for n in tf.io.gfile.listdir(self.directory)):
+            path = f"{self.directory}/{name}"
+            begun = name.startswith(PREFIX) and name.removeprefix(PREFIX).isdigit() and path not in found.values()
+            if name.startswith(STAGING) or begun:
+                tf.io.gfile.rmtree(path)
 
     def _read(self, path: str) -> int:
         path = path.rstrip("/")

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, first_line
 from tfspark.saved_models.card import ModelCard
 from tfspark.saved_models.examples import example_features, parse_examples
 from tfspark.saved_models.methods import set_methods
@@ -85,7 +85,7 @@ def export_model(
         try:
             archive.write_out(version.staging, verbose=False)
         except (ValueError, TypeError) as e:
-            raise ConfigurationError(f"The model cannot be exported: {str(e).splitlines()[0]}") from e
+            raise ConfigurationError(f"The model cannot be exported: {first_line(e)}") from e
         set_methods(version.staging, methods)
         card = ModelCard(
             name or os.path.basename(os.path.abspath(local_path(base))),
