@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARROW_BATCH_BYTES = 16 << 20
-"""Spark limits Arrow batches to 10,000 rows whatever their size; wide rows need a limit in bytes too."""
+ARROW_BATCH_BYTES = 15 << 18
+"""Spark limits Arrow batches to 10,000 rows whatever their size; wide rows need a limit in bytes too.
+
+The caches of processors hold batches of some MB on their way; and with the row that exceeds the limit they are to fit
+one message of `tfspark.transport.shared_memory`.
+"""
 
 DEFAULTS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",

@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 
 from tfspark.errors import SchemaError, TFSparkError
 from tfspark.executor.host import address_towards
+from tfspark.garbage import freeze_imports
 from tfspark.packing import Packed, unpacked
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
@@ -76,6 +77,7 @@ def push_partition(
         If the worker is gone or refuses the rows; it has told the coordinator why, or Spark runs the task again.
     """
     began = time.monotonic()
+    freeze_imports("tfspark")
     try:
         first = next((b for b in batches if b.num_rows), None)
         if first is None:

@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 
 from tfspark.errors import PredictError
 from tfspark.executor.host import address_towards
+from tfspark.garbage import freeze_imports
 from tfspark.packing import Packed, unpacked
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
@@ -73,6 +74,7 @@ def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
     """
     from pyspark import TaskContext
 
+    freeze_imports("tfspark")
     context = TaskContext.get()
     assert context is not None
     partition = context.partitionId()
