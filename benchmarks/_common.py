@@ -53,9 +53,15 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--master", default=DEFAULT_MASTER, help="Spark master")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure with")
+    parser.add_argument("--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark")
     parser.add_argument("--verbose", action="store_true", help="show the library's log on standard error")
     parser.set_defaults(**defaults)
     return parser
+
+
+def settings(chosen: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of Spark that were given by `options`."""
+    return dict(pair.split("=", 1) for pair in chosen.conf)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Rows of 784 float32 and an int label. Every round measures, one after another in the same Spark session,
 
 - ``spark_drain``: Spark's own ``mapInArrow`` reading all rows and sending nothing, beside idle nodes: the ceiling,
+- ``spark_defaults_drain``: the same with Arrow batches of Spark's own size,
 - ``feed_drain``: ``cluster.feed`` into a ``ctx.dataset`` that is read to its end,
 - ``fit_fed`` and ``fit_memory``: a small Keras fit on the same rows fed, and on as many rows in memory,
 - ``tensorflowonspark_drain``: TensorFlowOnSpark's feed of the same rows, read with its ``DataFeed.next_batch``, if
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME = "feed"
 SHAPES = {"x": common.FEATURES}
+BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 WARM_UP_ROWS = 4096
 """Rows fed before the clock runs, so that imports, tracing and the first connections are not in the figures."""
 
@@ -140,6 +142,18 @@ def measure_spark(df: DataFrame, rows: int) -> float:
     return seconds
 
 
+def measure_spark_alone(df: DataFrame, rows: int) -> float:
+    """Return what `measure_spark` does where nobody has set how large Spark's Arrow batches are."""
+    spark = df.sparkSession
+    entry = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry(BATCH_BYTES)  # type: ignore[attr-defined]
+    ours = spark.conf.get(BATCH_BYTES)
+    spark.conf.set(BATCH_BYTES, entry.defaultValueString())
+    try:
+        return measure_spark(df, rows)
+    finally:
+        spark.conf.set(BATCH_BYTES, ours)
+
+
 def expect(counted: int, rows: int) -> None:
     """A benchmark that lost rows says nothing."""
     if counted != rows:
@@ -166,6 +180,7 @@ def measure_drain(run: Run, workers: int) -> None:
         cluster.feed(run.warm_up, shapes=SHAPES)
         in_phase(cluster, 1)
         measure_spark(run.warm_up, WARM_UP_ROWS)
+        run.seconds["spark_defaults_drain", workers].append(measure_spark_alone(run.df, run.rows))
         run.seconds["spark_drain", workers].append(measure_spark(run.df, run.rows))
         began = time.time()
         report = cluster.feed(run.df, shapes=SHAPES, cache=run.cache)
@@ -232,6 +247,7 @@ def show(run: Run, workers: Sequence[int]) -> None:
         common.figure(NAME, name, "MB/s", [megabytes / s for s in seconds], **more)
     pairs = [
         ("feed_drain", "spark_drain"),
+        ("feed_drain", "spark_defaults_drain"),
         ("fit_fed", "fit_memory"),
         ("feed_drain", "tensorflowonspark_drain"),
     ]
@@ -268,7 +284,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["drain", "fit", "tfos"], choices=["drain", "fit", "tfos"])
     options = parser.parse_args()
     common.keep_stdout_for_figures()
-    with common.session(options.master, "tfspark feed benchmark", options.verbose) as spark:
+    with common.session(options.master, "tfspark feed benchmark", options.verbose, **common.settings(options)) as spark:
         df = common.cached_rows(spark, options.rows, options.partitions)
         warm_up = common.cached_rows(spark, WARM_UP_ROWS, options.partitions)
         common.surroundings(

@@ -18,6 +18,8 @@ from py4j.java_collections import JavaMap
 from py4j.protocol import Py4JError
 from standalone import daemon, wait_for
 
+from tfspark.spark_session import ARROW_BATCH_BYTES
+
 CONF = Path(__file__).parent.parent / "conf"
 PROGRAM = Path(__file__).parent / "programs" / "show_conf.py"
 INSTALLED = "/opt/tfspark/conf"
@@ -56,7 +58,8 @@ def test_spark_knows_every_setting(spark: Any, file: Path) -> None:
     entry_of = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry
     assert entry_of("spark.executor.no.such.setting") is None
     found = settings(spark, file)
-    assert found["spark.sql.execution.arrow.maxBytesPerBatch"] == "16m"
+    batch = entry_of("spark.sql.execution.arrow.maxBytesPerBatch").valueConverter()
+    assert batch.apply(found["spark.sql.execution.arrow.maxBytesPerBatch"]) == ARROW_BATCH_BYTES
     for key, value in found.items():
         entry = entry_of(key)
         if entry is None:
