@@ -196,9 +196,9 @@ def main() -> None:
             common.surroundings(NAME, master=options.master, rows=options.rows, partitions=options.partitions)
             run = Run(spark, df, few, model, options.batch_size)
             ways = {"predict": by_predict(run), "predict_udf": by_udf(run), "predict_batch_udf": by_batch_udf(run)}
-            # The first use of each is not timed: Python workers start, and import TensorFlow.
+            # The first use of each is not timed: Python workers start and import TensorFlow, and the JVM compiles.
             for way in ways.values():
-                timed(way(few))
+                timed(way(df))
             tfos = importlib.util.find_spec("tensorflowonspark") is not None and options.tfos_rows > 0
             if tfos:
                 timed(by_tfos(run)(few))
