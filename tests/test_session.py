@@ -14,6 +14,7 @@ import pytest
 
 import tfspark
 from tfspark import connector
+from tfspark.spark_session import ARROW_BATCH_BYTES
 from tfspark.errors import ConfigurationError, DependencyError
 
 PROGRAM = Path(__file__).parent / "programs" / "show_session.py"
@@ -34,7 +35,7 @@ def test_a_new_session_has_it_all(tmp_path: Path) -> None:
     shown = show([sys.executable, str(PROGRAM), "local[2]", str(tmp_path / "x")])
     assert shown["jars"] == [str(connector.connector_jar())]
     assert shown["python"] == shown["driver_python"] == sys.executable
-    assert shown["arrow"] == "true" and shown["arrow_bytes"] == "16777216"
+    assert shown["arrow"] == "true" and shown["arrow_bytes"] == str(ARROW_BATCH_BYTES)
     assert shown["rows"] == 10
 
 
