@@ -14,8 +14,8 @@ import pytest
 
 import tfspark
 from tfspark import connector
-from tfspark.spark_session import ARROW_BATCH_BYTES
 from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.spark_session import ARROW_BATCH_BYTES
 
 PROGRAM = Path(__file__).parent / "programs" / "show_session.py"
 
