@@ -89,8 +89,13 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path: Path, monkeypatch:
         killed_at(patch, "rmtree", "epoch-000001")
         saved(tmp_path, 3, 7, keep=2).save()
     assert list(ck.complete(str(tmp_path))) == [2, 3]
+    own = [tmp_path / "epoch-7" / "model.keras", tmp_path / "epoch-000009" / "model.keras", tmp_path / "epoch-8"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("not a checkpoint")
     saved(tmp_path, 4, 7, keep=2).save()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000003", "epoch-000004"]
+    assert all(path.exists() for path in own)
+    assert not (tmp_path / "epoch-000001").exists() and list(ck.complete(str(tmp_path))) == [3, 4]
 
 
 @pytest.mark.parametrize("how", ["state gone", "state cut", "index broken"])

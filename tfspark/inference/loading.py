@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import tempfile
 import threading
 from collections import OrderedDict
@@ -113,6 +114,7 @@ def start_tensorflow() -> None:
     gpus = context.resources().get("gpu") if context is not None else None
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.addresses)
+    was_there = "tensorflow" in sys.modules
     tf = import_tensorflow()
     try:
         if context is not None:
@@ -127,4 +129,5 @@ def start_tensorflow() -> None:
     except RuntimeError as e:
         # Other code in this worker has started TensorFlow before.
         logger.warning("TensorFlow runs already, with the devices and threads it has: %s", e)
-    freeze_imports("tensorflow")
+    if not was_there:
+        freeze_imports("tensorflow")

@@ -63,6 +63,14 @@ def is_finished(directory: str) -> bool:
     return bool(tf.io.gfile.exists(f"{directory}/{FINISHED_FILE}"))
 
 
+def _is_begun(name: str, path: str) -> bool:
+    """Tell whether this is a checkpoint of ours that was never completed, or is half removed; others are not ours."""
+    digits = name.removeprefix(PREFIX)
+    if not (digits.isdigit() and name == f"{PREFIX}{int(digits):06d}" and tf.io.gfile.isdir(path)):
+        return False
+    return all(n.startswith((f"{STATE}.", STAGING)) for n in tf.io.gfile.listdir(path))
+
+
 def _remove(path: str) -> None:
     """Remove a checkpoint, which is none any more as soon as that has begun."""
     if tf.io.gfile.exists(f"{path}/{EPOCH_FILE}"):
@@ -200,8 +208,7 @@ class TrainingCheckpoint:
         # A process that was killed has left what it had not completed; none but this one writes here.
         for name in (n.rstrip("/") for n in tf.io.gfile.listdir(self.directory)):
             path = f"{self.directory}/{name}"
-            begun = name.startswith(PREFIX) and name.removeprefix(PREFIX).isdigit() and path not in found.values()
-            if name.startswith(STAGING) or begun:
+            if name.startswith(STAGING) or _is_begun(name, path):
                 tf.io.gfile.rmtree(path)
 
     def _read(self, path: str) -> int:
