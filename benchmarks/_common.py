@@ -59,11 +59,6 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def settings(chosen: argparse.Namespace) -> dict[str, str]:
-    """Return the settings of Spark that were given by `options`."""
-    return dict(pair.split("=", 1) for pair in chosen.conf)
-
-
 @contextlib.contextmanager
 def session(master: str, name: str, verbose: bool = False, **more: str) -> Iterator[SparkSession]:
     """Make a session as users do, with more settings, whose executors see this checkout."""
@@ -96,6 +91,11 @@ def session(master: str, name: str, verbose: bool = False, **more: str) -> Itera
         spark.stop()
         if master.startswith("local-cluster"):
             _remove_work(app)
+
+
+def session_of(chosen: argparse.Namespace, name: str) -> contextlib.AbstractContextManager[SparkSession]:
+    """Make the session that `options` were given for."""
+    return session(chosen.master, name, chosen.verbose, **dict(pair.split("=", 1) for pair in chosen.conf))
 
 
 def _remove_work(app: str) -> None:

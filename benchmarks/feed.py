@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["drain", "fit", "tfos"], choices=["drain", "fit", "tfos"])
     options = parser.parse_args()
     common.keep_stdout_for_figures()
-    with common.session(options.master, "tfspark feed benchmark", options.verbose, **common.settings(options)) as spark:
+    with common.session_of(options, "tfspark feed benchmark") as spark:
         df = common.cached_rows(spark, options.rows, options.partitions)
         warm_up = common.cached_rows(spark, WARM_UP_ROWS, options.partitions)
         common.surroundings(

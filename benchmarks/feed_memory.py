@@ -92,9 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     common.keep_stdout_for_figures()
     blocks = int(options.gigabytes * 1e9 / (BATCH_ROWS * common.FEATURES * 4))
-    with common.session(
-        options.master, "tfspark feed memory benchmark", options.verbose, **common.settings(options)
-    ) as spark:
+    with common.session_of(options, "tfspark feed memory benchmark") as spark:
         spark.sparkContext.addPyFile(str(Path(__file__).with_name("feed.py")))
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", BATCH_ROWS)
         common.surroundings(NAME, master=options.master, gigabytes=options.gigabytes)

@@ -227,9 +227,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="rows per batch")
     options = parser.parse_args()
     common.keep_stdout_for_figures()
-    with common.session(
-        options.master, "tfspark feed shapes benchmark", options.verbose, **common.settings(options)
-    ) as spark:
+    with common.session_of(options, "tfspark feed shapes benchmark") as spark:
         spark.sparkContext.addPyFile(str(common.Path(__file__).with_name("feed.py")))
         spark.sparkContext.addPyFile(__file__)
         common.surroundings(NAME, master=options.master, scale=options.scale)

@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--ps", type=int, nargs="+", default=[0, 1], help="numbers of parameter servers")
     options = parser.parse_args()
     common.keep_stdout_for_figures()
-    with common.session(
-        options.master, "tfspark lifecycle benchmark", options.verbose, **common.settings(options)
-    ) as spark:
+    with common.session_of(options, "tfspark lifecycle benchmark") as spark:
         common.surroundings(NAME, master=options.master)
         # The first one pays for Spark's own warming up.
         started(spark, 1, 0)[0].stop()

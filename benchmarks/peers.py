@@ -481,7 +481,7 @@ def main() -> None:
         print(f"{library} is not installed: left out", file=sys.stderr)
     libraries = {OURS, COMPAT, *PEERS, "predict_batch_udf", "tf.data alone"} - missing
     with (
-        common.session(options.master, "tfspark peers benchmark", options.verbose, **common.settings(options)) as spark,
+        common.session_of(options, "tfspark peers benchmark") as spark,
         tempfile.TemporaryDirectory() as directory,
     ):
         spark.sparkContext.addPyFile(__file__)

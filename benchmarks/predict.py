@@ -187,9 +187,7 @@ def main() -> None:
     common.keep_stdout_for_figures()
     with tempfile.TemporaryDirectory(prefix="tfspark-bench-") as model:
         in_process(f"predict.write_model({json.dumps(options.hidden)}, {model!r})")
-        with common.session(
-            options.master, "tfspark predict benchmark", options.verbose, **common.settings(options)
-        ) as spark:
+        with common.session_of(options, "tfspark predict benchmark") as spark:
             df = common.cached_rows(spark, options.rows, options.partitions)
             few = common.cached_rows(spark, max(options.tfos_rows, 1), 2)
             cores = cores_of(options.master)

@@ -94,7 +94,7 @@ def main() -> None:
         "--warm-up",
         type=int,
         default=3,
-        help=f"least rounds before counts are compared, and {POOL_SECONDS:.0f} s if it takes so long",
+        help=f"least rounds before counts are compared; all that begin within {POOL_SECONDS:.0f} s, if as many follow",
     )
     parser.add_argument("--megabytes", type=float, default=50.0, help="how much memory may grow")
     options = parser.parse_args()
@@ -102,13 +102,14 @@ def main() -> None:
     processes.mark()
     failures: list[str] = []
     rounds: list[dict[str, float]] = []
-    warm = 0
+    begun: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
         with common.session(options.master, NAME, **{"spark.local.dir": directory}) as spark:
             common.surroundings(NAME, master=options.master)
             start = time.monotonic()
             for i in range(options.times):
                 began = time.monotonic()
+                begun.append(began - start)
                 running = [threading.Thread(target=one_cluster, args=(spark, failures)) for _ in range(options.at_once)]
                 for thread in running:
                     thread.start()
@@ -116,12 +117,13 @@ def main() -> None:
                     thread.join()
                 seconds = time.monotonic() - began
                 rounds.append(footprint(spark, directory))
-                if i < options.warm_up or began - start < POOL_SECONDS < options.times * seconds:
-                    warm = i
                 common.line(NAME, "round", i + 1, "", seconds=seconds, **rounds[-1])
         left = processes.left()
-    more = grown(rounds[warm], rounds[-1], options.megabytes)
-    common.line(NAME, "grown", len(more), "", clusters=options.times * options.at_once, since_round=warm + 1, what=more,
+    settled = sum(at < POOL_SECONDS for at in begun)
+    # Fewer rounds than twice as many are too short to wait for it, and have the slack alone.
+    first = min(max(options.warm_up, settled if 2 * settled <= len(rounds) else 0), len(rounds))
+    more = grown(rounds[first - 1], rounds[-1], options.megabytes)
+    common.line(NAME, "grown", len(more), "", clusters=options.times * options.at_once, since_round=first, what=more,
                 failures=failures, left=list(left.values()))  # fmt: skip
     sys.exit(bool(more or failures or left))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from _common import figure, keep_stdout_for_figures, options, session, surroundings
+from _common import figure, keep_stdout_for_figures, options, session_of, surroundings
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -215,7 +215,7 @@ def main() -> None:
     jar = str(connector_jar())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--driver-memory 4g --jars {jar} pyspark-shell"
     surroundings("tfrecord", master=given.master, scale=given.scale)
-    with session(given.master, "tfrecord", given.verbose) as spark:
+    with session_of(given, "tfrecord") as spark:
         # Sums of hashes overflow.
         spark.conf.set("spark.sql.ansi.enabled", "false")
         for shape in given.shapes:

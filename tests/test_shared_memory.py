@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -164,6 +166,24 @@ def test_a_slot_is_free_again_only_when_nothing_refers_to_its_rows(pool: SlotPoo
     del values
     gc.collect()
     assert pool.grant(4).slots == granted.slots
+    writer.close()
+
+
+def test_a_slot_that_was_too_small_is_used_for_the_next_message(
+    pool: SlotPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    granted = pool.grant(1)
+    writer = SlotWriter(granted)
+    assert writer.write(granted.slots[0], rows(1, SLOT_BYTES // 1024 + 1)) is None
+    filled = writer.write(granted.slots[0], rows(5, 1000))
+    assert filled is not None and pool.read(filled, SCHEMA).equals(rows(5, 1000))
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "pwrite", full)
+        writer.write(granted.slots[0], rows(5, 1000))
     writer.close()
 
 

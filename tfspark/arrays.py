@@ -30,8 +30,9 @@ def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = Fal
         One array for a dense column; the flat values and the row splits of each dimension, outermost first, for a
         ragged one; values, indices within their row and row splits for a sparse one.
     """
-    # Chunks are combined into memory of their own, also if there is but one.
-    array = column.chunk(0) if column.num_chunks == 1 and not copy else column.combine_chunks()
+    # Chunks are combined into memory of their own, also if there is but one. Strings and booleans are converted anyway.
+    shared = column.num_chunks == 1 and not (copy and spec.dtype not in ("string", "bool"))
+    array = column.chunk(0) if shared else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)
     if spec.sparse:

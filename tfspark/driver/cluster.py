@@ -31,7 +31,7 @@ from tfspark.driver.status import Status, status_of
 from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.driver.tracking import Tracking, active_trackers
 from tfspark.driver.watching import Watching, WatchOptions
-from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError
+from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError, first_line
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, resuming_nodes, training_nodes
 from tfspark.transport import messages as m
@@ -279,8 +279,7 @@ class Cluster:
             ):
                 raise error
             self.restarts.append(error)
-            summary = str(getattr(error, "message", error)).splitlines()[0]
-            logger.warning("%s Restart %d of %d.", summary, len(self.restarts), self._max_restarts)
+            logger.warning("%s Restart %d of %d.", first_line(error), len(self.restarts), self._max_restarts)
             silent = gang.silent_tasks()
             gang.stop("a node failed", grace=0.0)
             replace_executors(self._spark, silent)

@@ -77,7 +77,7 @@ def push_partition(
         If the worker is gone or refuses the rows; it has told the coordinator why, or Spark runs the task again.
     """
     began = time.monotonic()
-    freeze_imports("tfspark")
+    freeze_imports()
     try:
         first = next((b for b in batches if b.num_rows), None)
         if first is None:

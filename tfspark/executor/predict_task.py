@@ -74,7 +74,7 @@ def ask(plan: PredictPlan, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
     """
     from pyspark import TaskContext
 
-    freeze_imports("tfspark")
+    freeze_imports()
     context = TaskContext.get()
     assert context is not None
     partition = context.partitionId()

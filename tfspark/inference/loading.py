@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any
 
 from tfspark.errors import ConfigurationError, first_line
-from tfspark.garbage import freeze_imports
+from tfspark.garbage import freeze
 from tfspark.inference.source import ModelCall, ModelSource, PackedModel, export_keras
 from tfspark.saved_models.signatures import Signature, read_signature
 from tfspark.tensorflow_import import import_tensorflow
@@ -130,4 +130,4 @@ def start_tensorflow() -> None:
         # Other code in this worker has started TensorFlow before.
         logger.warning("TensorFlow runs already, with the devices and threads it has: %s", e)
     if not was_there:
-        freeze_imports("tensorflow")
+        freeze()

@@ -63,10 +63,14 @@ def is_finished(directory: str) -> bool:
     return bool(tf.io.gfile.exists(f"{directory}/{FINISHED_FILE}"))
 
 
+def _name_of(epochs: int) -> str:
+    return f"{PREFIX}{epochs:06d}"
+
+
 def _is_begun(name: str, path: str) -> bool:
     """Tell whether this is a checkpoint of ours that was never completed, or is half removed; others are not ours."""
     digits = name.removeprefix(PREFIX)
-    if not (digits.isdigit() and name == f"{PREFIX}{int(digits):06d}" and tf.io.gfile.isdir(path)):
+    if not (digits.isdigit() and name == _name_of(int(digits)) and tf.io.gfile.isdir(path)):
         return False
     return all(n.startswith((f"{STATE}.", STAGING)) for n in tf.io.gfile.listdir(path))
 
@@ -172,7 +176,7 @@ class TrainingCheckpoint:
             return None
         epochs = self._epochs_read()
         gfile = tf.io.gfile
-        target = f"{self.directory}/{PREFIX}{epochs:06d}"
+        target = f"{self.directory}/{_name_of(epochs)}"
         staging = f"{self.directory}/{STAGING}{secrets.token_hex(8)}"
         gfile.makedirs(staging)
         try:
@@ -208,7 +212,7 @@ class TrainingCheckpoint:
         # A process that was killed has left what it had not completed; none but this one writes here.
         for name in (n.rstrip("/") for n in tf.io.gfile.listdir(self.directory)):
             path = f"{self.directory}/{name}"
-            if name.startswith(STAGING) or _is_begun(name, path):
+            if name.startswith(STAGING) or (path not in found.values() and _is_begun(name, path)):
                 tf.io.gfile.rmtree(path)
 
     def _read(self, path: str) -> int:

@@ -1,7 +1,7 @@
 """From the spool to ``tf.data``: committed partitions become chunks of tensors, chunks become batches.
 
 Rows are handled in Arrow and numpy chunk by chunk, never one by one. A chunk holds a whole number of batches, so that
-batches do not end where partitions do; the seam between two partitions is the only part that is copied.
+batches do not end where partitions do. It is a copy of the spool's rows, as TensorFlow may write over what it gets.
 """
 
 from __future__ import annotations

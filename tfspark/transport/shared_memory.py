@@ -209,7 +209,7 @@ class SlotWriter:
         try:
             with pa.ipc.new_stream(pa.PythonFile(place, mode="w"), batch.schema) as stream:
                 stream.write_batch(batch)
-        except (pa.ArrowException, OSError):
+        except pa.ArrowException:
             return None
         return SlotFilled(slot, place.nbytes)
 
@@ -235,7 +235,7 @@ class _Place(io.RawIOBase):
         rest = memoryview(data).cast("B")
         size = len(rest)
         if self.nbytes + size > SLOT_BYTES:
-            raise OSError("the message does not fit its slot")
+            raise pa.ArrowCapacityError("the message does not fit its slot")
         while rest:
             written = os.pwrite(self._fd, rest, self._start + self.nbytes)
             self.nbytes += written
