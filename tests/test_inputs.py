@@ -193,6 +193,41 @@ def test_a_stream_is_one_dataset_that_ends_with_it(spark: Any, tmp_path: Path) -
     assert sorted(seen) == list(range(60)), "a restarted stream goes on where it had stopped"
 
 
+def test_wait_waits_for_a_stream(spark: Any, tmp_path: Path) -> None:
+    def main(args: dict[str, Any], ctx: Any) -> list[int]:
+        return [i for batch in ctx.stream(8) for i in batch["id"].numpy().tolist()]
+
+    source = str(tmp_path / "in")
+    spark.range(0, 40, 1, 4).write.parquet(source)
+    stream = spark.readStream.schema("id long").option("maxFilesPerTrigger", 1).parquet(source)
+    with tfspark.Cluster(spark, main, {}, workers=1) as cluster:
+        query = cluster.feed_stream(stream)
+        with pytest.raises(TimeoutError):
+            cluster.wait(0.5)
+        query.processAllAvailable()
+        query.stop()
+    assert sorted(cluster.results["worker", 0]) == list(range(40))
+
+    cluster = tfspark.Cluster(spark, main, {}, workers=1).start()
+    cluster.feed_stream(stream, trigger={"availableNow": True})
+    assert sorted(cluster.wait(120)["worker", 0]) == list(range(40))
+
+
+def test_a_stream_that_fails_while_it_is_waited_for_is_an_error(spark: Any, tmp_path: Path) -> None:
+    def main(args: dict[str, Any], ctx: Any) -> int:
+        return sum(1 for _ in ctx.stream(8))
+
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "part-0.parquet").write_text("this is no Parquet file")
+    stream = spark.readStream.schema("id long").parquet(str(source))
+    with (
+        pytest.raises(FeedError, match="stream that was fed has failed"),
+        tfspark.Cluster(spark, main, {}, workers=1) as cluster,
+    ):
+        cluster.feed_stream(stream)
+
+
 def test_a_node_that_fails_fails_the_stream(spark: Any, tmp_path: Path) -> None:
     def main(args: dict[str, Any], ctx: Any) -> None:
         next(iter(ctx.stream(4)))

@@ -28,6 +28,7 @@ from tfspark.driver.resources import Wishes
 from tfspark.driver.results import Results
 from tfspark.driver.sources import Columns, Source, is_rdd, pickled_source, planned, source_of
 from tfspark.driver.status import Status, status_of
+from tfspark.driver.streams import Streams
 from tfspark.driver.termination import grace_after, leave_in_order
 from tfspark.driver.tracking import Tracking, active_trackers
 from tfspark.driver.watching import Watching, WatchOptions
@@ -198,7 +199,7 @@ class Cluster:
         self._changing = threading.Lock()
         self._recovery = threading.Lock()
         self._stopping = False
-        self._streaming = False
+        self._streams = Streams()
         self.restarts: list[TFSparkError] = []
         self.start_seconds: float | None = None
         self.feed_reports: list[FeedReport] = []
@@ -273,7 +274,7 @@ class Cluster:
         while True:
             if (
                 self._stopping
-                or self._streaming
+                or self._streams.begun
                 or not worth_a_restart(error)
                 or len(self.restarts) >= self._max_restarts
             ):
@@ -406,8 +407,9 @@ class Cluster:
     ) -> StreamingQuery:
         """Feed every micro-batch of a streaming DataFrame, as it comes, until the query or the cluster is stopped.
 
-        ``ctx.stream(...)`` reads them as one dataset, which ends when the driver calls `wait`, or leaves the
-        ``with`` block; ``ctx.epochs()`` counts each micro-batch as an epoch. Micro-batches without rows are left out.
+        ``ctx.stream(...)`` reads them as one dataset; ``ctx.epochs()`` counts each micro-batch as an epoch. It ends
+        when the query has ended and the driver calls `wait` or leaves the ``with`` block, which wait for the query:
+        stop an endless one before. Micro-batches without rows are left out.
         What a stream has given cannot be asked for again, so a failed node fails the query, whatever `max_restarts`:
         start both again, the query from its ``checkpointLocation``.
 
@@ -432,24 +434,11 @@ class Cluster:
             If `stream` is not a streaming DataFrame.
         """
         self._running()
-        self._streaming = True
-        if not getattr(stream, "isStreaming", False):
-            raise ConfigurationError("feed_stream() takes a streaming DataFrame.", hint="feed() takes all others.")
 
-        def feed_batch(batch: DataFrame, _: int) -> None:
-            batch.persist()
-            try:
-                if not batch.isEmpty():
-                    self.feed(batch, columns=columns, shapes=shapes, fill=fill, mask=mask, sparse=sparse)
-            finally:
-                batch.unpersist()
+        def feed(batch: DataFrame) -> None:
+            self.feed(batch, columns=columns, shapes=shapes, fill=fill, mask=mask, sparse=sparse)
 
-        writer = stream.writeStream.foreachBatch(feed_batch)
-        if "trigger" in options:
-            writer = writer.trigger(**options.pop("trigger"))
-        if "queryName" in options:
-            writer = writer.queryName(options.pop("queryName"))
-        return writer.options(**options).start()
+        return self._streams.start(stream, feed, options)
 
     def predict(
         self,
@@ -515,6 +504,8 @@ class Cluster:
     def wait(self, timeout: float | None = None, *, workers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.
 
+        Streams that feed the cluster are waited for first; their rows are a part of what ``main`` reads.
+
         Parameters
         ----------
         timeout
@@ -526,6 +517,8 @@ class Cluster:
         ------
         NodeFailed
             If a node failed.
+        FeedError
+            If a stream failed while it was waited for.
         TimeoutError
             If `timeout` seconds have passed; the cluster goes on.
         """
@@ -546,16 +539,21 @@ class Cluster:
         self, gang: Gang, timeout: float | None, deadline: float | None, workers: Sequence[int] | None
     ) -> None:
         coordinator, life = gang.coordinator, gang.life
-        coordinator.publish(m.NoMoreFeeds())
-        self._display.begin()
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         awaited = [life.records[NodeId(Role.WORKER.value, i)] for i in workers or ()]
 
         def over() -> bool:
             some = bool(awaited) and all(r.state is lc.NodeState.FINISHED for r in awaited)
             return life.concluded or some
 
-        if not self._display.until(coordinator, "training", over, left):
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        in_time = self._streams.wait(coordinator, over, left())
+        if in_time:
+            coordinator.publish(m.NoMoreFeeds())
+            self._display.begin()
+            in_time = self._display.until(coordinator, "training", over, left())
+        if not in_time:
             raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
         if life.error is not None:
             raise life.error
@@ -668,12 +666,12 @@ class Cluster:
     ) -> FeedReport:
         self._running()
         profile = self._resources.feeding_profile(source.in_one_stage)
-        entry = self._journal.open(FeedEntry(source, specs, terms, profile, workers, self._streaming))
+        entry = self._journal.open(FeedEntry(source, specs, terms, profile, workers, self._streams.begun))
         with self._guard():
             report = self._recovering(lambda gang: gang.feed(entry))
         self._journal.keep(entry)
         self.feed_reports.append(report)
-        if self._streaming:
+        if self._streams.begun:
             del self.feed_reports[:-KEPT_REPORTS]
         return report
 
