@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,15 +103,8 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
         while endless and epoch.end() and spool.wait_for_feed() is not None:
             yield from read_chunks(epoch.begin(), layout, terms)
 
-    def end_of_epoch() -> Iterator[tuple[np.ndarray, ...]]:
-        epoch.end()
-        yield from ()
-
-    dataset = _batches(tf.data.Dataset.from_generator(chunks, output_signature=layout.signature), layout, terms)
-    # The generator may run ahead of whoever reads, so its own end says nothing; the reader has reached the
-    # end of the epoch when it asks for what comes after the last batch.
-    empty = tf.data.Dataset.from_generator(end_of_epoch, output_signature=dataset.element_spec)
-    dataset = dataset.concatenate(empty)
+    chunked = tf.data.Dataset.from_generator(chunks, output_signature=layout.signature)
+    dataset = _batches(chunked, layout, terms, epoch.end)
     # These rows are this worker's own: a strategy that distributes the dataset must not leave any of them out.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -120,7 +114,10 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     return dataset.with_options(options)
 
 
-def _batches(chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
+def _batches(
+    chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms, at_end: Callable[[], object] | None = None
+) -> tf.data.Dataset:
+    """Cut chunks into batches; `at_end` is called when someone asks for what comes after the last of them."""
     dataset = chunks.prefetch(PREFETCHED_CHUNKS)
     if layout.varies:
         dataset = dataset.flat_map(graph(lambda *arrays: layout.cut(arrays, terms.batch_size)))
@@ -128,7 +125,34 @@ def _batches(chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms) -> tf
             dataset = dataset.filter(graph(lambda *t: tf.equal(rows_of(t[0]), terms.batch_size)))
     else:
         dataset = dataset.rebatch(terms.batch_size, drop_remainder=terms.drop_remainder)
+    if at_end is not None:
+        dataset = dataset.concatenate(_nothing(dataset.element_spec, layout, terms, at_end))
     return dataset.map(graph(lambda *t: layout.structure(t)))
+
+
+def _nothing(
+    spec: tuple[Any, ...], layout: Layout, terms: DatasetTerms, at_end: Callable[[], object]
+) -> tf.data.Dataset:
+    """Return a dataset of batches like others, but without any, that calls `at_end` when it is read."""
+
+    def none() -> np.int64:
+        at_end()
+        return np.int64(0)
+
+    def no_batches(_: tf.Tensor) -> tf.data.Dataset:
+        count = tf.numpy_function(none, [], tf.int64)
+        count.set_shape([])
+        if layout.varies:
+            batches = layout.cut([_zeros(s, 1) for s in layout.signature], terms.batch_size)
+        else:
+            batches = tf.data.Dataset.from_tensors(tuple(_zeros(s, 0) for s in spec))
+        return batches.take(count)
+
+    return tf.data.Dataset.range(1).flat_map(graph(no_batches))
+
+
+def _zeros(spec: tf.TensorSpec, unknown: int) -> tf.Tensor:
+    return tf.zeros([unknown if d is None else d for d in spec.shape], spec.dtype)
 
 
 class Epoch:
