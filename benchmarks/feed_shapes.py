@@ -147,7 +147,6 @@ def read(args: dict[str, Any], ctx: Any) -> list[tuple[int, float]]:
     """Read every epoch to its end in a graph; return rows and the time of the end of each."""
     import tensorflow as tf
 
-
     def counter(dataset: tf.data.Dataset) -> Callable[[], tf.Tensor]:
         return tf.function(lambda: dataset.reduce(tf.constant(0), lambda n, b: n + tf.shape(b["label"])[0]))
 
