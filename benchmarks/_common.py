@@ -53,10 +53,20 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--master", default=DEFAULT_MASTER, help="Spark master")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure with")
-    parser.add_argument("--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark")
+    parser.add_argument(
+        "--conf", action="append", default=[], type=setting, metavar="KEY=VALUE", help="a setting of Spark"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the library's log on standard error")
     parser.set_defaults(**defaults)
     return parser
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Read a setting as spark-submit takes it."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 @contextlib.contextmanager
@@ -95,7 +105,7 @@ def session(master: str, name: str, verbose: bool = False, **more: str) -> Itera
 
 def session_of(chosen: argparse.Namespace, name: str) -> contextlib.AbstractContextManager[SparkSession]:
     """Make the session that `options` were given for."""
-    return session(chosen.master, name, chosen.verbose, **dict(pair.split("=", 1) for pair in chosen.conf))
+    return session(chosen.master, name, chosen.verbose, **dict(chosen.conf))
 
 
 def _remove_work(app: str) -> None:

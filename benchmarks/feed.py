@@ -172,22 +172,33 @@ def in_phase(cluster: Any, phase: int) -> None:
     common.wait_until(arrived, f"phase {phase}")
 
 
-def measure_drain(run: Run, workers: int) -> None:
-    """Measure the ceiling, then `cluster.feed`, with the same nodes holding the same slots."""
+def measure_drain(run: Run, workers: int, turn: int) -> None:
+    """Measure Spark alone and `cluster.feed` with the same nodes holding the same slots, another first each turn."""
     import tfspark
 
     with tfspark.Cluster(run.spark, drain, {"batch_size": run.batch_size}, workers=workers, progress=False) as cluster:
         cluster.feed(run.warm_up, shapes=SHAPES)
         in_phase(cluster, 1)
-        measure_spark(run.warm_up, WARM_UP_ROWS)
-        run.seconds["spark_defaults_drain", workers].append(measure_spark_alone(run.df, run.rows))
-        run.seconds["spark_drain", workers].append(measure_spark(run.df, run.rows))
-        began = time.time()
-        report = cluster.feed(run.df, shapes=SHAPES, cache=run.cache)
+
+        def alone() -> None:
+            run.seconds["spark_drain", workers].append(measure_spark(run.df, run.rows))
+
+        def alone_with_defaults() -> None:
+            run.seconds["spark_defaults_drain", workers].append(measure_spark_alone(run.df, run.rows))
+
+        def fed() -> None:
+            began.append(time.time())
+            report = cluster.feed(run.df, shapes=SHAPES, cache=run.cache)
+            in_phase(cluster, 2)
+            run.seconds["feed_delivered", workers].append(report.seconds)
+
+        began: list[float] = []
+        steps = [alone_with_defaults, alone, fed]
+        for step in steps[turn % 3 :] + steps[: turn % 3]:
+            step()
     ends = [result[-1] for result in cluster.results.values()]
     expect(sum(rows for rows, _ in ends), run.rows)
-    run.seconds["feed_delivered", workers].append(report.seconds)
-    run.seconds["feed_drain", workers].append(max(end for _, end in ends) - began)
+    run.seconds["feed_drain", workers].append(max(end for _, end in ends) - began[0])
 
 
 def measure_fit(run: Run, workers: int, memory_first: bool) -> None:
@@ -267,7 +278,7 @@ def measure(run: Run, options: argparse.Namespace) -> None:
         for n in options.workers:
             print(f"round {r + 1} of {options.rounds}, {n} worker(s)", file=sys.stderr)
             if "drain" in options.parts:
-                measure_drain(run, n)
+                measure_drain(run, n, r)
             if "fit" in options.parts:
                 measure_fit(run, n, memory_first=r % 2 == 1)
         if tfos:
@@ -291,6 +302,9 @@ def main() -> None:
             NAME, master=options.master, rows=options.rows, partitions=options.partitions, cache=options.cache
         )
         run = Run(spark, df, warm_up, options.rows, options.batch_size, options.cache)
+        # Nobody comes first: the JVM compiles what all of them use in these passes.
+        for warming in (measure_spark_alone, measure_spark):
+            warming(df, options.rows)
         measure(run, options)
         show(run, options.workers)
 
