@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import _common as common
-from feed import expect, in_phase, measure_spark
+from feed import drain, expect, in_phase, measure_spark
 
 if TYPE_CHECKING:
     import argparse
@@ -143,22 +143,6 @@ def rows_of(spark: SparkSession, shape: Shape, rows: int, partitions: int) -> Da
     return df
 
 
-def read(args: dict[str, Any], ctx: Any) -> list[tuple[int, float]]:
-    """Read every epoch to its end in a graph; return rows and the time of the end of each."""
-    import tensorflow as tf
-
-    def counter(dataset: tf.data.Dataset) -> Callable[[], tf.Tensor]:
-        return tf.function(lambda: dataset.reduce(tf.constant(0), lambda n, b: n + tf.shape(b["label"])[0]))
-
-    count, ends = None, []
-    for epoch in ctx.epochs():
-        count = count or counter(ctx.dataset(args["batch_size"]))
-        rows = int(count())
-        ends.append((rows, time.time()))
-        ctx.report(epoch, flush=True, phase=len(ends))
-    return ends
-
-
 def serve(args: Any, ctx: Any) -> None:
     """Answer each row with its label."""
     ctx.serve(lambda batch: batch["label"])
@@ -173,9 +157,10 @@ def measure(spark: SparkSession, name: str, options: argparse.Namespace, seconds
     df = rows_of(spark, shape, rows, options.partitions)
     warm_up = rows_of(spark, shape, min(WARM_UP_ROWS, rows), options.partitions)
     args = {"batch_size": options.batch_size}
+    measure_spark(df, rows)
     for r in range(options.rounds):
         print(f"{name}: round {r + 1} of {options.rounds}", file=sys.stderr)
-        with tfspark.Cluster(spark, read, args, workers=1, spool_bytes=4 << 30, progress=False) as cluster:
+        with tfspark.Cluster(spark, drain, args, workers=1, spool_bytes=4 << 30, progress=False) as cluster:
             cluster.feed(warm_up, shapes=shape.shapes)
             in_phase(cluster, 1)
             seconds["spark_drain"].append(measure_spark(df, rows))
