@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
+BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 DEFAULT_MASTER = "local-cluster[2,2,2048]"
 
 FEATURES = 784
@@ -106,6 +107,18 @@ def session(master: str, name: str, verbose: bool = False, **more: str) -> Itera
 def session_of(chosen: argparse.Namespace, name: str) -> contextlib.AbstractContextManager[SparkSession]:
     """Make the session that `options` were given for."""
     return session(chosen.master, name, chosen.verbose, **dict(chosen.conf))
+
+
+@contextlib.contextmanager
+def own_batches(spark: SparkSession) -> Iterator[None]:
+    """Let Spark make Arrow batches of the size that it makes where nobody has set one."""
+    entry = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry(BATCH_BYTES)  # type: ignore[attr-defined]
+    ours = spark.conf.get(BATCH_BYTES)
+    spark.conf.set(BATCH_BYTES, entry.defaultValueString())
+    try:
+        yield
+    finally:
+        spark.conf.set(BATCH_BYTES, ours)
 
 
 def _remove_work(app: str) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 NAME = "feed"
 SHAPES = {"x": common.FEATURES}
-BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
 WARM_UP_ROWS = 4096
 """Rows fed before the clock runs, so that imports, tracing and the first connections are not in the figures."""
 
@@ -147,14 +146,8 @@ def measure_spark(df: DataFrame, rows: int) -> float:
 
 def measure_spark_alone(df: DataFrame, rows: int) -> float:
     """Return what `measure_spark` does where nobody has set how large Spark's Arrow batches are."""
-    spark = df.sparkSession
-    entry = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry(BATCH_BYTES)  # type: ignore[attr-defined]
-    ours = spark.conf.get(BATCH_BYTES)
-    spark.conf.set(BATCH_BYTES, entry.defaultValueString())
-    try:
+    with common.own_batches(df.sparkSession):
         return measure_spark(df, rows)
-    finally:
-        spark.conf.set(BATCH_BYTES, ours)
 
 
 def expect(counted: int, rows: int) -> None:

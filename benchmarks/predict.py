@@ -3,8 +3,10 @@
 An MLP on 784 float32, as a SavedModel. Every round measures, one after another in the same Spark session,
 
 - ``bare``: the model alone in a process of its own with one thread, on arrays in memory: what one core can do,
-- ``predict`` and ``predict_udf``: `tfspark.predict`, and the function it gives to SQL,
-- ``predict_batch_udf``: that of ``pyspark.ml.functions``, with the same SavedModel,
+- ``predict``: `tfspark.predict`, told which columns to keep, ``predict_select``, with a ``select`` afterwards, and
+  ``predict_udf``, the function that SQL gets,
+- ``predict_batch_udf``: that of ``pyspark.ml.functions``, with the same SavedModel, and
+  ``predict_batch_udf_defaults``, the same with Arrow batches of Spark's own size,
 - ``tensorflowonspark``: ``TFModel.transform`` on a part of the rows, if TensorFlowOnSpark is installed.
 
 One line of JSON a figure, on standard output. Times of Spark run until its ``noop`` sink has all predictions.
@@ -12,6 +14,7 @@ One line of JSON a figure, on standard output. Times of Spark run until its ``no
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -96,7 +99,14 @@ def timed(df: DataFrame) -> float:
 
 
 def by_predict(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of `tfspark.predict`."""
+    """Return the way of `tfspark.predict`, told which columns are wanted beside the predictions."""
+    import tfspark
+
+    return lambda df: tfspark.predict(df, run.model, batch_size=run.batch_size, outputs="y", keep=["label"])
+
+
+def by_select(run: Run) -> Callable[[DataFrame], DataFrame]:
+    """Return the way of `tfspark.predict` where columns are selected afterwards."""
     import tfspark
 
     return lambda df: tfspark.predict(df, run.model, batch_size=run.batch_size, outputs="y").select("label", "y")
@@ -147,7 +157,8 @@ def by_tfos(run: Run) -> Callable[[DataFrame], DataFrame]:
 
 def measure(run: Run, name: str, way: Callable[[DataFrame], DataFrame], df: DataFrame, rows: int) -> None:
     """Measure one way once."""
-    run.rates[name].append(rows / timed(way(df)))
+    with common.own_batches(run.spark) if name.endswith("_defaults") else contextlib.nullcontext():
+        run.rates[name].append(rows / timed(way(df)))
 
 
 def cores_of(master: str) -> int:
@@ -166,6 +177,8 @@ def show(run: Run, cores: int, options: Any) -> None:
     ratios = {
         "predict/bare per core": ("predict", "bare", cores),
         "predict/predict_batch_udf": ("predict", "predict_batch_udf", 1),
+        "predict/predict_batch_udf_defaults": ("predict", "predict_batch_udf_defaults", 1),
+        "predict_select/predict_batch_udf": ("predict_select", "predict_batch_udf", 1),
         "predict_udf/predict_batch_udf": ("predict_udf", "predict_batch_udf", 1),
         "predict/tensorflowonspark": ("predict", "tensorflowonspark", 1),
     }
@@ -193,17 +206,21 @@ def main() -> None:
             cores = cores_of(options.master)
             common.surroundings(NAME, master=options.master, rows=options.rows, partitions=options.partitions)
             run = Run(spark, df, few, model, options.batch_size)
-            ways = {"predict": by_predict(run), "predict_udf": by_udf(run), "predict_batch_udf": by_batch_udf(run)}
+            ways = {"predict": by_predict(run), "predict_select": by_select(run), "predict_udf": by_udf(run)}
+            ways |= {"predict_batch_udf": by_batch_udf(run), "predict_batch_udf_defaults": by_batch_udf(run)}
             # The first use of each is not timed: Python workers start and import TensorFlow, and the JVM compiles.
-            for way in ways.values():
-                timed(way(df))
+            for name, way in ways.items():
+                measure(run, name, way, df, options.rows)
+            run.rates.clear()
             tfos = importlib.util.find_spec("tensorflowonspark") is not None and options.tfos_rows > 0
             if tfos:
                 timed(by_tfos(run)(few))
-            for _ in range(options.rounds):
+            for r in range(options.rounds):
                 run.rates["bare"].append(float(in_process(f"print(predict.bare({model!r}, {options.batch_size}))")))
-                for name, way in ways.items():
-                    measure(run, name, way, df, options.rows)
+                # Another one first each round.
+                turn = r % len(ways)
+                for name in [*ways][turn:] + [*ways][:turn]:
+                    measure(run, name, ways[name], df, options.rows)
                 if tfos:
                     measure(run, "tensorflowonspark", by_tfos(run), few, options.tfos_rows)
             show(run, cores, options)

@@ -96,7 +96,7 @@ def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
 
 
 def unpacked(batch: pa.RecordBatch, packed: Packed) -> pa.RecordBatch:
-    """Return a batch whose packed columns are arrays again; nothing is copied.
+    """Return a batch whose packed columns are arrays again, of fixed size if all have one; nothing is copied.
 
     Raises
     ------
@@ -119,7 +119,8 @@ def _unpacked(array: pa.Array, dtype: str, name: str) -> pa.Array:
     _, offsets, data = array.buffers()
     index = pa.int64() if pa.types.is_large_binary(array.type) else pa.int32()
     bounds = pa.Array.from_buffers(index, len(array) + 1, [None, offsets], offset=array.offset).to_numpy()
-    wrong = np.flatnonzero(np.diff(bounds) % size)
+    lengths = np.diff(bounds)
+    wrong = np.flatnonzero(lengths % size)
     if len(wrong):
         raise SchemaError(
             f"Column {name!r} holds nulls inside {len(wrong)} of its arrays (first: row {wrong[0]} of its batch).",
@@ -127,6 +128,8 @@ def _unpacked(array: pa.Array, dtype: str, name: str) -> pa.Array:
         )
     start, end = int(bounds[0]), int(bounds[-1])
     values = pa.Array.from_buffers(value, (end - start) // size, [None, (data or pa.py_buffer(b"")).slice(start)])
+    if not array.null_count and len(lengths) and lengths[0] and (lengths == lengths[0]).all():
+        return pa.FixedSizeListArray.from_arrays(values, int(lengths[0]) // size)
     counted = pa.array(((bounds - start) // size).astype(np.int32))
     return pa.ListArray.from_arrays(counted, values, mask=array.is_null() if array.null_count else None)
 

@@ -16,6 +16,9 @@ from tfspark.packing import unpacked, unpacked_schema
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema
 
+ALIGNMENT = 64
+"""Bytes to which the memory of a tensor is aligned."""
+
 
 def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
     """Cut and join batches so that all have `size` rows, but for the last, which may have fewer."""
@@ -74,6 +77,10 @@ def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any
     """Return a column as the tensor that an input takes."""
     import tensorflow as tf
 
+    if spec.shape and expected.dtype == spec.dtype and expected.shape[1:].is_fully_defined():
+        shared = _shared(column.flatten())
+        if shared is not None:
+            return tf.reshape(shared, [len(column), *expected.shape[1:]])
     array, *splits = column_arrays(pa.chunked_array([column]), spec)
     for offsets in reversed(splits):
         lengths = np.diff(offsets)
@@ -88,3 +95,16 @@ def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any
         array = array.reshape(*array.shape, *[1] * (expected.shape.rank - array.ndim))
     tensor = tf.constant(array)
     return tensor if tensor.dtype == expected.dtype else tf.cast(tensor, expected.dtype)
+
+
+def _shared(values: pa.Array) -> Any:
+    """Return numbers as a tensor in the same memory, or ``None`` where TensorFlow could not read it in place.
+
+    No operation writes its result over a tensor that its caller holds, as it may over one of its own.
+    """
+    import tensorflow as tf
+
+    if not len(values) or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return None
+    start = values.buffers()[1].address + values.offset * (values.type.bit_width // 8)
+    return None if start % ALIGNMENT else tf.experimental.dlpack.from_dlpack(values.__dlpack__())

@@ -78,7 +78,8 @@ class PredictionPlan:
 
         out = StructType()
         for name, column in self.outputs.items():
-            out = out.add(column, _spark_type(name, self.signature.outputs[name]))
+            kind = _spark_type(name, self.signature.outputs[name])
+            out = out.add(column, kind, metadata=self.metadata_of(name))
         return out
 
     def metadata_of(self, output: str) -> dict[str, Any]:
