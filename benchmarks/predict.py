@@ -5,6 +5,7 @@ An MLP on 784 float32, as a SavedModel. Every round measures, one after another 
 - ``bare``: the model alone in a process of its own with one thread, on arrays in memory: what one core can do,
 - ``predict``: `tfspark.predict`, told which columns to keep, ``predict_select``, with a ``select`` afterwards, and
   ``predict_udf``, the function that SQL gets,
+- ``spark_alone``: ``mapInArrow`` that reads the same rows and predicts nothing: what Spark leaves to a model,
 - ``predict_batch_udf``: that of ``pyspark.ml.functions``, with the same SavedModel, and
   ``predict_batch_udf_defaults``, the same with Arrow batches of Spark's own size,
 - ``tensorflowonspark``: ``TFModel.transform`` on a part of the rows, if TensorFlowOnSpark is installed.
@@ -24,13 +25,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import _common as common
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
 NAME = "predict"
@@ -120,6 +122,22 @@ def by_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
     return lambda df: df.select("label", udf("x").alias("y"))
 
 
+def by_spark(run: Run) -> Callable[[DataFrame], DataFrame]:
+    """Return how Spark alone hands the inputs to Python, packed as `tfspark.predict` does, and takes labels back."""
+    from tfspark.packing import packed_columns
+    from tfspark.schema import ColumnSpec
+
+    def labels(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield batch.select(["label"])
+
+    def way(df: DataFrame) -> DataFrame:
+        columns, _ = packed_columns(df, {"x": df["x"]}, [ColumnSpec("x", "float32", (common.FEATURES,))])
+        return df.select("label", columns["x"].alias("x")).mapInArrow(labels, "label int")
+
+    return way
+
+
 def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
     """Return the way of Spark's own ``predict_batch_udf``."""
     from pyspark.ml.functions import predict_batch_udf
@@ -176,6 +194,7 @@ def show(run: Run, cores: int, options: Any) -> None:
         common.figure(NAME, name, "rows/s", rates, **more)
     ratios = {
         "predict/bare per core": ("predict", "bare", cores),
+        "predict/spark_alone": ("predict", "spark_alone", 1),
         "predict/predict_batch_udf": ("predict", "predict_batch_udf", 1),
         "predict/predict_batch_udf_defaults": ("predict", "predict_batch_udf_defaults", 1),
         "predict_select/predict_batch_udf": ("predict_select", "predict_batch_udf", 1),
@@ -207,7 +226,11 @@ def main() -> None:
             common.surroundings(NAME, master=options.master, rows=options.rows, partitions=options.partitions)
             run = Run(spark, df, few, model, options.batch_size)
             ways = {"predict": by_predict(run), "predict_select": by_select(run), "predict_udf": by_udf(run)}
-            ways |= {"predict_batch_udf": by_batch_udf(run), "predict_batch_udf_defaults": by_batch_udf(run)}
+            ways |= {
+                "spark_alone": by_spark(run),
+                "predict_batch_udf": by_batch_udf(run),
+                "predict_batch_udf_defaults": by_batch_udf(run),
+            }
             # The first use of each is not timed: Python workers start and import TensorFlow, and the JVM compiles.
             for name, way in ways.items():
                 measure(run, name, way, df, options.rows)

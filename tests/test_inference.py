@@ -20,7 +20,7 @@ from pyspark.ml.linalg import Vectors
 import tfspark
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.inference import loading
-from tfspark.inference.batches import rebatched
+from tfspark.inference.batches import rebatched, shared_tensor
 from tfspark.inference.source import PackedModel, StoredModel
 
 
@@ -82,6 +82,29 @@ def test_columns_are_mapped_and_outputs_chosen(df: Any, model_dir: str) -> None:
     assert found.where("sum > 50").count() == 52
     assert len(found.limit(3).collect()) == 3
     assert found.select("day").distinct().count() == 1
+
+
+def test_only_columns_that_are_kept_are_there(df: Any, model_dir: str) -> None:
+    def plan_of(found: Any) -> str:
+        return str(found._jdf.queryExecution().executedPlan().toString())
+
+    for keep in [["word", "id"], []]:
+        found = tfspark.predict(df, model_dir, batch_size=7, keep=keep)
+        assert found.columns == [*keep, "total", "which"]
+        assert "ArrowEvalPython" not in plan_of(found), "no rows wait for their predictions"
+        assert sorted(r.total for r in found.collect()) == [i + 3 for i in range(100)]
+    check(tfspark.predict(df, model_dir, keep=["id", "word"]).collect())
+
+    # What is long, or may not be able to travel, stays.
+    found = tfspark.predict(df, model_dir, batch_size=7, keep=["untouched", "id", "word", "x"])
+    assert found.columns == ["untouched", "id", "word", "x", "total", "which"] and "ArrowEvalPython" in plan_of(found)
+    rows = found.collect()
+    check(rows)
+    assert rows[7].untouched == {"k": 7} and rows[7].x == [7, 1, 2]
+
+    for keep in [["id", "nope"], "id"]:
+        with pytest.raises(ConfigurationError, match=r"is no list of columns\.\nHint: The columns are \['id'"):
+            tfspark.predict(df, model_dir, keep=keep)
 
 
 def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, model_dir: str) -> None:
@@ -224,6 +247,22 @@ def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -
         ]:
             with pytest.raises((PySparkException, Py4JJavaError), match=message):
                 tfspark.predict(df.selectExpr("id", f"{odd} as x"), tmp_path / "m").collect()
+
+
+def test_tensors_share_the_memory_of_aligned_numbers_and_do_not_change_it() -> None:
+    import tensorflow as tf
+
+    memory = np.zeros(2048, np.uint8)
+    start = -memory.ctypes.data % 64
+    floats = memory[start : start + 1024].view(np.float32)
+    values = pa.Array.from_buffers(pa.float32(), 256, [None, pa.py_buffer(floats)])
+    tensor = shared_tensor(values)
+    floats[:] = 5
+    assert (tensor.numpy() == 5).all()
+    assert (tf.function(lambda x: tf.nn.relu(x * 2 + 1) - 3)(tensor).numpy() == 8).all()
+    assert (floats == 5).all()
+    for other in (values.slice(1), values.slice(0, 0), pa.array([True]), pa.array(["a"])):
+        assert shared_tensor(other) is None
 
 
 def test_a_model_is_loaded_once_per_process_and_again_when_it_changed(model_dir: str, tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def test_packed_arrays_are_what_they_were(rows: list[list[float] | None], skippe
     assert unpacked(batch, {"x": "float32"}).column("x").to_pylist() == rows[skipped:]
 
 
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_packed_arrays_of_one_length_are_of_fixed_size(skipped: int) -> None:
+    rows = np.arange(12, dtype=np.int64).reshape(4, 3)
+    batch = pa.RecordBatch.from_arrays([pa.array([r.tobytes() for r in rows], pa.binary())], names=["x"]).slice(skipped)
+    column = unpacked(batch, {"x": "int64"}).column("x")
+    assert column.type == pa.list_(pa.int64(), 3) and column.to_pylist() == rows[skipped:].tolist()
+
+
 def test_a_null_inside_is_named() -> None:
     packed = pa.array([b"12345678", b"\0", b""], pa.binary())
     batch = pa.RecordBatch.from_arrays([packed, pa.array([1, 2, 3])], names=["x", "y"])

@@ -78,7 +78,7 @@ def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any
     import tensorflow as tf
 
     if spec.shape and expected.dtype == spec.dtype and expected.shape[1:].is_fully_defined():
-        shared = _shared(column.flatten())
+        shared = shared_tensor(column.flatten())
         if shared is not None:
             return tf.reshape(shared, [len(column), *expected.shape[1:]])
     array, *splits = column_arrays(pa.chunked_array([column]), spec)
@@ -97,7 +97,7 @@ def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any
     return tensor if tensor.dtype == expected.dtype else tf.cast(tensor, expected.dtype)
 
 
-def _shared(values: pa.Array) -> Any:
+def shared_tensor(values: pa.Array) -> Any:
     """Return numbers as a tensor in the same memory, or ``None`` where TensorFlow could not read it in place.
 
     No operation writes its result over a tensor that its caller holds, as it may over one of its own.
@@ -106,5 +106,16 @@ def _shared(values: pa.Array) -> Any:
 
     if not len(values) or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return None
-    start = values.buffers()[1].address + values.offset * (values.type.bit_width // 8)
-    return None if start % ALIGNMENT else tf.experimental.dlpack.from_dlpack(values.__dlpack__())
+    lent = _Lent(values)
+    return None if lent.address % ALIGNMENT else tf.experimental.dlpack.from_dlpack(np.asarray(lent).__dlpack__())
+
+
+class _Lent:
+    """Numbers of Arrow as an array that may be written to, as DLPack knows no others."""
+
+    def __init__(self, values: pa.Array) -> None:
+        dtype = np.dtype(values.type.to_pandas_dtype())
+        self._values = values
+        self.address = values.buffers()[1].address + values.offset * dtype.itemsize
+        shape = (len(values),)
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (self.address, False)}

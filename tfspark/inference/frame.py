@@ -152,9 +152,11 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
 def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], kept: Sequence[str]) -> DataFrame:
     """Return kept columns, which travel both ways, and outputs by ``mapInArrow``: no row waits in the JVM meanwhile."""
     from pyspark.sql import functions as F
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import StructField, StructType
 
     names = list(columns)
+    types = zip(plan.outputs, plan.output_type.fields, strict=True)
+    outputs = [StructField(f.name, f.dataType, metadata=plan.metadata_of(name)) for name, f in types]
     wide = df.select(
         *[F.col(quoted(c)) for c in kept],
         *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())],
@@ -165,4 +167,4 @@ def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
 
         return predict_beside(plan, names, len(kept), batches)
 
-    return wide.mapInArrow(apply, StructType([*[df.schema[c] for c in kept], *plan.output_type.fields]))
+    return wide.mapInArrow(apply, StructType([*[df.schema[c] for c in kept], *outputs]))

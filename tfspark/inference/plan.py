@@ -78,8 +78,7 @@ class PredictionPlan:
 
         out = StructType()
         for name, column in self.outputs.items():
-            kind = _spark_type(name, self.signature.outputs[name])
-            out = out.add(column, kind, metadata=self.metadata_of(name))
+            out = out.add(column, _spark_type(name, self.signature.outputs[name]))
         return out
 
     def metadata_of(self, output: str) -> dict[str, Any]:
