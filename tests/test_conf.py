@@ -24,7 +24,7 @@ CONF = Path(__file__).parent.parent / "conf"
 PROGRAM = Path(__file__).parent / "programs" / "show_conf.py"
 INSTALLED = "/opt/tfspark/conf"
 WARNING = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+\S+ WARN  shown: a warning$", re.M)
-DEFAULTS = sorted(CONF.glob("spark-defaults-*.conf"))
+DEFAULTS = [*sorted(CONF.glob("spark-defaults-*.conf")), CONF.parent / "docker" / "spark-defaults.conf"]
 
 HOMES_OF_SETTINGS = [
     "org.apache.spark.internal.config.package$",

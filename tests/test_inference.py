@@ -114,7 +114,7 @@ def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, m
 
 
 def test_the_way_of_spark_without_arrow_udfs_gives_the_same(df: Any, model_dir: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tfspark.inference.frame.arrow_udfs", lambda: False)
+    monkeypatch.setattr("tfspark.driver.arrow_udf.arrow_udfs", lambda: False)
     found = tfspark.predict(df, model_dir, batch_size=7)
     assert "ArrowEvalPython" not in found._jdf.queryExecution().executedPlan().toString()
     assert found.columns == [*df.columns, "total", "which"]

@@ -50,9 +50,8 @@ def serve_sums(args: Any, ctx: Any) -> int:
 def test_answers_come_back_in_order_beside_their_rows(spark: Any) -> None:
     df = spark.range(0, 5000, 1, 6).selectExpr("id", "array(float(id), 1f) as x", "concat('r', id) as name")
     with tfspark.Cluster(spark, serve_sums, workers=2) as cluster:
-        found = cluster.predict(
-            df, "total float, pair array<double>, worker int", columns=["id", "x"], shapes={"x": 2}, batch_size=300
-        )
+        asked: dict[str, Any] = {"columns": ["id", "x"], "shapes": {"x": 2}, "batch_size": 300}
+        found = cluster.predict(df, "total float, pair array<double>, worker int", **asked)
         assert found.columns == ["id", "x", "name", "total", "pair", "worker"]
         rows = found.collect()
         # Lazy, used again, by two jobs at once, and only in part.
@@ -64,6 +63,11 @@ def test_answers_come_back_in_order_beside_their_rows(spark: Any) -> None:
             t.join()
         assert counts == [5000, 5000]
         assert len(found.limit(3).collect()) == 3
+        few = cluster.predict(df, "total float, pair array<double>, worker int", keep=["name"], **asked)
+        assert few.columns == ["name", "total", "pair", "worker"]
+        assert few.select("name", "total").collect() == [(r.name, r.total) for r in rows]
+        with pytest.raises(ConfigurationError, match=r"keep=\['nope'\] is no list of columns"):
+            cluster.predict(df, "y int", keep=["nope"])
         with pytest.raises(ConfigurationError, match=r"\['name'\] have the names of columns"):
             cluster.predict(df, "name string")
         with pytest.raises(ConfigurationError, match="is no schema"):
@@ -75,7 +79,7 @@ def test_answers_come_back_in_order_beside_their_rows(spark: Any) -> None:
         assert r.total == pytest.approx((r.id + 1) * r.id, rel=1e-6) and r.name == f"r{r.id}"
         assert r.pair == [r.total, -r.total]
     assert {r.worker for r in rows} == {0, 1}
-    assert sum(cluster.results.values()) >= 15_000
+    assert sum(cluster.results.values()) >= 20_000
     with pytest.raises(PySparkException, match="before the cluster's with block is left"):
         found.collect()
 

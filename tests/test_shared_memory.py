@@ -19,13 +19,14 @@ from tfspark.errors import FeedError
 from tfspark.executor import feed_task
 from tfspark.executor.feed_task import FeedPlan
 from tfspark.schema import ColumnSpec, arrow_schema
+from tfspark.spark_session import ARROW_BATCH_BYTES
 from tfspark.transport.auth import call_options, new_secret
 from tfspark.transport.client import MessageClient
 from tfspark.transport.messages import PutEnd, PutHeader, SlotFilled, SlotsGranted
 from tfspark.transport.receiver import Receiver
 from tfspark.transport.sender import Sender
 from tfspark.transport.serving import Serving
-from tfspark.transport.shared_memory import MESSAGE_BYTES, SLOT_BYTES, GrantedSlots, SlotPool, SlotWriter
+from tfspark.transport.shared_memory import LEAST_BYTES, MESSAGE_BYTES, SLOT_BYTES, GrantedSlots, SlotPool, SlotWriter
 from tfspark.transport.spool import Feed, Spool
 
 COLUMNS = (ColumnSpec("x", "float32", (256,)), ColumnSpec("id", "int64"))
@@ -282,3 +283,7 @@ def test_a_file_that_cannot_be_read_from_a_place_is_let_go_of(pool: SlotPool) ->
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(reading)
     os.close(writing)
+
+
+def test_a_batch_of_spark_fits_a_message() -> None:
+    assert LEAST_BYTES < ARROW_BATCH_BYTES < MESSAGE_BYTES, "else each batch is cut in two, or passes through sockets"

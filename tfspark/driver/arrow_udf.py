@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.driver.sources import quoted
-from tfspark.errors import SchemaError
+from tfspark.errors import ConfigurationError, SchemaError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,11 +52,40 @@ def _hints() -> dict[str, Any]:
     return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
 
 
-def add_answers(df: DataFrame, call: Column, fields: Mapping[str, Any]) -> DataFrame:
-    """Add the fields of the struct that `call` returns to a DataFrame.
+def kept_columns(df: DataFrame, keep: Sequence[str] | None) -> list[str]:
+    """Return the columns of `df` that are to be there beside answers; all by default.
+
+    Raises
+    ------
+    ConfigurationError
+        If `keep` holds others.
+    """
+    kept = df.columns if keep is None else list(keep)
+    if isinstance(keep, str) or not set(kept) <= set(df.columns):
+        raise ConfigurationError(f"keep={keep!r} is no list of columns.", hint=f"The columns are {df.columns}.")
+    return kept
+
+
+def answer_beside(df: DataFrame, keep: Sequence[str] | None) -> bool:
+    """Whether answers come by an Arrow UDF, or else by ``mapInArrow``, which takes the kept columns along.
+
+    For a UDF Spark lets whole rows wait, inputs and all, until their answers are there; with ``mapInArrow`` all that
+    is to be kept goes to Python and back. That is better if few short columns are kept, and all that Spark 4.0 has.
+    """
+    from pyspark.sql import types as T
+
+    short = (T.NumericType, T.BooleanType, T.StringType, T.DateType, T.TimestampType, T.TimestampNTZType)
+    all_short = keep is not None and all(isinstance(df.schema[c].dataType, short) for c in keep)
+    return arrow_udfs() and not all_short
+
+
+def add_answers(df: DataFrame, call: Column, kept: Sequence[str], fields: Mapping[str, Any]) -> DataFrame:
+    """Return columns of a DataFrame and the fields of the struct that `call` returns.
 
     Parameters
     ----------
+    kept
+        The columns.
     fields
         For each field the metadata of its column, or ``None``.
     """
@@ -64,7 +93,7 @@ def add_answers(df: DataFrame, call: Column, fields: Mapping[str, Any]) -> DataF
 
     together = f"tfspark_{secrets.token_hex(4)}"
     added = df.withColumn(together, call)
-    own = [added[quoted(c)] for c in df.columns]
+    own = [added[quoted(c)] for c in kept]
     answers = [F.col(f"{together}.{quoted(f)}").alias(f, metadata=metadata) for f, metadata in fields.items()]
     return added.select(*own, *answers)
 

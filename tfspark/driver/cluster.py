@@ -452,13 +452,14 @@ class Cluster:
         sparse: Sequence[str] = (),
         batch_size: int = 1024,
         workers: Sequence[int] | None = None,
+        keep: Sequence[str] | None = None,
     ) -> DataFrame:
         """Have the workers answer each row of a DataFrame: they are where ``main`` calls ``ctx.serve(fn)``.
 
         Parameters
         ----------
         df
-            Any DataFrame. Its columns are passed through, in its order.
+            Any DataFrame.
         outputs
             Names and types of what `fn` returns, as Spark writes them: ``"label int, scores array<float>"``.
         columns, shapes, fill, mask, sparse
@@ -467,11 +468,14 @@ class Cluster:
             Most rows per call of `fn`.
         workers
             Indices of the workers that are asked; all by default.
+        keep
+            Columns of `df` that the result has beside the outputs, as for `tfspark.predict`; all by default.
 
         Returns
         -------
         DataFrame
-            Lazy: it is computed by the workers whenever it is used, so use it before the ``with`` block is left.
+            The columns of `df` that are kept, then the outputs. Lazy: it is computed by the workers whenever it is
+            used, so use it before the ``with`` block is left.
 
         Raises
         ------
@@ -499,6 +503,7 @@ class Cluster:
             fill=fill,
             mask=mask,
             sparse=sparse,
+            keep=keep,
         )
 
     def wait(self, timeout: float | None = None, *, workers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:

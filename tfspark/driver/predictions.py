@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.arrow_udf import add_answers, arrow_udf, arrow_udfs
+from tfspark.driver.arrow_udf import add_answers, answer_beside, arrow_udf, kept_columns
 from tfspark.driver.sources import Columns, arrow_schema_of, fed_columns, planned, quoted
 from tfspark.errors import ConfigurationError, first_line
 from tfspark.packing import packed_columns
@@ -36,8 +36,9 @@ def predictions(
     fill: Mapping[str, Any] | None,
     mask: Sequence[str],
     sparse: Sequence[str],
+    keep: Sequence[str] | None,
 ) -> DataFrame:
-    """Return `df` with the columns that the workers answer; see `Cluster.predict`."""
+    """Return columns of `df`, and those that the workers answer; see `Cluster.predict`."""
     from pyspark.sql import DataFrame
 
     from tfspark.executor.predict_task import PredictPlan
@@ -46,12 +47,13 @@ def predictions(
         raise ConfigurationError(f"predict() takes a Spark DataFrame, not {type(df).__name__}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
-    answered = _parse(outputs)
+    kept, answered = kept_columns(df, keep), _parse(outputs)
     clash = sorted(set(answered.names) & set(df.columns))
     if clash:
         raise ConfigurationError(f"Outputs {clash} have the names of columns.", hint="Name them otherwise.")
     fed = fed_columns(df, columns, mask, sparse)
     specs = planned(fed.schema, fed.shapes, shapes, fill, mask, sparse)
+    sent, packed = packed_columns(df, fed.columns, specs)
     plan = PredictPlan(
         secrets.token_hex(6),
         specs,
@@ -61,14 +63,15 @@ def predictions(
         workers,
         *coordinator,
         secret.for_clients(),
+        packed,
     )
-    return _with_udf(df, plan, fed.columns, answered) if arrow_udfs() else _with_map(df, plan, fed.columns, answered)
+    return (_with_udf if answer_beside(df, keep) else _with_map)(df, plan, sent, kept, answered)
 
 
-def _with_udf(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], answered: StructType) -> DataFrame:
-    """Add the answers by an Arrow UDF: other columns do not leave the JVM."""
-    sent, packed = packed_columns(df, columns, plan.columns)
-    plan = replace(plan, packed=packed)
+def _with_udf(
+    df: DataFrame, plan: PredictPlan, sent: Mapping[str, Column], kept: Sequence[str], answered: StructType
+) -> DataFrame:
+    """Return kept columns, which do not leave the JVM, and answers."""
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
         from tfspark.executor.predict_task import ask_for_structs
@@ -77,23 +80,25 @@ def _with_udf(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], a
 
     # Workers are to be asked once, whatever Spark makes of filters on their answers.
     call = arrow_udf(ask_workers, list(sent), answered).asNondeterministic()(*sent.values())
-    return add_answers(df, call, dict.fromkeys(answered.names))
+    return add_answers(df, call, kept, dict.fromkeys(answered.names))
 
 
-def _with_map(df: DataFrame, plan: PredictPlan, columns: Mapping[str, Column], answered: StructType) -> DataFrame:
-    """Add the answers by ``mapInArrow``, for Spark 4.0: all columns travel both ways."""
+def _with_map(
+    df: DataFrame, plan: PredictPlan, sent: Mapping[str, Column], kept: Sequence[str], answered: StructType
+) -> DataFrame:
+    """Return kept columns, which travel both ways, and answers."""
     from pyspark.sql.types import StructType
 
-    plan = replace(plan, kept=len(df.columns))
-    own = [df[quoted(c)] for c in df.columns]
-    wide = df.select(*own, *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())])
+    plan = replace(plan, kept=len(kept))
+    own = [df[quoted(c)] for c in kept]
+    wide = df.select(*own, *[c.alias(f"tfspark_{i}") for i, c in enumerate(sent.values())])
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.executor.predict_task import ask
 
         return ask(plan, batches)
 
-    return wide.mapInArrow(ask_workers, StructType([*df.schema.fields, *answered.fields]))
+    return wide.mapInArrow(ask_workers, StructType([*[df.schema[c] for c in kept], *answered.fields]))
 
 
 def _parse(outputs: str | StructType) -> StructType:

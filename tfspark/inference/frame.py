@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.arrow_udf import add_answers, arrow_udfs
+from tfspark.driver.arrow_udf import add_answers, answer_beside, kept_columns
 from tfspark.driver.sources import arrow_schema_of, leaves_of, quoted
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
@@ -97,10 +97,7 @@ def predict(
 
 def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | None = None) -> DataFrame:
     """Add what a plan predicts to a DataFrame; see `predict`."""
-    kept = df.columns if keep is None else list(keep)
-    unknown = sorted(set(kept) - set(df.columns))
-    if isinstance(keep, str) or unknown:
-        raise ConfigurationError(f"keep={keep!r} is no list of columns.", hint=f"The columns are {df.columns}.")
+    kept = kept_columns(df, keep)
     missing = sorted(c for c in plan.inputs.values() if c not in df.columns)
     if missing:
         raise ConfigurationError(
@@ -116,19 +113,7 @@ def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | N
     wanted = {c: {plan.signature.inputs[n].dtype for n, of in plan.inputs.items() if of == c} for c in columns}
     columns, packed = packed_columns(df, columns, specs, [c for c, dtypes in wanted.items() if dtypes == {"float32"}])
     plan = replace(plan, packed=packed)
-    if arrow_udfs() and (keep is None or not _are_short(df, kept)):
-        added = _with_udf(df, plan, columns)
-        return added if keep is None else added.select(*[added[quoted(c)] for c in [*kept, *plan.outputs.values()]])
-    # Spark 4.0 has no Arrow UDFs.
-    return _with_map(df, plan, columns, kept)
-
-
-def _are_short(df: DataFrame, columns: Sequence[str]) -> bool:
-    """Whether columns cost little on their way to Python and back."""
-    from pyspark.sql import types as T
-
-    short = (T.NumericType, T.BooleanType, T.StringType, T.DateType, T.TimestampType, T.TimestampNTZType)
-    return all(isinstance(df.schema[c].dataType, short) for c in columns)
+    return (_with_udf if answer_beside(df, keep) else _with_map)(df, plan, columns, kept)
 
 
 def _fed_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Column], tuple[ColumnSpec, ...]]:
@@ -142,15 +127,15 @@ def _fed_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Column]
     return columns, plan.columns(arrow_schema_of(df.select(*[c.alias(n) for n, c in columns.items()]).schema))
 
 
-def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]) -> DataFrame:
-    """Add the outputs by an Arrow UDF: other columns do not leave the JVM, where whole rows wait for their outputs."""
+def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], kept: Sequence[str]) -> DataFrame:
+    """Return kept columns, which do not leave the JVM, and outputs."""
     # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
-    return add_answers(df, call, {c: plan.metadata_of(name) for name, c in plan.outputs.items()})
+    return add_answers(df, call, kept, {c: plan.metadata_of(name) for name, c in plan.outputs.items()})
 
 
 def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], kept: Sequence[str]) -> DataFrame:
-    """Return kept columns, which travel both ways, and outputs by ``mapInArrow``: no row waits in the JVM meanwhile."""
+    """Return kept columns, which travel both ways, and outputs."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import StructField, StructType
 
