@@ -73,6 +73,7 @@ def _write(source: ModelSource, directory: str) -> None:
     if isinstance(source, PackedModel):
         source.unpack(directory)
         return
+    start_tensorflow()
     import keras
 
     try:

@@ -116,7 +116,7 @@ def plan_prediction(
 def look_at_model(spark: SparkSession, call: ModelCall) -> tuple[ModelCall, Signature]:
     """Find and describe the model.
 
-    One that is stored is looked at in a Spark task: it is there that it must be readable, and TensorFlow installed.
+    One that is stored is looked at in a Spark task, as it is there that it must be readable.
 
     Raises
     ------
@@ -150,10 +150,8 @@ def answer_look(path: str, signature: str) -> str:
     """Body of the task that looks at a model: returns JSON."""
     import socket
 
-    from tfspark.inference.loading import describe, start_tensorflow
+    from tfspark.inference.loading import describe
 
-    # The process may go on to predict: from the first import it must have its own devices and threads.
-    start_tensorflow()
     try:
         source = StoredModel(path).found()
         described = describe(ModelCall(source, signature))

@@ -54,7 +54,7 @@ class StoredModel:
 class PackedModel:
     """A SavedModel that travels with the task: the directory as an archive.
 
-    `signature` describes it, if it is known; else it is read from the archive, which takes TensorFlow.
+    `signature` describes it, if it is known; else it is read from the archive.
     """
 
     archive: bytes = field(repr=False)

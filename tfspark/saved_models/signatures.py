@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfspark.errors import ConfigurationError
+from tfspark.records.faults import MalformedMessage
+from tfspark.saved_models.description import DescribedTensor, serving_signatures
 from tfspark.saved_models.versions import SAVED_MODEL_FILE
 
 DEFAULT = "serving_default"
@@ -98,24 +100,15 @@ def read_signatures(directory: str) -> dict[str, Signature]:
     ConfigurationError
         If the file cannot be read as a SavedModel.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    proto = saved_model_pb2.SavedModel()
     path = os.path.join(directory, SAVED_MODEL_FILE)
     try:
         with open(path, "rb") as f:
-            proto.ParseFromString(f.read())
-    except (OSError, DecodeError) as e:
+            described = serving_signatures(f.read())
+    except (OSError, MalformedMessage, UnicodeDecodeError) as e:
         raise ConfigurationError(f"Cannot read {path}: {e}") from None
-    graphs = [g for g in proto.meta_graphs if "serve" in g.meta_info_def.tags]
-    defined = graphs[0].signature_def if graphs else {}
     return {
-        name: Signature(
-            name, _infos(defined[name].inputs), _infos(defined[name].outputs), defined[name].method_name or PREDICT
-        )
-        for name in sorted(defined)
+        name: Signature(name, _infos(s.inputs), _infos(s.outputs), s.method or PREDICT)
+        for name, s in sorted(described.items())
         if not name.startswith("__")
     }
 
@@ -134,13 +127,5 @@ def read_signature(directory: str, name: str = DEFAULT) -> Signature:
     return found[name]
 
 
-def _infos(infos: Any) -> dict[str, TensorInfo]:
-    import tensorflow as tf
-
-    out = {}
-    for name in sorted(infos):
-        info = infos[name]
-        dims = tuple(None if d.size < 0 else int(d.size) for d in info.tensor_shape.dim)
-        shape = None if info.tensor_shape.unknown_rank else dims
-        out[name] = TensorInfo(tf.as_dtype(info.dtype).name, shape, info.name)
-    return out
+def _infos(described: Mapping[str, DescribedTensor]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(t.dtype, t.shape, t.name) for name, t in sorted(described.items())}
