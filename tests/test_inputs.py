@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def test_wait_waits_for_a_stream(spark: Any, tmp_path: Path) -> None:
     assert sorted(cluster.wait(120)["worker", 0]) == list(range(40))
 
 
-def test_a_stream_that_fails_while_it_is_waited_for_is_an_error(spark: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [False, True], ids=["while it is waited for", "before"])
+def test_a_stream_that_fails_fails_the_cluster(ended: bool, spark: Any, tmp_path: Path) -> None:
     def main(args: dict[str, Any], ctx: Any) -> int:
         return sum(1 for _ in ctx.stream(8))
 
@@ -221,11 +223,27 @@ def test_a_stream_that_fails_while_it_is_waited_for_is_an_error(spark: Any, tmp_
     source.mkdir()
     (source / "part-0.parquet").write_text("this is no Parquet file")
     stream = spark.readStream.schema("id long").parquet(str(source))
-    with (
-        pytest.raises(FeedError, match="stream that was fed has failed"),
-        tfspark.Cluster(spark, main, {}, workers=1) as cluster,
-    ):
-        cluster.feed_stream(stream)
+    cluster = tfspark.Cluster(spark, main, {}, workers=1).start()
+    with pytest.raises(FeedError, match="stream that was fed has failed"), cluster:
+        query = cluster.feed_stream(stream)
+        if ended:
+            with pytest.raises(StreamingQueryException):
+                query.awaitTermination(60)
+    assert not [t for t in threading.enumerate() if t.name == "tfspark-streams"]
+
+
+def test_rows_of_a_stream_that_break_a_rule_are_named(spark: Any, tmp_path: Path) -> None:
+    def main(args: dict[str, Any], ctx: Any) -> int:
+        return sum(1 for _ in ctx.stream(8))
+
+    spark.createDataFrame([(1,), (None,)], "id long").write.parquet(str(tmp_path / "in"))
+    stream = spark.readStream.schema("id long").parquet(str(tmp_path / "in"))
+    cluster = tfspark.Cluster(spark, main, {}, workers=1).start()
+    query = cluster.feed_stream(stream)
+    with pytest.raises(StreamingQueryException):
+        query.awaitTermination(60)
+    with pytest.raises(SchemaError, match=r"'id' holds 1 null\(s\)"):
+        cluster.wait(60)
 
 
 def test_a_node_that_fails_fails_the_stream(spark: Any, tmp_path: Path) -> None:

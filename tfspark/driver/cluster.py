@@ -535,10 +535,15 @@ class Cluster:
                 self._recovering(lambda gang: self._await_results(gang, timeout, deadline, workers))
             if self._require_started().life.concluded:
                 self._close()
-        error = self._require_started().life.error
-        if error is not None:
-            raise error
+        self._raise_failure(self._require_started().life)
         return self.results
+
+    def _raise_failure(self, life: lc.Lifecycle) -> None:
+        """Raise why the cluster has failed; rows of a stream that could not be fed have stopped it."""
+        if life.error is not None and not isinstance(life.error, ClusterStopped):
+            raise life.error
+        if (error := self._streams.error or life.error) is not None:
+            raise error
 
     def _await_results(
         self, gang: Gang, timeout: float | None, deadline: float | None, workers: Sequence[int] | None
@@ -553,15 +558,15 @@ class Cluster:
         def left() -> float | None:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-        in_time = self._streams.wait(coordinator, over, left())
-        if in_time:
+        if not self._streams.wait(coordinator, over, left()):
+            raise TimeoutError(f"The streams that feed the cluster have not ended within {timeout} s.")
+        self._raise_failure(life)
+        if self._streams.ended:
             coordinator.publish(m.NoMoreFeeds())
-            self._display.begin()
-            in_time = self._display.until(coordinator, "training", over, left())
-        if not in_time:
+        self._display.begin()
+        if not self._display.until(coordinator, "training", over, left()):
             raise TimeoutError(f"main has not returned on all nodes within {timeout} s.")
-        if life.error is not None:
-            raise life.error
+        self._raise_failure(life)
         self._display.final(coordinator, "training")
 
     def stop(self, grace: float | None = None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfspark.errors import ConfigurationError, FeedError, first_line
+from tfspark.errors import ClusterStopped, ConfigurationError, FeedError, TFSparkError, first_line
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -14,17 +17,57 @@ if TYPE_CHECKING:
 
     from tfspark.driver.coordinator import Coordinator
 
+logger = logging.getLogger(__name__)
+
 LOOK_SECONDS = 0.2
 """Between two looks at whether a query is still waited for."""
 
+PATIENCE_SECONDS = 30.0
+"""After so long it is said what is waited for."""
+
+LEAVE_SECONDS = 5.0
+"""How long a thread that talks to a JVM which does not answer is waited for."""
+
+
+@dataclass
+class _Stream:
+    """One query, and why a micro-batch of it could not be fed."""
+
+    query: StreamingQuery | None = None
+    cause: TFSparkError | None = None
+
+    @property
+    def not_fed(self) -> TFSparkError | None:
+        """Why a micro-batch could not be fed, other than that the cluster was stopped."""
+        return None if isinstance(self.cause, ClusterStopped) else self.cause
+
+    def failure(self) -> TFSparkError | None:
+        """Return why the query has failed, if it has, in what it does beside feeding."""
+        failed = self.query.exception() if self.query is not None and self.cause is None else None
+        return None if failed is None else FeedError(f"The stream that was fed has failed: {first_line(failed)}")
+
 
 class Streams:
-    """The streaming queries that feed one cluster."""
+    """The streaming queries that feed one cluster.
+
+    Attributes
+    ----------
+    begun
+        Whether a stream feeds the cluster, or did.
+    ended
+        Whether no query was left when they were last waited for.
+    """
 
     def __init__(self) -> None:
-        self._queries: list[StreamingQuery] = []
+        self._streams: list[_Stream] = []
         self.begun = False
-        """Whether a stream feeds the cluster, or did."""
+        self.ended = True
+        self._failed: TFSparkError | None = None
+
+    @property
+    def error(self) -> TFSparkError | None:
+        """Why a micro-batch could not be fed, or why a query had failed when they were last waited for."""
+        return next((s.not_fed for s in list(self._streams) if s.not_fed is not None), self._failed)
 
     def start(self, stream: Any, feed: Callable[[DataFrame], Any], options: dict[str, Any]) -> StreamingQuery:
         """Start a query that feeds each micro-batch which has rows.
@@ -36,12 +79,16 @@ class Streams:
         """
         if not getattr(stream, "isStreaming", False):
             raise ConfigurationError("feed_stream() takes a streaming DataFrame.", hint="feed() takes all others.")
+        started = _Stream()
 
         def feed_batch(batch: DataFrame, _: int) -> None:
             batch.persist()
             try:
                 if not batch.isEmpty():
                     feed(batch)
+            except TFSparkError as e:
+                started.cause = e
+                raise
             finally:
                 batch.unpersist()
 
@@ -50,15 +97,20 @@ class Streams:
             writer = writer.trigger(**options.pop("trigger"))
         if "queryName" in options:
             writer = writer.queryName(options.pop("queryName"))
-        self.begun = True
-        query: StreamingQuery = writer.options(**options).start()
-        self._queries.append(query)
+        before, self.begun = self.begun, True
+        try:
+            query: StreamingQuery = writer.options(**options).start()
+        except BaseException:
+            self.begun = before
+            raise
+        started.query = query
+        # What has failed and goes on from its checkpoint has not failed.
+        self._streams = [s for s in self._streams if s.query is None or s.query.id != query.id]
+        self._streams.append(started)
         return query
 
     def wait(self, coordinator: Coordinator, over: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until the queries that run have ended, or the cluster needs nothing more.
-
-        A query that had failed before has told that to whoever has it.
+        """Wait until all queries have ended, or the cluster needs nothing more.
 
         Parameters
         ----------
@@ -73,37 +125,47 @@ class Streams:
         -------
         bool
             False if the time has passed.
-
-        Raises
-        ------
-        FeedError
-            If a query failed meanwhile.
         """
-        if not self._queries:
+        if not self._streams:
             return True
-        ended: list[BaseException | None] = []
+        self.ended = False
+        watched = threading.Event()
         leaving = threading.Event()
 
         def watch() -> None:
-            error: BaseException | None = None
             try:
-                for query in list(self._queries):
-                    while query.isActive and not leaving.is_set():
-                        query.awaitTermination(LOOK_SECONDS)
+                self._watch(leaving)
             except Exception as e:
-                error = e
-            ended.append(error)
+                self._failed = FeedError(f"What became of the stream that was fed cannot be told: {first_line(e)}")
+            watched.set()
             coordinator.wake()
 
         # In a thread of its own: a signal must not interrupt a conversation with the JVM.
         thread = threading.Thread(target=watch, name="tfspark-streams", daemon=True)
         thread.start()
         try:
-            if not coordinator.wait(lambda: bool(ended) or over(), timeout):
-                return False
+            return coordinator.wait(lambda: watched.is_set() or over(), timeout)
         finally:
             leaving.set()
-            thread.join()
-        if ended[0] is not None and not coordinator.look(over):
-            raise FeedError(f"The stream that was fed has failed: {first_line(ended[0])}") from ended[0]
-        return True
+            thread.join(LEAVE_SECONDS)
+
+    def _watch(self, leaving: threading.Event) -> None:
+        from pyspark.errors import StreamingQueryException
+
+        patient_until = time.monotonic() + PATIENCE_SECONDS
+        while not leaving.is_set() and (query := self._first_active()) is not None:
+            try:
+                query.awaitTermination(LOOK_SECONDS)
+            except StreamingQueryException:
+                continue
+            if time.monotonic() > patient_until:
+                name = query.name or query.id
+                logger.warning(
+                    "Waiting for the stream %s, which feeds the cluster, to end: query.stop() ends it.", name
+                )
+                patient_until = float("inf")
+        self.ended = self._first_active() is None
+        self._failed = next((e for s in list(self._streams) if (e := s.failure()) is not None), None)
+
+    def _first_active(self) -> StreamingQuery | None:
+        return next((s.query for s in list(self._streams) if s.query is not None and s.query.isActive), None)
