@@ -173,7 +173,7 @@ def test_events_that_all_nodes_have_are_let_go_of_unless_one_may_come_back(runni
 @pytest.mark.parametrize("streaming", [True, False])
 def test_of_a_stream_the_newest_reports_are_kept(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     monkeypatch.setattr(cluster_module, "KEPT_REPORTS", 3)
-    cluster: Any = MagicMock(feed_reports=[], _streaming=streaming)
+    cluster: Any = MagicMock(feed_reports=[], _streams=MagicMock(begun=streaming))
     cluster._recovering.side_effect = range(5)
     for _ in range(5):
         cluster_module.Cluster._feed(cluster, MagicMock(), (), MagicMock(), None)
