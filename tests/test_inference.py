@@ -102,8 +102,17 @@ def test_only_columns_that_are_kept_are_there(df: Any, model_dir: str) -> None:
     check(rows)
     assert rows[7].untouched == {"k": 7} and rows[7].x == [7, 1, 2]
 
-    for keep in [["id", "nope"], "id"]:
-        with pytest.raises(ConfigurationError, match=r"is no list of columns\.\nHint: The columns are \['id'"):
+    odd = df.withColumnRenamed("id", "a.b`c").withColumnRenamed("day", "total")
+    found = tfspark.predict(odd, model_dir, keep=(c for c in ["a.b`c"]))
+    assert found.columns == ["a.b`c", "total", "which"]
+    assert sorted((r[0], r.total) for r in found.collect()) == [(i, i + 3) for i in range(100)]
+
+    for keep, message in [
+        (["id", "nope"], r"\['nope'\] are no columns\.\nHint: The columns are \['id'"),
+        ("id", "is no list of columns"),
+        (["id", "id"], "names a column twice"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
             tfspark.predict(df, model_dir, keep=keep)
 
 

@@ -66,7 +66,7 @@ def test_answers_come_back_in_order_beside_their_rows(spark: Any) -> None:
         few = cluster.predict(df, "total float, pair array<double>, worker int", keep=["name"], **asked)
         assert few.columns == ["name", "total", "pair", "worker"]
         assert few.select("name", "total").collect() == [(r.name, r.total) for r in rows]
-        with pytest.raises(ConfigurationError, match=r"keep=\['nope'\] is no list of columns"):
+        with pytest.raises(ConfigurationError, match=r"\['nope'\] are no columns"):
             cluster.predict(df, "y int", keep=["nope"])
         with pytest.raises(ConfigurationError, match=r"\['name'\] have the names of columns"):
             cluster.predict(df, "name string")

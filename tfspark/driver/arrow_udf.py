@@ -6,7 +6,7 @@ All other columns of a DataFrame stay in the JVM meanwhile.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfspark.driver.sources import quoted
@@ -52,21 +52,31 @@ def _hints() -> dict[str, Any]:
     return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
 
 
+FEW = 8
+"""Columns that may go to Python and back, beside what a model takes."""
+
+
 def kept_columns(df: DataFrame, keep: Sequence[str] | None) -> list[str]:
     """Return the columns of `df` that are to be there beside answers; all by default.
 
     Raises
     ------
     ConfigurationError
-        If `keep` holds others.
+        If `keep` holds others, or one twice.
     """
-    kept = df.columns if keep is None else list(keep)
-    if isinstance(keep, str) or not set(kept) <= set(df.columns):
-        raise ConfigurationError(f"keep={keep!r} is no list of columns.", hint=f"The columns are {df.columns}.")
+    if keep is None:
+        return df.columns
+    kept = [keep] if isinstance(keep, str) else list(keep)
+    unknown = [c for c in kept if c not in df.columns]
+    if isinstance(keep, str) or unknown:
+        what = f"{unknown} are no columns" if unknown else "is no list of columns"
+        raise ConfigurationError(f"keep={keep!r}: {what}.", hint=f"The columns are {df.columns}.")
+    if len(set(kept)) < len(kept):
+        raise ConfigurationError(f"keep={kept} names a column twice.", hint="Name each once.")
     return kept
 
 
-def answer_beside(df: DataFrame, keep: Sequence[str] | None) -> bool:
+def answer_beside(df: DataFrame, kept: Sequence[str], all_kept: bool) -> bool:
     """Whether answers come by an Arrow UDF, or else by ``mapInArrow``, which takes the kept columns along.
 
     For a UDF Spark lets whole rows wait, inputs and all, until their answers are there; with ``mapInArrow`` all that
@@ -75,8 +85,16 @@ def answer_beside(df: DataFrame, keep: Sequence[str] | None) -> bool:
     from pyspark.sql import types as T
 
     short = (T.NumericType, T.BooleanType, T.StringType, T.DateType, T.TimestampType, T.TimestampNTZType)
-    all_short = keep is not None and all(isinstance(df.schema[c].dataType, short) for c in keep)
-    return arrow_udfs() and not all_short
+    cheap = len(kept) <= FEW and all(isinstance(df.schema[c].dataType, short) for c in kept)
+    return arrow_udfs() and (all_kept or not cheap)
+
+
+def columns_for_map(df: DataFrame, kept: Sequence[str], sent: Iterable[Column]) -> DataFrame:
+    """Return a DataFrame of kept columns, then those that are sent, under names that ``mapInArrow`` can take."""
+    from pyspark.sql import functions as F
+
+    own = [F.col(quoted(c)).alias(f"kept_{i}") for i, c in enumerate(kept)]
+    return df.select(*own, *[c.alias(f"sent_{i}") for i, c in enumerate(sent)])
 
 
 def add_answers(df: DataFrame, call: Column, kept: Sequence[str], fields: Mapping[str, Any]) -> DataFrame:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.arrow_udf import add_answers, answer_beside, arrow_udf, kept_columns
-from tfspark.driver.sources import Columns, arrow_schema_of, fed_columns, planned, quoted
+from tfspark.driver.arrow_udf import add_answers, answer_beside, arrow_udf, columns_for_map, kept_columns
+from tfspark.driver.sources import Columns, arrow_schema_of, fed_columns, planned
 from tfspark.errors import ConfigurationError, first_line
 from tfspark.packing import packed_columns
 from tfspark.schema import Shape
@@ -48,7 +48,7 @@ def predictions(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
     kept, answered = kept_columns(df, keep), _parse(outputs)
-    clash = sorted(set(answered.names) & set(df.columns))
+    clash = sorted(set(answered.names) & set(kept))
     if clash:
         raise ConfigurationError(f"Outputs {clash} have the names of columns.", hint="Name them otherwise.")
     fed = fed_columns(df, columns, mask, sparse)
@@ -57,7 +57,7 @@ def predictions(
     plan = PredictPlan(
         secrets.token_hex(6),
         specs,
-        0,
+        (),
         arrow_schema_of(answered),
         batch_size,
         workers,
@@ -65,7 +65,7 @@ def predictions(
         secret.for_clients(),
         packed,
     )
-    return (_with_udf if answer_beside(df, keep) else _with_map)(df, plan, sent, kept, answered)
+    return (_with_udf if answer_beside(df, kept, keep is None) else _with_map)(df, plan, sent, kept, answered)
 
 
 def _with_udf(
@@ -89,9 +89,8 @@ def _with_map(
     """Return kept columns, which travel both ways, and answers."""
     from pyspark.sql.types import StructType
 
-    plan = replace(plan, kept=len(kept))
-    own = [df[quoted(c)] for c in kept]
-    wide = df.select(*own, *[c.alias(f"tfspark_{i}") for i, c in enumerate(sent.values())])
+    plan = replace(plan, kept=tuple(kept))
+    wide = columns_for_map(df, kept, sent.values())
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.executor.predict_task import ask

@@ -39,7 +39,7 @@ class PredictPlan:
     columns
         The tensor of each column that is sent.
     kept
-        Number of columns, which come before these, that are passed through.
+        Names of columns, which come before these, that are passed through.
     outputs
         Schema of the answers.
     packed
@@ -48,7 +48,7 @@ class PredictPlan:
 
     job: str
     columns: Sequence[ColumnSpec]
-    kept: int
+    kept: Sequence[str]
     outputs: pa.Schema
     batch_size: int
     workers: ClusterSpec
@@ -155,7 +155,7 @@ def _with_rows(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterato
 
 
 def _prepared(batch: pa.RecordBatch, plan: PredictPlan, schema: pa.Schema) -> pa.RecordBatch:
-    chosen = pa.RecordBatch.from_arrays(batch.columns[plan.kept :], names=[c.name for c in plan.columns])
+    chosen = pa.RecordBatch.from_arrays(batch.columns[len(plan.kept) :], names=[c.name for c in plan.columns])
     return prepare_batch(unpacked(chosen, plan.packed), plan.columns, schema)
 
 
@@ -166,7 +166,5 @@ def _joined(batch: pa.RecordBatch, reader: Any, plan: PredictPlan) -> pa.RecordB
         raise OSError("it closed the stream") from None
     if answer.num_rows != batch.num_rows:
         raise PredictError(f"A worker answered {answer.num_rows} rows for {batch.num_rows}.")
-    kept = batch.columns[: plan.kept]
-    return pa.RecordBatch.from_arrays(
-        [*kept, *answer.columns], names=[*batch.schema.names[: plan.kept], *plan.outputs.names]
-    )
+    kept = batch.columns[: len(plan.kept)]
+    return pa.RecordBatch.from_arrays([*kept, *answer.columns], names=[*plan.kept, *plan.outputs.names])

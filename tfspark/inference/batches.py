@@ -77,10 +77,10 @@ def _tensor(name: str, column: pa.Array, spec: ColumnSpec, expected: Any) -> Any
     """Return a column as the tensor that an input takes."""
     import tensorflow as tf
 
-    if spec.shape and expected.dtype == spec.dtype and expected.shape[1:].is_fully_defined():
+    if spec.shape and expected.dtype == spec.dtype and expected.shape[1:].is_compatible_with(spec.shape):
         shared = shared_tensor(column.flatten())
         if shared is not None:
-            return tf.reshape(shared, [len(column), *expected.shape[1:]])
+            return tf.reshape(shared, [len(column), *spec.shape])
     array, *splits = column_arrays(pa.chunked_array([column]), spec)
     for offsets in reversed(splits):
         lengths = np.diff(offsets)

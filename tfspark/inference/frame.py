@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.arrow_udf import add_answers, answer_beside, kept_columns
-from tfspark.driver.sources import arrow_schema_of, leaves_of, quoted
+from tfspark.driver.arrow_udf import add_answers, answer_beside, columns_for_map, kept_columns
+from tfspark.driver.sources import arrow_schema_of, leaves_of
 from tfspark.errors import ConfigurationError, SchemaError
 from tfspark.inference.plan import DEFAULT_BATCH_SIZE, PredictionPlan, plan_prediction
 from tfspark.inference.udf import model_udf
@@ -61,7 +61,7 @@ def predict(
         Value that replaces nulls, by column; a null elsewhere is an error.
     keep
         Columns of `df` that the result has beside the outputs; by default all. With a few short ones, such as a key,
-        rows are through faster by a quarter than with ``select`` afterwards: Spark need not hold the inputs until
+        rows may be through faster than with ``select`` afterwards: Spark need not hold the inputs until
         their predictions come back.
 
     Returns
@@ -104,7 +104,7 @@ def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | N
             f"The model's signature {plan.signature.name!r} needs {missing}, which are no columns.",
             hint=f"Map input names to columns with inputs={{...}}. The columns are {df.columns}.",
         )
-    clash = sorted(set(plan.outputs.values()) & set(df.columns))
+    clash = sorted(set(plan.outputs.values()) & set(kept))
     if clash:
         raise ConfigurationError(
             f"Outputs {clash} have the names of columns.", hint="Rename them with outputs={output: column}."
@@ -113,7 +113,7 @@ def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | N
     wanted = {c: {plan.signature.inputs[n].dtype for n, of in plan.inputs.items() if of == c} for c in columns}
     columns, packed = packed_columns(df, columns, specs, [c for c, dtypes in wanted.items() if dtypes == {"float32"}])
     plan = replace(plan, packed=packed)
-    return (_with_udf if answer_beside(df, keep) else _with_map)(df, plan, columns, kept)
+    return (_with_udf if answer_beside(df, kept, keep is None) else _with_map)(df, plan, columns, kept)
 
 
 def _fed_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Column], tuple[ColumnSpec, ...]]:
@@ -136,20 +136,16 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
 
 def _with_map(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], kept: Sequence[str]) -> DataFrame:
     """Return kept columns, which travel both ways, and outputs."""
-    from pyspark.sql import functions as F
     from pyspark.sql.types import StructField, StructType
 
     names = list(columns)
     types = zip(plan.outputs, plan.output_type.fields, strict=True)
     outputs = [StructField(f.name, f.dataType, metadata=plan.metadata_of(name)) for name, f in types]
-    wide = df.select(
-        *[F.col(quoted(c)) for c in kept],
-        *[c.alias(f"tfspark_{i}") for i, c in enumerate(columns.values())],
-    )
 
     def apply(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.inference.udf import predict_beside
 
-        return predict_beside(plan, names, len(kept), batches)
+        return predict_beside(plan, names, kept, batches)
 
+    wide = columns_for_map(df, kept, columns.values())
     return wide.mapInArrow(apply, StructType([*[df.schema[c] for c in kept], *outputs]))

@@ -102,13 +102,14 @@ def predicted(plan: PredictionPlan, alone: bool, batches: Iterator[pa.RecordBatc
 
 
 def predict_beside(
-    plan: PredictionPlan, names: Sequence[str], own: int, batches: Iterator[pa.RecordBatch]
+    plan: PredictionPlan, names: Sequence[str], kept: Sequence[str], batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Body of the ``mapInArrow`` task: the first `own` columns, then the outputs for those that follow them."""
+    """Body of the ``mapInArrow`` task: the `kept` columns, which come first, then outputs for those that follow."""
     import pyarrow as pa
 
     from tfspark.inference.batches import Predictor, rebatched
 
+    own = len(kept)
     predictor = None
     for batch in rebatched(batches, plan.batch_size):
         if not batch.num_rows:
@@ -116,4 +117,4 @@ def predict_beside(
         fed = pa.RecordBatch.from_arrays(batch.columns[own:], names=list(names))
         predictor = predictor or Predictor(plan, fed.schema)
         columns = [*batch.columns[:own], *predictor(fed)]
-        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names[:own], *plan.outputs.values()])
+        yield pa.RecordBatch.from_arrays(columns, names=[*kept, *plan.outputs.values()])
