@@ -98,6 +98,8 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=float, default=50.0, help="how much memory may grow")
     options = parser.parse_args()
+    if not 0 < options.warm_up < options.times:
+        parser.error("--times must be more than --warm-up: the last round is compared with one before it")
     common.keep_stdout_for_figures()
     processes.mark()
     failures: list[str] = []

@@ -34,10 +34,8 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: str) -> int:
     """Write the predictions; return how many there are."""
     df = spark.read.format(args.format).options(**dict(args.option)).load(args.data)
     inputs, outputs = dict(args.input), dict(args.rename) or None
-    predictions = tfspark.predict(df, args.model, inputs=inputs, outputs=outputs, batch_size=args.batch_size)
-    if args.keep:
-        made = [c for c in predictions.columns if c not in df.columns]
-        predictions = predictions.select(*args.keep.split(","), *made)
+    keep = args.keep.split(",") if args.keep else None
+    predictions = tfspark.predict(df, args.model, inputs=inputs, outputs=outputs, batch_size=args.batch_size, keep=keep)
     predictions.write.format(args.output_format).mode("overwrite").save(directory)
     return spark.read.format(args.output_format).schema(predictions.schema).load(directory).count()
 
