@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,6 +153,12 @@ def cached_rows(spark: SparkSession, rows: int, partitions: int) -> DataFrame:
     if df.count() != rows:
         raise RuntimeError("the cached DataFrame has another number of rows than asked for")
     return df
+
+
+def in_turn(ways: Sequence[T], turn: int) -> list[T]:
+    """Return them, each turn another one first: what follows finds warm Python workers and compiled code."""
+    first = turn % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:

@@ -189,8 +189,7 @@ def measure_drain(run: Run, workers: int, turn: int) -> None:
             run.seconds["feed_delivered", workers].append(report.seconds)
 
         began: list[float] = []
-        steps = [alone_with_defaults, alone, fed]
-        for step in steps[turn % 3 :] + steps[: turn % 3]:
+        for step in common.in_turn([alone_with_defaults, alone, fed], turn):
             step()
     ends = [result[-1] for result in cluster.results.values()]
     expect(sum(rows for rows, _ in ends), run.rows)

@@ -375,9 +375,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def in_turn(ways: dict[str, Any], libraries: set[str], r: int) -> list[tuple[str, Any]]:
-    """Return the libraries that are there, each round another one first: what follows finds warm Python workers."""
-    there = [(library, way) for library, way in ways.items() if library in libraries]
-    return there[r % len(there) :] + there[: r % len(there)]
+    """Return the libraries that are there, each round another one first."""
+    return common.in_turn([(library, way) for library, way in ways.items() if library in libraries], r)
 
 
 def one_round(run: Run, libraries: set[str], model: str, r: int) -> None:

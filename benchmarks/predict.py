@@ -240,9 +240,7 @@ def main() -> None:
                 timed(by_tfos(run)(few))
             for r in range(options.rounds):
                 run.rates["bare"].append(float(in_process(f"print(predict.bare({model!r}, {options.batch_size}))")))
-                # Another one first each round.
-                turn = r % len(ways)
-                for name in [*ways][turn:] + [*ways][:turn]:
+                for name in common.in_turn(list(ways), r):
                     measure(run, name, ways[name], df, options.rows)
                 if tfos:
                     measure(run, "tensorflowonspark", by_tfos(run), few, options.tfos_rows)

@@ -18,7 +18,8 @@ import pytest
 import tfspark
 from tfspark.errors import ConfigurationError
 from tfspark.saved_models.card import ModelCard
-from tfspark.saved_models.signatures import CLASSIFY, PREDICT, REGRESS, Signature, TensorInfo, read_signatures
+from tfspark.saved_models.description import read_signatures
+from tfspark.saved_models.signatures import CLASSIFY, PREDICT, REGRESS, Signature, TensorInfo
 from tfspark.saved_models.versions import new_version, newest_version, versions_of
 
 

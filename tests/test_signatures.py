@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tfspark.errors import ConfigurationError
-from tfspark.saved_models.description import DTYPES
-from tfspark.saved_models.signatures import CLASSIFY, PREDICT, TensorInfo, read_signatures
+from tfspark.saved_models.description import DTYPES, read_signatures
+from tfspark.saved_models.signatures import CLASSIFY, PREDICT, TensorInfo
 from tfspark.saved_models.versions import SAVED_MODEL_FILE
 
 
@@ -72,7 +72,7 @@ def test_dtypes_have_tensorflows_numbers() -> None:
 def test_tensorflow_is_not_imported(directory: Path) -> None:
     program = f"""
 import sys
-from tfspark.saved_models.signatures import read_signatures
+from tfspark.saved_models.description import read_signatures
 print(*read_signatures({str(directory)!r}), "tensorflow" in sys.modules, "google.protobuf" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

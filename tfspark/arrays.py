@@ -31,7 +31,7 @@ def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = Fal
         ragged one; values, indices within their row and row splits for a sparse one.
     """
     # Chunks are combined into memory of their own, also if there is but one. Strings and booleans are converted anyway.
-    shared = column.num_chunks == 1 and not (copy and spec.dtype not in ("string", "bool"))
+    shared = column.num_chunks == 1 and (not copy or spec.dtype in ("string", "bool"))
     array = column.chunk(0) if shared else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)

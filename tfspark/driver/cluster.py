@@ -523,7 +523,9 @@ class Cluster:
         NodeFailed
             If a node failed.
         FeedError
-            If a stream failed while it was waited for.
+            If a stream failed.
+        SchemaError
+            If rows of a stream could not be fed.
         TimeoutError
             If `timeout` seconds have passed; the cluster goes on.
         """

@@ -31,19 +31,19 @@ LEAVE_SECONDS = 5.0
 
 @dataclass
 class _Stream:
-    """One query, and why a micro-batch of it could not be fed."""
+    """One query, and why a micro-batch of it could not be fed, if that is so."""
 
-    query: StreamingQuery | None = None
-    cause: TFSparkError | None = None
+    query: StreamingQuery
+    causes: list[TFSparkError]
 
     @property
     def not_fed(self) -> TFSparkError | None:
         """Why a micro-batch could not be fed, other than that the cluster was stopped."""
-        return None if isinstance(self.cause, ClusterStopped) else self.cause
+        return next((e for e in self.causes if not isinstance(e, ClusterStopped)), None)
 
     def failure(self) -> TFSparkError | None:
         """Return why the query has failed, if it has, in what it does beside feeding."""
-        failed = self.query.exception() if self.query is not None and self.cause is None else None
+        failed = None if self.causes else self.query.exception()
         return None if failed is None else FeedError(f"The stream that was fed has failed: {first_line(failed)}")
 
 
@@ -79,7 +79,7 @@ class Streams:
         """
         if not getattr(stream, "isStreaming", False):
             raise ConfigurationError("feed_stream() takes a streaming DataFrame.", hint="feed() takes all others.")
-        started = _Stream()
+        causes: list[TFSparkError] = []
 
         def feed_batch(batch: DataFrame, _: int) -> None:
             batch.persist()
@@ -87,7 +87,7 @@ class Streams:
                 if not batch.isEmpty():
                     feed(batch)
             except TFSparkError as e:
-                started.cause = e
+                causes.append(e)
                 raise
             finally:
                 batch.unpersist()
@@ -103,10 +103,8 @@ class Streams:
         except BaseException:
             self.begun = before
             raise
-        started.query = query
         # What has failed and goes on from its checkpoint has not failed.
-        self._streams = [s for s in self._streams if s.query is None or s.query.id != query.id]
-        self._streams.append(started)
+        self._streams = [s for s in self._streams if s.query.id != query.id] + [_Stream(query, causes)]
         return query
 
     def wait(self, coordinator: Coordinator, over: Callable[[], bool], timeout: float | None) -> bool:
@@ -168,4 +166,4 @@ class Streams:
         self._failed = next((e for s in list(self._streams) if (e := s.failure()) is not None), None)
 
     def _first_active(self) -> StreamingQuery | None:
-        return next((s.query for s in list(self._streams) if s.query is not None and s.query.isActive), None)
+        return next((s.query for s in list(self._streams) if s.query.isActive), None)

@@ -14,7 +14,8 @@ from typing import Any
 from tfspark.errors import ConfigurationError, first_line
 from tfspark.garbage import freeze
 from tfspark.inference.source import ModelCall, ModelSource, PackedModel, export_keras
-from tfspark.saved_models.signatures import Signature, read_signature
+from tfspark.saved_models.description import read_signature
+from tfspark.saved_models.signatures import Signature
 from tfspark.tensorflow_import import import_tensorflow
 
 logger = logging.getLogger(__name__)

@@ -125,7 +125,7 @@ def _exported(model: Any, base: str, ctx: NodeContext) -> str:
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Bring together what inputs and outputs are called in the Keras model and in its SavedModel."""
     from tfspark.ml.batches import known_inputs, output_names
-    from tfspark.saved_models.signatures import read_signature
+    from tfspark.saved_models.description import read_signature
 
     signature = read_signature(version)
     found = {"inputs": signature.inputs, "outputs": signature.outputs}

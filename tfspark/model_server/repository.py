@@ -23,7 +23,8 @@ from tfspark.errors import ConfigurationError
 from tfspark.model_server.batching import Batcher
 from tfspark.model_server.faults import NotFound
 from tfspark.saved_models.card import read_card
-from tfspark.saved_models.signatures import Signature, read_signatures
+from tfspark.saved_models.description import read_signatures
+from tfspark.saved_models.signatures import Signature
 from tfspark.saved_models.versions import SAVED_MODEL_FILE, is_saved_model, local_path, versions_of
 
 logger = logging.getLogger(__name__)

@@ -146,7 +146,7 @@ def _nothing(
             batches = layout.cut([_zeros(s, 1) for s in layout.signature], terms.batch_size)
         elif terms.drop_remainder:
             # All batches are full ones, so not even one is made.
-            return tf.data.Dataset.range(count).map(graph(lambda _: tuple(_zeros(s, 0) for s in spec)))
+            batches = tf.data.Dataset.range(1).map(graph(lambda _: tuple(_zeros(s, 0) for s in spec)))
         else:
             batches = tf.data.Dataset.from_tensors(tuple(_zeros(s, 0) for s in spec))
         return batches.take(count)

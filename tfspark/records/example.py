@@ -11,8 +11,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from tfspark.records.faults import MalformedMessage
-from tfspark.records.wire import FIXED32, VARINT, delimited, fields, packed_floats, packed_ints, signed, varint
+from tfspark.records.wire import (
+    FIXED32,
+    VARINT,
+    Spans,
+    delimited,
+    entry,
+    fields,
+    packed_floats,
+    packed_ints,
+    signed,
+    varint,
+)
 
 T = TypeVar("T")
 
@@ -52,8 +62,6 @@ _KINDS = {delimited(1): Kind.BYTES, delimited(2): Kind.FLOAT, delimited(3): Kind
 _ONE, _TWO = delimited(1), delimited(2)
 _ONE_VARINT, _ONE_FIXED32 = 1 << 3 | VARINT, 1 << 3 | FIXED32
 
-Spans = list[tuple[int, int]]
-
 
 def parse(data: bytes, record_type: RecordType) -> Record:
     """Parse a record; a ByteArray is anything.
@@ -76,26 +84,11 @@ def parse(data: bytes, record_type: RecordType) -> Record:
 
 def _entries(data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]) -> None:
     """Read a map from strings to messages; of a key that comes twice the last counts."""
-    for tag, entry, entry_end in fields(data, start, end):
+    for tag, a, b in fields(data, start, end):
         if tag != _ONE:
             continue
-        name = b""
-        # A message that comes in several parts is their concatenation.
-        value: Spans = []
-        for part, a, b in fields(data, entry, entry_end):
-            if part == _ONE:
-                name = data[a:b]
-                _text(name)
-            elif part == _TWO:
-                value.append((a, b))
-        into[_text(name)] = parse_value(data, value)
-
-
-def _text(name: bytes) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError as e:
-        raise MalformedMessage(f"the name of a feature is not UTF-8: {name[:80]!r}") from e
+        name, value = entry(data, a, b, "the name of a feature")
+        into[name] = parse_value(data, value)
 
 
 def _feature_list(data: bytes, spans: Spans) -> list[Feature]:

@@ -12,6 +12,9 @@ from tfspark.records.faults import MalformedMessage
 
 VARINT, FIXED64, DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
 
+Spans = list[tuple[int, int]]
+"""Where the parts of a message begin and end."""
+
 # As in protobuf's own parsers.
 _MAX_GROUP_DEPTH = 100
 _MAX_VARINT_BYTES = 10
@@ -25,6 +28,9 @@ _PIECE_BYTES = 1 << 20
 def delimited(number: int) -> int:
     """Return the tag of a field with a length: a message, bytes, or packed numbers."""
     return number << 3 | DELIMITED
+
+
+_KEY, _VALUE = delimited(1), delimited(2)
 
 
 def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> tuple[int, int]:
@@ -49,6 +55,28 @@ def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         start, after = _content(data, start, end, tag)
         yield tag, start, after
         start = after
+
+
+def text(data: bytes, start: int, end: int, what: str) -> str:
+    """Return a string; `what` it is goes into the error."""
+    try:
+        return data[start:end].decode()
+    except UnicodeDecodeError as e:
+        raise MalformedMessage(f"{what} is not UTF-8: {data[start:end][:80]!r}") from e
+
+
+def entry(data: bytes, start: int, end: int, what: str) -> tuple[str, Spans]:
+    """Return the key of an entry of a map from strings to messages, and where the parts of its value are.
+
+    A message that comes in several parts is their concatenation.
+    """
+    key, value = "", []
+    for tag, a, b in fields(data, start, end):
+        if tag == _KEY:
+            key = text(data, a, b, what)
+        elif tag == _VALUE:
+            value.append((a, b))
+    return key, value
 
 
 def _tag(data: bytes, start: int, end: int) -> tuple[int, int]:

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigurationError, first_line
 from tfspark.saved_models.card import ModelCard
+from tfspark.saved_models.description import read_signatures
 from tfspark.saved_models.examples import example_features, parse_examples
 from tfspark.saved_models.methods import set_methods
-from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, REGRESS, read_signatures
+from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, REGRESS
 from tfspark.saved_models.versions import local_path, new_version
 
 logger = logging.getLogger(__name__)

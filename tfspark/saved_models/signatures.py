@@ -1,16 +1,10 @@
-"""The signatures of a SavedModel, read from its own description without loading it."""
+"""The signatures of a SavedModel: what can be asked of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from tfspark.errors import ConfigurationError
-from tfspark.records.faults import MalformedMessage
-from tfspark.saved_models.description import DescribedTensor, serving_signatures
-from tfspark.saved_models.versions import SAVED_MODEL_FILE
 
 DEFAULT = "serving_default"
 
@@ -90,42 +84,3 @@ class Signature:
             return {n: TensorInfo(i["dtype"], None if i["shape"] is None else tuple(i["shape"])) for n, i in of.items()}
 
         return cls(d["name"], infos(d["inputs"]), infos(d["outputs"]), d["method"])
-
-
-def read_signatures(directory: str) -> dict[str, Signature]:
-    """Return the signatures of the graph that is tagged for serving, by name, in alphabetical order.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file cannot be read as a SavedModel.
-    """
-    path = os.path.join(directory, SAVED_MODEL_FILE)
-    try:
-        with open(path, "rb") as f:
-            described = serving_signatures(f.read())
-    except (OSError, MalformedMessage, UnicodeDecodeError) as e:
-        raise ConfigurationError(f"Cannot read {path}: {e}") from None
-    return {
-        name: Signature(name, _infos(s.inputs), _infos(s.outputs), s.method or PREDICT)
-        for name, s in sorted(described.items())
-        if not name.startswith("__")
-    }
-
-
-def read_signature(directory: str, name: str = DEFAULT) -> Signature:
-    """Return one signature of a SavedModel.
-
-    Raises
-    ------
-    ConfigurationError
-        If it has none of this name.
-    """
-    found = read_signatures(directory)
-    if name not in found:
-        raise ConfigurationError(f"{directory} has no signature {name!r}.", hint=f"It has {list(found)}.")
-    return found[name]
-
-
-def _infos(described: Mapping[str, DescribedTensor]) -> dict[str, TensorInfo]:
-    return {name: TensorInfo(t.dtype, t.shape, t.name) for name, t in sorted(described.items())}
