@@ -1,8 +1,10 @@
-"""Two workers with unequal rows train as one process does over the same global batches."""
+"""Several workers train every Keras model as one process does on the same global batches."""
 
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,203 +14,173 @@ import tfspark
 
 BATCH = 16
 EPOCHS = 2
+VALIDATION_ROWS = 37
+SHAPES = {"x": 4, "t": 6}
 
 
-def build(case: dict[str, Any]) -> Any:
+def names() -> list[str]:
+    """Read the names of the cases without TensorFlow, which this process needs only to compare."""
+    lines = (Path(__file__).parent / "keras_cases.py").read_text().splitlines()
+    return [b.split()[1].split("(")[0] for a, b in itertools.pairwise(lines) if a == "@case"]
+
+
+def fit_options(options: dict[str, Any]) -> dict[str, Any]:
+    given = {k: v for k, v in options.items() if k in ("class_weight",)}
+    return {**given, "callbacks": options["callbacks"]() if "callbacks" in options else []}
+
+
+def outcome(model: Any, history: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    iterations = None if optimizer is None else int(optimizer.iterations.numpy())
+    return {"weights": model.get_weights(), "history": history, "iterations": iterations}
+
+
+def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """Train each case by ``ctx.fit``."""
+    import sys
+
+    sys.path.insert(0, args["tests"])
     import keras
+    import keras_cases as k
 
-    inputs = {"x": keras.Input((4,), name="x"), "s": keras.Input((1,), name="s", dtype="string")}
-    lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"])
-    embedded = keras.layers.Embedding(4, 2, embeddings_initializer="ones")(lookup(inputs["s"]))
-    joined = keras.layers.Concatenate()([inputs["x"], keras.layers.Flatten()(embedded)])
-    hidden = keras.layers.Dense(
-        3, activation="tanh", kernel_initializer=keras.initializers.RandomNormal(seed=1), kernel_regularizer="l2"
-    )(joined)
-    output = keras.layers.Dense(1, kernel_initializer=keras.initializers.RandomNormal(seed=2))(hidden)
-    model = keras.Model(inputs, output)
-    loss = keras.losses.MeanSquaredError(reduction=case["reduction"])
-    optimizer = keras.optimizers.SGD(case["learning_rate"], momentum=0.5)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["mae"], weighted_metrics=["mse"])
-    return model
+    found: dict[str, Any] = {"ids": [b["id"].numpy() for b in ctx.dataset(BATCH, ["id"])]}
+    for name in args["cases"]:
+        keras.utils.set_random_seed(7)
+        model, options = k.CASES[name]()
+        label = options.get("label", "y")
+        validation = None
+        if options.get("validates"):
+            validation = ctx.dataset(BATCH, ["x"], name="validation", label=label)
+        history = ctx.fit(
+            model,
+            batch_size=BATCH,
+            epochs=options.get("epochs", EPOCHS),
+            label=label,
+            weight=options.get("weight"),
+            columns=k.columns_of(options),
+            map_batch=k.ARRANGE[options["arrange"]][1] if "arrange" in options else None,
+            validation_data=validation,
+            **fit_options(options),
+        )
+        found[name] = outcome(model, history, model.optimizer)
+    return found
 
 
-def record(dataset: Any, strategy: Any) -> list[Any]:
-    batches = []
-    for batch in dataset:
-        features, *rest = batch
-        features = {k: strategy.experimental_local_results(v)[0] for k, v in features.items()}
-        rest = [strategy.experimental_local_results(t)[0] for t in rest]
-        batches.append(({k: v.numpy() for k, v in features.items()}, *(t.numpy() for t in rest)))
-    return batches
+def one_process(name: str, ids: list[np.ndarray], data: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Train a case on batches that each hold the rows of these ids."""
+    import keras
+    import keras_cases as k
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(7)
+    model, options = k.CASES[name]()
+
+    def dataset(batches: list[dict[str, np.ndarray]]) -> tf.data.Dataset:
+        targets = [c for c in (options.get("label", "y"), options.get("weight")) if c is not None]
+        columns = k.columns_of(options)
+
+        def parts(batch: dict[str, np.ndarray]) -> Any:
+            features = {c: batch[c] for c in columns}
+            return (features, *(batch[c] for c in targets)) if targets else features
+
+        spec = tf.nest.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), parts(data))
+        made = tf.data.Dataset.from_generator(lambda: map(parts, batches), output_signature=spec)
+        if "arrange" in options:
+            made = made.map(k.ARRANGE[options["arrange"]][1])
+        # Of unknown length Keras counts an iteration too many in each epoch.
+        return made.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+    validation = dataset([k.rows(VALIDATION_ROWS, seed=5)]) if options.get("validates") else None
+    history = model.fit(
+        dataset([{c: v[i] for c, v in data.items()} for i in ids]),
+        epochs=options.get("epochs", EPOCHS),
+        validation_data=validation,
+        verbose=0,
+        **fit_options(options),
+    ).history
+    return outcome(model, history, model.optimizer)
 
 
-def train(case: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    weight = "w" if case["weighted"] else None
-    strategy = ctx.strategy()
-    with strategy.scope():
-        model = build(case)
-    targets = {"label": "y", "weight": weight, "columns": ["x", "s"]}
-    if case["loop"]:
-        seen = record(ctx.dataset(BATCH, **targets), strategy)
-        history = custom_loop(ctx, model, ctx.dataset(BATCH, **targets))
-    elif case["plain"]:
-        # Keras takes the batch of a plain dataset for the global one, and cuts it for the workers.
-        dataset = ctx.dataset(BATCH * ctx.num_workers, **targets)
-        seen = record(strategy.experimental_distribute_dataset(dataset), strategy)
-        history = model.fit(dataset, epochs=EPOCHS, verbose=0).history
+def frame(spark: Any, data: dict[str, np.ndarray], sizes: list[int]) -> Any:
+    """Return a DataFrame whose partition i holds sizes[i] rows."""
+    from pyspark.sql import types as t
+
+    kinds = {"int64": t.LongType(), "int32": t.IntegerType(), "float32": t.FloatType()}
+    fields = [(c, kinds[v.dtype.name], v.ndim) for c, v in data.items()]
+    schema = t.StructType([t.StructField(c, t.ArrayType(k) if n > 1 else k) for c, k, n in fields])
+    rows = list(zip(*(v.tolist() for v in data.values()), strict=True))
+    ends = list(itertools.accumulate(sizes))
+    parts = [rows[end - n : end] for n, end in zip(sizes, ends, strict=True)]
+    return spark.createDataFrame(spark.sparkContext.parallelize(parts, len(parts)).flatMap(lambda p: p), schema)
+
+
+def global_batches(by_worker: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate([i for i in step if i is not None]) for step in itertools.zip_longest(*by_worker) if step]
+
+
+def scale(expected: list[np.ndarray]) -> float:
+    return max(float(np.abs(a).max()) for a in expected if a.size)
+
+
+@pytest.fixture(scope="module")
+def trained(spark: Any, request: Any) -> Any:
+    """Train all cases once for sizes of partitions; returns the outcome of each worker, and the global batches."""
+    import sys
+
+    sys.path.insert(0, os.path.dirname(__file__))
+    import keras_cases as k
+
+    sizes = request.param
+    data = k.rows(sum(sizes))
+    validation = frame(spark, k.rows(VALIDATION_ROWS, seed=5), [20, 17])
+    epochs = 1 + sum(k.CASES[n]()[1].get("epochs", EPOCHS) for n in names())
+    args = {"tests": os.path.dirname(__file__), "cases": names()}
+    with tfspark.Cluster(spark, train, args, workers=len(sizes)) as cluster:
+        cluster.feed(validation, name="validation", shapes=SHAPES)
+        cluster.feed(frame(spark, data, sizes), epochs=epochs, shapes=SHAPES)
+    found = [cluster.results["worker", i] for i in range(len(sizes))]
+    ids = global_batches([r["ids"] for r in found])
+    assert sorted(np.concatenate(ids)) == list(range(sum(sizes)))
+    return found, ids, data
+
+
+SIZES = [
+    [50, 20, 1],
+    *(pytest.param(s, marks=pytest.mark.exactness) for s in ([64, 64], [100, 28], [40, 0])),
+]
+
+
+@pytest.mark.parametrize("trained", SIZES, indirect=True, ids=lambda s: "-".join(map(str, s)))
+@pytest.mark.parametrize("name", names())
+def test_workers_train_as_one_process(trained: Any, name: str) -> None:
+    from keras_cases import NOT_EQUAL
+
+    found, ids, data = trained
+    first, *others = (worker[name] for worker in found)
+    for other in others:
+        for a, b in zip(first["weights"], other["weights"], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg="the workers differ")
+        np.testing.assert_equal(other["history"], first["history"])
+    if NOT_EQUAL.get(name) == "state":
+        assert first["history"]["loss"][-1] < first["history"]["loss"][0]
+        return
+    expected = one_process(name, ids, data)
+    if NOT_EQUAL.get(name) == "loss":
+        np.testing.assert_allclose(first["history"]["loss"], expected["history"]["loss"], rtol=0.05)
+        assert first["history"]["loss"][-1] < first["history"]["loss"][0]
+        return
+    assert first["iterations"] == expected["iterations"]
+    atol = 1e-4 * scale(expected["weights"]) if name in NOT_EQUAL else 1e-6
+    for a, b in zip(first["weights"], expected["weights"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+    assert set(first["history"]) == set(expected["history"])
+    for key, values in expected["history"].items():
+        for mine, value in zip(first["history"][key], values, strict=True):
+            compare(mine, value, key)
+
+
+def compare(mine: Any, value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for k, v in value.items():
+            compare(mine[k], v, k)
     else:
-        seen = record(ctx.dataset(BATCH, drop_remainder=case["drop_remainder"], **targets), strategy)
-        history = ctx.fit(model, batch_size=BATCH, epochs=EPOCHS, drop_remainder=case["drop_remainder"], **targets)
-    return {"weights": model.get_weights(), "history": history, "batches": seen}
-
-
-def custom_loop(ctx: Any, model: Any, dataset: Any) -> dict[str, list[float]]:
-    """Train as `model.fit` would, by hand."""
-    import tensorflow as tf
-
-    strategy = ctx.strategy()
-    loss = tf.keras.losses.MeanSquaredError(reduction=None)
-    with strategy.scope():
-        mean = tf.keras.metrics.MeanAbsoluteError()
-
-    @tf.function
-    def train_step(batch: Any) -> None:
-        def replica_step(features: Any, y: Any, weight: Any = None) -> None:
-            with tf.GradientTape() as tape:
-                predicted = model(features, training=True)
-                # What the strategy adds up over replicas must be in each only by its share.
-                penalty = tf.add_n(model.losses) / ctx.num_workers
-                share = ctx.average_loss(loss(y, predicted), weight) + penalty
-            gradients = tape.gradient(share, model.trainable_variables)
-            model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-            mean.update_state(y, predicted)
-
-        strategy.run(replica_step, args=batch)
-
-    history: dict[str, list[float]] = {"mae": []}
-    for _ in range(EPOCHS):
-        for batch in ctx.distribute(dataset):
-            train_step(batch)
-        history["mae"].append(float(mean.result()))
-        mean.reset_state()
-    return history
-
-
-def single_process(case: dict[str, Any], by_worker: list[list[Any]]) -> dict[str, Any]:
-    """Train on the union of the workers' batches, step by step."""
-    import tensorflow as tf
-
-    def joined(parts: Any) -> Any:
-        kept = [p for p in parts if p is not None]
-        features = {k: np.concatenate([p[0][k] for p in kept]) for k in kept[0][0]}
-        return (features, *(np.concatenate([p[i] for p in kept]) for i in range(1, len(kept[0]))))
-
-    batches = [joined(parts) for parts in itertools.zip_longest(*by_worker)]
-    spec = tuple(
-        tf.nest.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], tf.as_dtype(a.dtype)), part)
-        for part in batches[0]
-    )
-    model = build(case)
-    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
-    history = model.fit(dataset, epochs=EPOCHS, verbose=0).history
-    return {"weights": model.get_weights(), "history": history}
-
-
-def rows(spark: Any, partitions: list[int]) -> Any:
-    """Partitions of the given sizes."""
-    width = max(partitions)
-    sizes = " or ".join(f"(id >= {i * width} and id < {i * width + n})" for i, n in enumerate(partitions))
-    df = spark.range(0, width * len(partitions), 1, len(partitions)).where(sizes)
-    return df.selectExpr(
-        "array(float(id % 7) / 7, float(id % 3) - 1, float(id % 11) / 11, 0.5f) as x",
-        "array('a', 'b', 'c', 'zz')[int(id % 4)] as s",
-        "float(id % 7) / 7 + 2 * float(id % 3) - 1 as y",
-        "float(id % 5) / 2 as w",
-    )
-
-
-CASES = {
-    "mean": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1),
-    "mean-weighted": dict(reduction="mean_with_sample_weight", weighted=True, learning_rate=0.1),
-    "sum-weighted": dict(reduction="sum", weighted=True, learning_rate=0.001),
-    "custom-loop": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1, loop=True),
-    "custom-loop-weighted": dict(reduction="sum_over_batch_size", weighted=True, learning_rate=0.1, loop=True),
-    "drop-remainder": dict(reduction="sum_over_batch_size", weighted=False, learning_rate=0.1, drop_remainder=True),
-    "plain-fit": dict(reduction="sum_over_batch_size", weighted=True, learning_rate=0.1, plain=True),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "partitions"),
-    [("mean", [150, 21]), ("mean", [70]), ("mean", [5]), *((n, [150, 21]) for n in list(CASES)[1:])],
-)
-def test_unequal_workers_equal_a_single_process(spark: Any, name: str, partitions: list[int]) -> None:
-    case = {"plain": False, "loop": False, "drop_remainder": False, **CASES[name]}
-    with tfspark.Cluster(spark, train, case, workers=2) as cluster:
-        cluster.feed(rows(spark, partitions), epochs=EPOCHS + 1, shapes={"x": 4})
-    first, second = (cluster.results["worker", i] for i in (0, 1))
-    counts = sorted(sum(len(b[1]) for b in r["batches"]) for r in (first, second))
-    kept = [n - n % BATCH if case["drop_remainder"] else n for n in partitions]
-    assert counts == sorted([*kept, 0][:2])
-    expected = single_process(case, [first["batches"], second["batches"]])
-    for a, b, c in zip(first["weights"], second["weights"], expected["weights"], strict=True):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-6)
-    for key in first["history"]:
-        values = expected["history"][key]
-        np.testing.assert_allclose(first["history"][key], values, rtol=1e-4, err_msg=key)
-
-
-def normalise(args: dict[str, Any], ctx: Any) -> list[Any]:
-    import keras
-
-    keras.utils.set_random_seed(3)
-    with ctx.strategy().scope():
-        layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1, activation="sigmoid")]
-        model = keras.Sequential([keras.Input((4,), name="x"), *layers])
-        model.compile("sgd", "binary_crossentropy", metrics=["auc", "accuracy"])
-    terms = {"batch_size": 8, "columns": ["x"], "label": "y", "epochs": 2 if args is None else 1}
-    if args == "stopped":
-
-        class Stop(keras.callbacks.Callback):
-            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-                self.model.stop_training = True
-
-        terms["callbacks"] = [Stop()]
-    history = ctx.fit(model, **terms)
-    return [model.get_weights(), history]
-
-
-def test_moving_statistics_outlast_an_epoch_that_is_given_up(spark: Any) -> None:
-    df = rows(spark, [20, 20]).selectExpr("x", "float(y > 0) as y")
-    with tfspark.Cluster(spark, normalise, "stopped", workers=2) as cluster:
-        cluster.feed(df, shapes={"x": 4})
-    (first, _), (second, _) = (cluster.results["worker", i] for i in (0, 1))
-    np.testing.assert_array_equal(first[3], second[3])
-    assert (first[3] >= 0.5).all(), "half of what they began with, and more"
-
-
-def test_a_worker_without_rows_leaves_no_trace_in_moving_statistics(spark: Any) -> None:
-    df = rows(spark, [40]).selectExpr("x", "float(y > 0) as y")
-    with tfspark.Cluster(spark, normalise, workers=2) as cluster:
-        cluster.feed(df, epochs=2, shapes={"x": 4})
-    (first, history), (second, _) = (cluster.results["worker", i] for i in (0, 1))
-    values = np.array([r["x"] for r in df.collect()])
-    mean, variance = np.zeros(4), np.ones(4)
-    for _ in range(2):
-        for batch in np.split(values, 5):
-            mean, variance = (mean + batch.mean(0)) / 2, (variance + batch.var(0)) / 2
-    for weights in (first, second):
-        np.testing.assert_allclose(weights[2], mean, rtol=1e-5)
-        np.testing.assert_allclose(weights[3], variance, rtol=1e-5)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert 0 < history["auc"][-1] <= 1
-
-
-def test_the_installed_keras_is_the_one_that_is_mended() -> None:
-    """Fails when Keras changes what tfspark stands in for: look again whether it still has to."""
-    from tfspark.node import keras_exact, keras_mend
-
-    assert keras_exact.unknown_functions() == []
-    assert all(keras_mend.faults().values())
+        np.testing.assert_allclose(mine, value, rtol=1e-4, atol=1e-6, err_msg=key)

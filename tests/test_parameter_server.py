@@ -59,8 +59,8 @@ def test_who_does_what() -> None:
     plain = plan_nodes(2, chief=True)
     assert training_nodes(plain) == plain and server_nodes(plain) == ()
     assert plan_strategy("auto", nodes) is StrategyName.PARAMETER_SERVER
-    assert plan_strategy("auto", plain) is StrategyName.MULTI_WORKER_MIRRORED
-    assert plan_strategy("auto", plan_nodes(1)) is StrategyName.NONE
+    assert plan_strategy("auto", plain) is StrategyName.AUTO
+    assert plan_strategy("auto", plan_nodes(1)) is StrategyName.AUTO
     assert plan_strategy("none", plain) is StrategyName.NONE
     for strategy, which, message in [
         ("parameter_server", plain, "with no parameter servers"),

@@ -67,7 +67,7 @@ def test_epochs_are_replayed_and_counted_when_completed(tmp_path: Path) -> None:
     s.end_feed(0, {})
     assert values(s, complete=False) == [1, 2, 3]
     assert [values(s) for _ in range(3)] == [[1, 2, 3]] * 3
-    assert s.rows_of_last_epoch == 3
+    assert not s.is_read
     s.no_more_feeds()
     assert s.next_epoch() is None
 

@@ -28,7 +28,11 @@ ROLES_WITHOUT_GPUS = (Role.PS.value, "evaluator")
 
 
 class StrategyName(str, Enum):
-    """How the nodes of a cluster train together; the values that ``Cluster(strategy=...)`` takes."""
+    """How the nodes of a cluster train together; the values that ``Cluster(strategy=...)`` takes.
+
+    ``auto`` is tfspark's own engine (see `tfspark.node.keras`), or, with parameter servers, TensorFlow's
+    ``ParameterServerStrategy``.
+    """
 
     AUTO = "auto"
     MULTI_WORKER_MIRRORED = "multi_worker_mirrored"
@@ -105,7 +109,7 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
     if name is StrategyName.AUTO:
         if has_ps:
             return StrategyName.PARAMETER_SERVER
-        return StrategyName.MULTI_WORKER_MIRRORED if len(training_nodes(nodes)) > 1 else StrategyName.NONE
+        return name
     if has_ps != (name is StrategyName.PARAMETER_SERVER):
         raise ConfigurationError(
             f"strategy={name.value!r} with {'' if has_ps else 'no '}parameter servers.",

@@ -75,8 +75,10 @@ class Cluster:
         Have a node beside the others that is fed nothing and evaluates checkpoints (``ctx.new_checkpoints()``) until
         training ends. It runs `main`, too, and sees ``ctx.role == "evaluator"``.
     strategy
-        What ``ctx.strategy()`` gives: ``"multi_worker_mirrored"``, ``"parameter_server"``, ``"none"`` for nodes that
-        train independently, or a function that makes it of a `NodeContext`; ``"auto"`` chooses by the nodes.
+        How the workers train together. ``"auto"``: plain Keras on every worker, and the optimizers meet (see
+        docs/training.md), or ``ParameterServerStrategy`` if there are parameter servers. ``"none"``: each worker
+        trains a model of its own. ``"multi_worker_mirrored"``: TensorFlow's ``MultiWorkerMirroredStrategy``, as
+        TensorFlow defines it. Or a function that makes a strategy of a `NodeContext`.
     gpus_per_node
         GPUs of each chief and worker, as Spark assigns them; at most 1 of one GPU that nodes share. Parameter servers
         and evaluator never get any. By default what ``spark.task.resource.gpu.amount`` says.
@@ -186,7 +188,12 @@ class Cluster:
             limits=lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout),
             spool_bytes=spool_bytes,
             ports=check_ports(ports),
-            options={"strategy": self._strategy.value, "checkpoint_dir": checkpoint_dir, **watched.for_nodes()},
+            options={
+                "strategy": self._strategy.value,
+                "own_strategy": own is not None,
+                "checkpoint_dir": checkpoint_dir,
+                **watched.for_nodes(),
+            },
             env=dict(env or {}),
         )
         self._max_restarts = max_restarts

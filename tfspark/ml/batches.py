@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigurationError
 from tfspark.ml.plan import BatchPlan
+from tfspark.node.keras.inputs import known_inputs
 from tfspark.node.layout import graph
 
 
@@ -43,14 +44,6 @@ def _arranged(model: Any, values: dict[str, Any], columns: str | Mapping[str, st
     wants_dict = isinstance(getattr(model, struct, None), dict)
     by_name = not isinstance(columns, str) and not known_inputs(model)
     return next(iter(values.values())) if len(values) == 1 and not wants_dict and not by_name else values
-
-
-def known_inputs(model: Any) -> bool:
-    """Tell whether a model says what it takes, as functional and built sequential ones do."""
-    try:
-        return bool(model.inputs)
-    except (AttributeError, ValueError):
-        return False
 
 
 def output_names(model: Any) -> list[str]:

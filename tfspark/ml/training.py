@@ -22,8 +22,7 @@ def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], Trai
 
     if plan.seed is not None:
         keras.utils.set_random_seed(plan.seed)
-    with ctx.strategy().scope():
-        model = compiled_model(plan.model)
+    model = compiled_model(plan.model)
     validation = None
     if plan.validation is not None:
         rows = ctx.dataset(plan.batch_size, plan.validation.columns, name=VALIDATION)
@@ -43,16 +42,14 @@ def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], Trai
 def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
     """Compute loss and metrics over all fed rows."""
     from tfspark.ml.batches import batch_function
-    from tfspark.node import keras_fit
 
-    with ctx.strategy().scope():
-        model = compiled_model(plan.model)
+    model = compiled_model(plan.model)
     dataset = ctx.dataset(plan.batch_size, plan.batch.columns).map(batch_function(model, plan.batch))
-    return keras_fit.evaluate(model, dataset, ctx.strategy())
+    return ctx.evaluate(model, dataset)
 
 
 def compiled_model(plan: ModelPlan) -> Any:
-    """Make the model of a plan, ready to train. Called within the strategy's scope.
+    """Make the model of a plan, ready to train.
 
     Raises
     ------
@@ -113,7 +110,7 @@ def trained(model: Any, plan: FitPlan, ctx: NodeContext) -> TrainedModel:
 
 
 def _exported(model: Any, base: str, ctx: NodeContext) -> str:
-    from tfspark.ml.batches import known_inputs
+    from tfspark.node.keras.inputs import known_inputs
 
     if known_inputs(model):
         return ctx.export(model, base, name=model.name)
@@ -124,7 +121,8 @@ def _exported(model: Any, base: str, ctx: NodeContext) -> str:
 
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Bring together what inputs and outputs are called in the Keras model and in its SavedModel."""
-    from tfspark.ml.batches import known_inputs, output_names
+    from tfspark.ml.batches import output_names
+    from tfspark.node.keras.inputs import known_inputs
     from tfspark.saved_models.description import read_signature
 
     signature = read_signature(version)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.debugging import Debugging
+from tfspark.node.training import Trainer
 from tfspark.spec import ClusterSpec, Role, StrategyName, is_chief, training_nodes
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import tensorflow as tf
 
-    from tfspark.node.checkpoint import TrainingCheckpoint
+    from tfspark.node.keras.checkpoint import TrainingCheckpoint
     from tfspark.node.link import CoordinatorLink
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,14 @@ class NodeContext:
     def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
         self._link = link
         self._options = options
-        self._strategy: tf.distribute.Strategy | None = None
+        own = options.get("make_strategy")
+        self._trainer = Trainer(
+            link.node,
+            link.nodes,
+            options["strategy"],
+            None if own is None else lambda: own(self),
+            lambda: link.spool.is_read,
+        )
         self._loops: dict[Any, Any] = {}
         self._coordinator: tf.distribute.coordinator.ClusterCoordinator | None = None
         self._reported_at = 0.0
@@ -90,34 +98,40 @@ class NodeContext:
     def strategy(self) -> tf.distribute.Strategy:
         """Return this cluster's distribution strategy, the same object at every call.
 
-        ``ParameterServerStrategy`` if there are parameter servers, else ``MultiWorkerMirroredStrategy`` for two or
-        more workers, TensorFlow's default strategy for one or for ``strategy="none"``. Call it before other
-        TensorFlow operations run, on every worker.
+        Models, optimizers and metrics that are made ``with ctx.strategy().scope():`` train together with those of the
+        other workers; ``ctx.fit`` needs no scope. It is a strategy of one local replica: every worker runs plain
+        Keras on its own batches, and ``ctx.strategy().run(step, args=batch)`` is where the workers' optimizers meet.
+        ``ParameterServerStrategy`` if there are parameter servers; ``MultiWorkerMirroredStrategy`` for
+        ``Cluster(strategy="multi_worker_mirrored")``, to be asked for before other TensorFlow operations run.
         """
-        if self._strategy is None:
-            self._strategy = self._make_strategy()
-        return self._strategy
+        return self._trainer.strategy()
 
-    def _make_strategy(self) -> tf.distribute.Strategy:
-        import tensorflow as tf
+    def synchronize(self, *objects: Any) -> None:
+        """Have models and optimizers train together with those of the other workers.
 
-        if self.role == Role.EVALUATOR.value:
-            return tf.distribute.get_strategy()
-        own = self._options.get("make_strategy")
-        name = StrategyName(self._options["strategy"])
-        if name is StrategyName.MULTI_WORKER_MIRRORED:
-            from tfspark.node.keras_exact import make_exact
-            from tfspark.node.keras_mend import mend
+        What ``with ctx.strategy().scope():`` does for those that are made within it. ``model.fit`` then trains on
+        the batches of all workers; in a loop of your own, call the step by ``ctx.strategy().run`` on the batches of
+        ``ctx.distribute(dataset)``. Call it on all workers. `fit` does it by itself.
 
-            mend()
-            make_exact()
-        if own is not None:
-            return own(self)
-        if name is StrategyName.MULTI_WORKER_MIRRORED and self.num_workers > 1:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        if name is StrategyName.PARAMETER_SERVER:
-            return tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
-        return tf.distribute.get_strategy()
+        Parameters
+        ----------
+        objects
+            Keras models and optimizers.
+
+        Raises
+        ------
+        ConfigurationError
+            If an object is neither, or the cluster has another strategy than ``"auto"``.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build()
+        ...     model.compile("adam", "mse")
+        ...     ctx.synchronize(model)
+        ...     model.fit(ctx.dataset(256, label="y"), epochs=ctx.fed_epochs)
+        """
+        self._trainer.synchronize(*objects)
 
     def coordinator(self) -> tf.distribute.coordinator.ClusterCoordinator:
         """Return the ``ClusterCoordinator`` of a cluster with parameter servers, the same object at every call."""
@@ -229,6 +243,7 @@ class NodeContext:
         from tfspark.node.dataset import DatasetTerms, fed_dataset
 
         self._refuse_evaluator()
+        self._trainer.prepare()
         names = None if columns is None else tuple(columns)
         if name:
             self._refuse_servers("dataset(name=...)")
@@ -236,29 +251,26 @@ class NodeContext:
         return fed_dataset(self._link.spool, terms, remote=self._has_servers)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """Hand a dataset of this worker's own rows to the strategy as it is, for a custom training loop.
+        """Return this worker's batches, and batches of 0 rows until all workers have read theirs.
 
-        ``for batch in ctx.distribute(ctx.dataset(32)): strategy.run(step, args=(batch,))`` takes one batch from
-        every worker at each step. A worker that has no rows left gets batches of 0 rows until all have ended, so
-        divide by the rows of all workers, as `average_loss` does, never by those of one.
+        For loops of your own: ``for batch in ctx.distribute(ctx.dataset(32)): strategy.run(step, args=batch)`` takes
+        one batch from every worker at each step. ``run`` does not call `step` with a batch of 0 rows: that worker
+        joins the others' step with zeros. Call it on all workers, in the same order.
 
         Parameters
         ----------
         dataset
             Of `dataset` or any other; with one worker it is returned unchanged.
         """
-        strategy = self.strategy()
-        if self.num_workers == 1:
-            return dataset
-        return strategy.distribute_datasets_from_function(lambda _: dataset)
+        return self._trainer.distribute(dataset)
 
     def average_loss(self, losses: Any, sample_weight: Any = None) -> tf.Tensor:
-        """Return this replica's share of the mean loss over the rows of all workers.
+        """Return the mean loss over the rows of this worker's batch.
 
-        The shares of all replicas add up to the mean over the global batch, and the gradients of the shares, which
-        optimizers add up, to its gradient, however many rows each worker holds. What
-        ``tf.nn.compute_average_loss`` computes if all batches are full. Call it on every replica, within
-        ``strategy.run``.
+        The optimizer weighs the workers' gradients by their rows, so it applies the gradient of the mean over the
+        global batch, however many rows each worker holds. Add regularizers as they are. Under
+        ``strategy="multi_worker_mirrored"`` it is this replica's share of the mean over all replicas, which the
+        optimizer adds up: divide regularizers by ``ctx.num_workers`` there.
 
         Parameters
         ----------
@@ -273,9 +285,7 @@ class NodeContext:
         tf.Tensor
             A scalar of the dtype of `losses`.
         """
-        from tfspark.node.keras_exact import average_loss
-
-        return average_loss(losses, sample_weight)
+        return self._trainer.average_loss(losses, sample_weight)
 
     def stream(
         self,
@@ -303,6 +313,7 @@ class NodeContext:
         from tfspark.node.dataset import DatasetTerms, fed_dataset
 
         self._refuse_servers("stream")
+        self._trainer.prepare()
         names = None if columns is None else tuple(columns)
         return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
 
@@ -383,13 +394,13 @@ class NodeContext:
         ConfigurationError
             If the cluster has no `checkpoint_dir`.
         """
-        from tfspark.node.checkpoint import TrainingCheckpoint
+        from tfspark.node.keras.checkpoint import TrainingCheckpoint
 
         checkpoint = TrainingCheckpoint(
             self._checkpoint_directory(),
             objects,
             keep=keep,
-            writes=self.is_chief or self._is_independent,
+            writes=self.is_chief or self._trainer.is_alone,
             agree=self._link.resume,
             epochs_read=lambda: self._link.spool.epochs_read,
             remote=self._has_servers,
@@ -402,17 +413,13 @@ class NodeContext:
             raise ConfigurationError(
                 "This cluster has no directory for checkpoints.", hint="Pass Cluster(checkpoint_dir='/a/shared/path')."
             )
-        if self._is_independent and self.num_workers > 1:
+        if self._trainer.is_alone and self.num_workers > 1:
             return f"{self.checkpoint_dir.rstrip('/')}/{self.role}-{self.index}"
         return self.checkpoint_dir
 
     @property
     def _takes_checkpoints(self) -> bool:
         return self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value
-
-    @property
-    def _is_independent(self) -> bool:
-        return StrategyName(self._options["strategy"]) is StrategyName.NONE and self.role != Role.EVALUATOR.value
 
     def new_checkpoints(self, poll_seconds: float = 1.0) -> Iterator[str]:
         """Yield each new checkpoint's path until training has ended, the newest at the time; the last one in any case.
@@ -425,7 +432,7 @@ class NodeContext:
         poll_seconds
             How often the directory is looked at.
         """
-        from tfspark.node.checkpoint import follow
+        from tfspark.node.keras.checkpoint import follow
 
         yield from follow(self._checkpoint_directory(), self._link.training_ended, self._link.stopping, poll_seconds)
 
@@ -493,15 +500,17 @@ class NodeContext:
     ) -> dict[str, list[float]]:
         """Train a compiled Keras model on the fed rows, and report its metrics to the driver.
 
-        Every row weighs the same however rows are spread over workers and batches. With a `checkpoint_dir` the model
-        and its optimizer are saved there after each epoch, and training goes on from the newest checkpoint of a run
-        that did not get to its end. With a `log_dir`, the chief writes the metrics for TensorBoard as well, by Keras'
-        own callback.
+        Weights, metrics and history are those of one process that trains on the global batches (the union of the
+        workers' batches of a step), however rows are spread over the workers; see docs/training.md. With a
+        `checkpoint_dir` the model and its optimizer are saved there after each epoch, and training goes on from the
+        newest checkpoint of a run that did not get to its end. With a `log_dir`, the chief writes the metrics for
+        TensorBoard as well, by Keras' own callback.
 
         Parameters
         ----------
         model
-            A compiled Keras 3 model, made within ``ctx.strategy().scope()``.
+            A compiled Keras 3 model. Its named inputs get the columns of these names; a model that does not say what
+            it takes gets a dict of all columns.
         batch_size, label, weight, columns, shuffle, seed, drop_remainder
             As for `dataset`.
         epochs
@@ -511,21 +520,33 @@ class NodeContext:
             Function of what `dataset` gives, in graph code, that returns what the model is to get: ``(x, y)`` or
             ``(x, y, sample_weight)``.
         validation_data
-            Dataset to validate with after each epoch, such as ``ctx.dataset(256, name="validation", label="y")`` of
-            rows that were fed under a name: each worker reads its own, and the metrics are those of all of them.
+            Validated with after each epoch: a dataset of this worker's share, such as
+            ``ctx.dataset(256, name="validation", label="y")`` of rows that were fed under a name, or arrays ``(x, y)``,
+            the same on all workers, which are cut by worker. The metrics are those over the rows of all workers.
         callbacks
-            Keras callbacks, called on every worker.
+            Keras callbacks, called on every worker with the same metrics. Those of Keras that write files write on
+            the chief alone.
         fit_args
             More arguments of ``model.fit``.
 
         Returns
         -------
         dict
-            History: metric name to its value after each epoch trained by this call; empty if the checkpoint has seen
-            them all.
+            History: metric name to its value after each epoch trained by this call, a list for a metric that is a
+            vector; empty if the checkpoint has seen them all.
+
+        Raises
+        ------
+        ConfigurationError
+            If the model is not compiled, an input of the model or a label is not fed, or workers build different
+            models.
+        FeedError
+            If nothing is fed, or all of it has been read.
         """
-        from tfspark.node.keras_fit import fit
-        from tfspark.node.reporting import ReportMetrics
+        from tfspark.node.keras.fit import as_number
+        from tfspark.node.keras.inputs import arranged, check_labels, columns_for
+        from tfspark.node.keras.reporting import ReportMetrics
+        from tfspark.node.keras.writing import flat
 
         self._refuse_servers("fit")
         self._refuse_evaluator()
@@ -536,7 +557,10 @@ class NodeContext:
                 callback.restore()
             return {}
         first = self._link.spool.epochs_read
-        strategy = self.strategy()
+        check_labels(model, label, map_batch)
+        fed = self._link.spool.wait_for_feed()
+        if columns is None and map_batch is None and fed is not None:
+            columns = columns_for(model, [k for k in fed.features if k not in (label, weight)])
         dataset = self.dataset(
             batch_size,
             columns,
@@ -546,26 +570,44 @@ class NodeContext:
             seed=seed,
             drop_remainder=drop_remainder,
         )
-        history = fit(
+        history = self._trainer.fit(
             model,
-            dataset if map_batch is None else dataset.map(map_batch),
-            strategy=strategy,
-            rows_read=lambda: self._link.spool.rows_of_last_epoch,
+            arranged(dataset, model, map_batch),
+            validation_data if map_batch is not None else arranged(validation_data, model),
             initial_epoch=first,
             epochs=first + to_train,
-            callbacks=[*saving, *callbacks, ReportMetrics(self), *self._debugging.callbacks(callbacks)],
+            callbacks=[*saving, *flat(callbacks), ReportMetrics(self), *self._debugging.callbacks(callbacks)],
             verbose=verbose,
-            validation_data=validation_data,
             **fit_args,
         )
-        return {k: [float(x) for x in v] for k, v in history.history.items()}
+        return {k: [as_number(x) for x in v] for k, v in history.history.items()}
+
+    def evaluate(self, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
+        """Evaluate a compiled model on each worker's rows and return the metrics over those of all.
+
+        Call it on all workers.
+
+        Parameters
+        ----------
+        dataset
+            Of what the model takes, such as ``ctx.dataset(256, name="test", label="y")``: this worker's share.
+
+        Returns
+        -------
+        dict
+            Metric name to its value, a list for a metric that is a vector.
+        """
+        from tfspark.node.keras.inputs import arranged
+
+        self._refuse_servers("evaluate")
+        return self._trainer.evaluate(model, arranged(dataset, model))
 
     def _saving(self, model: Any) -> list[Any]:
         """Return the callback that saves and restores the model that is fitted, unless `main` does so itself."""
         if self.checkpoint_dir is None:
             return []
         if not self._checkpoints:
-            from tfspark.node.checkpoint import SaveEachEpoch
+            from tfspark.node.keras.checkpoint import SaveEachEpoch
 
             self._saver = (model, SaveEachEpoch(self.checkpoint(model=model)))
             self._saver[1].agree()

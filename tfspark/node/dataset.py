@@ -111,7 +111,36 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     # There is nothing to tune here, and the tuner's thread can miss the word to stop: deleting the iterator then
     # takes until it wakes by itself, a second after two, a minute after hours.
     options.autotune.enabled = False
-    return dataset.with_options(options)
+    dataset = dataset.with_options(options)
+    if not endless:
+        # Whoever trains with other workers can tell how long these go on.
+        dataset._tfspark_steps = Steps(terms.batch_size, terms.drop_remainder, lambda: epoch.rows_by_worker)
+    return dataset
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many batches each worker has in an epoch.
+
+    Attributes
+    ----------
+    batch_size, drop_remainder
+        As for `NodeContext.dataset`.
+    rows_by_worker
+        Returns this worker's rows, then those of all workers that have any; known when this worker's have been read.
+    """
+
+    batch_size: int
+    drop_remainder: bool
+    rows_by_worker: Callable[[], tuple[int, list[int]]]
+
+    def joins(self) -> int:
+        """Return for how many steps other workers go on when this one has read its rows."""
+        own, others = self.rows_by_worker()
+        return max((self._steps(n) for n in others), default=0) - self._steps(own)
+
+    def _steps(self, rows: int) -> int:
+        return rows // self.batch_size if self.drop_remainder else -(-rows // self.batch_size)
 
 
 def _batches(
@@ -164,6 +193,13 @@ class Epoch:
     def __init__(self, spool: Spool, names: list[str], named: Feed | None = None) -> None:
         self._spool, self._names, self._named = spool, names, named
         self._reader: EpochReader | None = None
+        self._last: Feed | None = None
+
+    @property
+    def rows_by_worker(self) -> tuple[int, list[int]]:
+        """Rows of the epoch that was read last: this worker's, and those of each worker that has any."""
+        assert self._last is not None
+        return self._last.rows_here or 0, list(self._last.rows_by_node.values())
 
     def begin(self) -> EpochReader:
         """Start the next epoch, or the same again if the last iteration was given up."""
@@ -175,7 +211,7 @@ class Epoch:
             )
         if [c.name for c in reader.feed.columns] != self._names:
             raise FeedError("This feed has other columns than the one the dataset was made for.")
-        self._reader = reader
+        self._reader, self._last = reader, reader.feed
         return reader
 
     def end(self) -> bool:

@@ -117,8 +117,15 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         times["rendezvous"] = time.time() - t
 
         from tfspark.node.context import NodeContext
+        from tfspark.node.training import sets_up_collectives
         from tfspark.spec import server_nodes
 
+        options = plan["options"]
+        if sets_up_collectives(options["strategy"], options["own_strategy"], link.node, link.nodes):
+            from tfspark.node.keras.collectives import set_up
+
+            # Before main is unpickled: a model that it brings along is made then.
+            collectives = set_up()  # noqa: F841 - lives as long as the process
         function, args, strategy = cloudpickle.loads(user_main)
         if link.node in server_nodes(link.nodes):
             from tfspark.node.parameter_server import run_server
@@ -128,7 +135,7 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
             link.wait_for_release()
             del serving
             return 0
-        ctx = NodeContext(link, spec, {**plan["options"], "make_strategy": strategy})
+        ctx = NodeContext(link, spec, {**options, "make_strategy": strategy})
         link.entered(times)
         try:
             result = cloudpickle.dumps(function(args, ctx))

@@ -73,6 +73,11 @@ class Feed:
     rows_here: int | None = None
     rows_received: int = 0
 
+    @property
+    def features(self) -> list[str]:
+        """Names of what a dataset gives: columns, and structs as a whole."""
+        return list(dict.fromkeys(c.keys[0] for c in self.columns))
+
 
 class Upload:
     """One partition on its way in: in memory as far as there is room, else in a file."""
@@ -170,7 +175,7 @@ class Spool:
         self._before_first_wait: Callable[[], object] | None = None
         self.clock = InputClock()
         self.rows_read = 0
-        self.rows_of_last_epoch = 0
+        self.is_read = False
         self.last_feed: Feed | None = None
         self.discarding = False
 
@@ -394,7 +399,6 @@ class EpochReader:
     def __init__(self, spool: Spool, feed: Feed, epoch: int) -> None:
         self._spool, self.feed, self.epoch = spool, feed, epoch
         self.clock = spool.clock
-        self._rows = 0
 
     @property
     def _is_last(self) -> bool:
@@ -403,7 +407,6 @@ class EpochReader:
     def partitions(self, shuffle: bool = False) -> Iterator[Partition]:
         """Yield partitions as they are committed, or, once all are there, in a new order if `shuffle`."""
         spool, feed = self._spool, self.feed
-        self._rows = 0
         order: list[int] | None = None
         i = 0
         while True:
@@ -430,8 +433,8 @@ class EpochReader:
                     partition.read = True
                     spool._unread_bytes -= partition.nbytes
                     spool._changed.notify_all()
-                self._rows += partition.rows
                 if not feed.name:
+                    spool.is_read = True
                     spool.rows_read += partition.rows
             yield partition
             if self._is_last:
@@ -461,7 +464,7 @@ class EpochReader:
         spool = self._spool
         with spool._changed:
             spool._cursor = (self.feed.number, self.epoch)
-            spool.rows_of_last_epoch = self._rows
+            spool.is_read = False
             self.clock.enter(InputState.IDLE)
             if self._is_last:
                 for partition in self.feed.partitions:

@@ -78,11 +78,11 @@ def _prepare(member: _members.Member, spec: dict[str, list[str]], tf_args: Any, 
     else:
         os.environ["TF_CONFIG"] = config
         # The program makes its own strategy.
-        from tfspark.node.keras_exact import make_exact
-        from tfspark.node.keras_mend import mend
+        from tfspark.node.keras.fit import guard
+        from tfspark.node.keras.multi_worker_mirrored import mend
 
         mend()
-        make_exact()
+        guard(member.job_name in ("chief", "master"))
     wanted = tf_args.num_gpus if "num_gpus" in _names(tf_args) else 1
     if wanted and not ctx.gpus and member.job_name != "ps" and gpu_info.is_gpu_available():
         mine = spec[member.job_name][member.task_index]

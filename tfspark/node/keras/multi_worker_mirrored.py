@@ -54,12 +54,12 @@ def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = Non
         # The original reads a first batch to see its shape. What the dataset says of itself is enough, does not use
         # up a dataset that can be read only once, and holds also where a worker has no rows.
         spec = iterator._distributed_dataset.element_spec
-        data_batch = tree.map_structure(_example_of, spec)
+        data_batch = tree.map_structure(example_of, spec)
     with self.distribute_strategy.scope():
         self._symbolic_build(data_batch=data_batch)
 
 
-def _example_of(spec: Any) -> Any:
+def example_of(spec: Any) -> Any:
     """Make one row that a spec describes; of a spec per replica, for one of this worker's replicas."""
     import tensorflow as tf
 
@@ -90,3 +90,21 @@ def _with_scalar_reduction(original: Any) -> Any:
         return tree.map_structure(reduce, values)
 
     return reduce_per_replica
+
+
+def average_loss(losses: Any, sample_weight: Any = None, *, over_replicas: bool) -> Any:
+    """Return the mean of a worker's losses; `over_replicas` returns its share of the mean over those of all replicas.
+
+    Optimizers add the shares up under TensorFlow's own strategies; the engine's weigh a worker's mean by its rows.
+    """
+    import tensorflow as tf
+
+    losses = tf.convert_to_tensor(losses)
+    count = tf.cast(tf.size(losses), losses.dtype)
+    if sample_weight is not None:
+        weight = tf.cast(sample_weight, losses.dtype)
+        losses *= tf.reshape(weight, [-1] + [1] * (losses.shape.rank - 1))
+    replica = tf.distribute.get_replica_context()
+    if over_replicas and replica is not None and replica.num_replicas_in_sync > 1:
+        count = replica.all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), count)

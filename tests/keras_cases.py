@@ -1,0 +1,534 @@
+"""Compiled Keras models that train on several workers as in one process, and the rows that they train on.
+
+Each case returns a compiled model and what else training it needs: ``label`` and ``weight`` (columns), ``columns``,
+``arrange`` (a key of `ARRANGE`), ``class_weight``, ``callbacks``, ``validates``, ``epochs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+layers, losses, metrics, optimizers, ops = keras.layers, keras.losses, keras.metrics, keras.optimizers, keras.ops
+
+Case = tuple[Any, dict[str, Any]]
+CASES: dict[str, Callable[[], Case]] = {}
+
+NOT_EQUAL = {
+    # Rounding of gradients in 16 bits, and of scales that depend on them.
+    "mixed_f16": "loss",
+    "mixed_bf16": "loss",
+    # Statistics of a worker's own batch.
+    "bn_plain": "state",
+    "stateful_layer": "state",
+    # The bias of an attention's keys has a gradient of 0, of which Adam takes the rounding errors for a direction.
+    "layernorm_attention": "noise",
+}
+"""Cases whose weights cannot be those of one process, and what holds instead."""
+
+
+def case(make: Callable[[], Case]) -> Callable[[], Case]:
+    CASES[make.__name__] = make
+    return make
+
+
+def sgd(**options: Any) -> Any:
+    return optimizers.SGD(0.1, **options)
+
+
+def mlp(regularizer: Any = None, activity: Any = None, normalization: dict[str, Any] | None = None) -> Any:
+    x = keras.Input((4,), name="x")
+    h = layers.Dense(8, activation="tanh", kernel_regularizer=regularizer, activity_regularizer=activity)(x)
+    if normalization is not None:
+        h = layers.BatchNormalization(**normalization)(h)
+    return keras.Model({"x": x}, layers.Dense(1)(h))
+
+
+def compiled(model: Any = None, optimizer: Any = None, loss: Any = "mse", **options: Any) -> Any:
+    model = mlp() if model is None else model
+    model.compile(sgd() if optimizer is None else optimizer, loss, **options)
+    return model
+
+
+def dense_of(name: str, shape: tuple[int, ...], units: int, activation: str | None = None, cls: Any = None) -> Any:
+    x = keras.Input(shape, name=name)
+    return (cls or keras.Model)({name: x}, layers.Dense(units, activation=activation)(x))
+
+
+@case
+def plain() -> Case:
+    return compiled(metrics=["mae"]), {}
+
+
+@case
+def adam() -> Case:
+    return compiled(optimizer=optimizers.Adam(0.01), metrics=["mae"]), {}
+
+
+@case
+def global_clipnorm() -> Case:
+    return compiled(optimizer=sgd(global_clipnorm=0.05)), {}
+
+
+@case
+def clipnorm() -> Case:
+    return compiled(optimizer=sgd(clipnorm=0.05)), {}
+
+
+@case
+def clipvalue() -> Case:
+    return compiled(optimizer=sgd(clipvalue=0.02)), {}
+
+
+@case
+def gradient_accumulation() -> Case:
+    return compiled(optimizer=sgd(gradient_accumulation_steps=3)), {}
+
+
+@case
+def ema() -> Case:
+    return compiled(optimizer=sgd(use_ema=True, ema_momentum=0.8)), {}
+
+
+@case
+def ema_overwrite_frequency() -> Case:
+    return compiled(optimizer=sgd(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2)), {}
+
+
+@case
+def weight_decay() -> Case:
+    return compiled(optimizer=optimizers.AdamW(0.01, weight_decay=0.1)), {}
+
+
+@case
+def schedule() -> Case:
+    return compiled(optimizer=optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))), {}
+
+
+@case
+def steps_per_execution() -> Case:
+    return compiled(metrics=["mae"], steps_per_execution=4), {}
+
+
+@case
+def run_eagerly() -> Case:
+    return compiled(metrics=["mae"], run_eagerly=True), {}
+
+
+@case
+def jit() -> Case:
+    return compiled(metrics=["mae"], jit_compile=True), {}
+
+
+@case
+def jit_that_cannot_be_split() -> Case:
+    return compiled(loss=lambda y, p: ops.mean(ops.square(y - p)), jit_compile=True), {}
+
+
+@case
+def regularizer() -> Case:
+    return compiled(mlp("l2")), {}
+
+
+@case
+def activity_regularizer() -> Case:
+    return compiled(mlp(activity="l2")), {}
+
+
+@case
+def class_weight() -> Case:
+    model = compiled(
+        dense_of("x", (4,), 3, "softmax"),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        weighted_metrics=["accuracy"],
+    )
+    return model, {"class_weight": {0: 1.0, 1: 5.0, 2: 0.3}, "label": "c"}
+
+
+@case
+def sample_weight() -> Case:
+    return compiled(metrics=["mae"], weighted_metrics=["mae"]), {"weight": "w"}
+
+
+@case
+def reduction_sum() -> Case:
+    return compiled(mlp("l2"), optimizers.SGD(0.002), losses.MeanSquaredError(reduction="sum")), {}
+
+
+@case
+def reduction_none() -> Case:
+    return compiled(None, optimizers.SGD(0.002), losses.MeanSquaredError(reduction="none")), {}
+
+
+@case
+def mean_with_sample_weight() -> Case:
+    return compiled(loss=losses.MeanSquaredError(reduction="mean_with_sample_weight")), {"weight": "w"}
+
+
+@case
+def loss_function_by_row() -> Case:
+    return compiled(loss=lambda y, p: tf.square(y - p)), {}
+
+
+@case
+def loss_function_of_a_batch() -> Case:
+    return compiled(loss=lambda y, p: ops.sqrt(ops.mean(ops.square(y - p)))), {"weight": None}
+
+
+@case
+def dice() -> Case:
+    return compiled(dense_of("x", (4,), 1, "sigmoid"), loss=losses.Dice()), {"label": "b", "arrange": "column"}
+
+
+@case
+def several_outputs() -> Case:
+    x = keras.Input((4,), name="x")
+    h = layers.Dense(6, activation="tanh")(x)
+    a, b = layers.Dense(1, name="a")(h), layers.Dense(3, activation="softmax", name="b")(h)
+    model = compiled(
+        keras.Model({"x": x}, [a, b]),
+        loss={"a": "mse", "b": "sparse_categorical_crossentropy"},
+        loss_weights={"a": 0.3, "b": 2.0},
+        metrics={"a": ["mae"], "b": ["accuracy"]},
+    )
+    return model, {"arrange": "several"}
+
+
+@case
+def two_masks_and_a_sum() -> Case:
+    t = keras.Input((6,), name="t", dtype="int32")
+    h = layers.Embedding(20, 4, mask_zero=True)(t)
+    steps = layers.Dense(20, activation="softmax", name="a")(layers.GRU(5, return_sequences=True)(h))
+    last = layers.Dense(1, name="b")(layers.LSTM(3)(h))
+    model = compiled(
+        keras.Model({"t": t}, [steps, last]),
+        optimizers.SGD(0.01),
+        loss={"a": "sparse_categorical_crossentropy", "b": losses.MeanSquaredError(reduction="sum")},
+    )
+    return model, {"columns": ["t"], "arrange": "steps"}
+
+
+@case
+def embedding() -> Case:
+    s = keras.Input((), name="s", dtype="int32")
+    model = keras.Model({"s": s}, layers.Dense(1)(layers.Embedding(50, 4)(s)))
+    return compiled(model, optimizers.Adam(0.05)), {"columns": ["s"]}
+
+
+@case
+def masked_rows() -> Case:
+    t = keras.Input((6,), name="t", dtype="int32")
+    h = layers.LSTM(5)(layers.Embedding(20, 4, mask_zero=True)(t))
+    return compiled(keras.Model({"t": t}, layers.Dense(1)(h))), {"columns": ["t"]}
+
+
+@case
+def masked_steps() -> Case:
+    t = keras.Input((6,), name="t", dtype="int32")
+    h = layers.GRU(5, return_sequences=True)(layers.Embedding(20, 4, mask_zero=True)(t))
+    model = keras.Model({"t": t}, layers.Dense(20, activation="softmax")(h))
+    return compiled(model, loss="sparse_categorical_crossentropy", metrics=["accuracy"]), {
+        "columns": ["t"],
+        "arrange": "autoencoder",
+    }
+
+
+@case
+def convolution_and_pooling() -> Case:
+    x = keras.Input((4,), name="x")
+    h = layers.Conv2D(3, 2, padding="same")(layers.Reshape((2, 2, 1))(x))
+    h = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(2)(h))
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(h))), {}
+
+
+@case
+def bn_synchronized() -> Case:
+    return compiled(mlp(normalization={"synchronized": True, "momentum": 0.5}), metrics=["mae"]), {}
+
+
+@case
+def bn_plain() -> Case:
+    return compiled(mlp(normalization={"momentum": 0.5}), metrics=["mae"]), {}
+
+
+def of_policy(policy: str) -> Any:
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        return compiled(metrics=["mae"])
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+
+
+@case
+def mixed_bf16() -> Case:
+    return of_policy("mixed_bfloat16"), {}
+
+
+@case
+def mixed_f16() -> Case:
+    return of_policy("mixed_float16"), {}
+
+
+@case
+def metrics_of_many_kinds() -> Case:
+    kinds = [
+        metrics.AUC(name="auc"),
+        metrics.Precision(name="precision"),
+        metrics.Recall(name="recall"),
+        metrics.F1Score(threshold=0.5),
+        metrics.BinaryAccuracy(),
+        metrics.R2Score(name="r2"),
+    ]
+    model = compiled(dense_of("x", (4,), 1, "sigmoid"), loss="binary_crossentropy", metrics=kinds)
+    return model, {"label": "b", "arrange": "column"}
+
+
+@case
+def add_loss() -> Case:
+    class MeanSquare(layers.Layer):
+        def call(self, x: Any) -> Any:
+            self.add_loss(0.1 * ops.mean(ops.square(x)))
+            return x
+
+    x = keras.Input((4,), name="x")
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(MeanSquare()(layers.Dense(5, activation="tanh")(x))))), {}
+
+
+@case
+def add_loss_alone() -> Case:
+    class End(layers.Layer):
+        def call(self, x: Any, y: Any) -> Any:
+            self.add_loss(ops.mean(ops.square(x[:, 0] - y)))
+            return x
+
+    x, y = keras.Input((4,), name="x"), keras.Input((), name="y")
+    model = keras.Model({"x": x, "y": y}, End()(layers.Dense(1)(x), y))
+    model.compile(sgd())
+    return model, {"arrange": "label_as_input"}
+
+
+@case
+def train_step_of_the_guide() -> Case:
+    class Guide(keras.Model):
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with tf.GradientTape() as tape:
+                p = self(x, training=True)
+                loss = self.compute_loss(x, y, p)
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            for metric in self.metrics:
+                if metric.name == "loss":
+                    metric.update_state(loss)
+                else:
+                    metric.update_state(y, p)
+            return {m.name: m.result() for m in self.metrics}
+
+    return compiled(dense_of("x", (4,), 1, cls=Guide), metrics=["mae"]), {}
+
+
+@case
+def train_step_with_its_own_mean() -> Case:
+    class Own(keras.Model):
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(y[:, None] - self(x, training=True)))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            return {"own_loss": loss}
+
+    return compiled(dense_of("x", (4,), 1, cls=Own)), {}
+
+
+@case
+def two_optimizers() -> Case:
+    class Rivals(keras.Model):
+        """As a GAN: one network learns to tell the other's output from the data."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.judge = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh"), layers.Dense(1)])
+            self.maker = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
+            self.judge_optimizer, self.maker_optimizer = sgd(), optimizers.Adam(0.01)
+            self.judge_mean = metrics.Mean(name="judge")
+            self.built = True
+
+        def call(self, inputs: Any) -> Any:
+            return self.maker(inputs["x"])
+
+        def train_step(self, data: Any) -> Any:
+            real = data["x"]
+            with tf.GradientTape() as tape:
+                difference = self.judge(self.maker(-real)) - self.judge(real)
+                loss = tf.reduce_mean(tf.square(difference - 1.0))
+            variables = self.judge.trainable_variables
+            self.judge_optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            with tf.GradientTape() as tape:
+                own = tf.reduce_mean(tf.square(self.judge(self.maker(-real))))
+            variables = self.maker.trainable_variables
+            self.maker_optimizer.apply_gradients(zip(tape.gradient(own, variables), variables, strict=True))
+            self.judge_mean.update_state(loss)
+            return {"judge": self.judge_mean.result()}
+
+    model = Rivals()
+    model.compile()
+    return model, {"label": None}
+
+
+@case
+def compute_loss_overridden() -> Case:
+    class Own(keras.Model):
+        def compute_loss(
+            self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        ) -> Any:
+            return ops.mean(ops.square(y[:, None] - y_pred))
+
+    model = dense_of("x", (4,), 1, cls=Own)
+    model.compile(sgd())
+    return model, {}
+
+
+@case
+def frozen_layers() -> Case:
+    model = mlp()
+    model.layers[1].trainable = False
+    return compiled(model, optimizers.Adam(0.01)), {}
+
+
+@case
+def lora() -> Case:
+    model = mlp()
+    model.layers[1].enable_lora(2)
+    return compiled(model, optimizers.Adam(0.01)), {}
+
+
+@case
+def subclassed() -> Case:
+    class Sub(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = layers.Dense(5, "tanh"), layers.Dense(1)
+
+        def call(self, inputs: Any) -> Any:
+            return self.out(self.hidden(inputs["x"]))
+
+    return compiled(Sub(), metrics=["mae"]), {}
+
+
+@case
+def layernorm_attention() -> Case:
+    t = keras.Input((6,), name="t", dtype="int32")
+    h = layers.Embedding(20, 4)(t)
+    h = layers.LayerNormalization()(layers.MultiHeadAttention(2, 4)(h, h))
+    model = keras.Model({"t": t}, layers.Dense(1)(layers.GlobalAveragePooling1D()(h)))
+    return compiled(model, optimizers.Adam(0.01)), {"columns": ["t"]}
+
+
+@case
+def early_stopping() -> Case:
+    def callbacks() -> list[Any]:
+        return [
+            keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, min_delta=0.02, restore_best_weights=True)
+        ]
+
+    return compiled(metrics=["mae"]), {"validates": True, "callbacks": callbacks, "epochs": 6}
+
+
+@case
+def reduce_learning_rate() -> Case:
+    def callbacks() -> list[Any]:
+        return [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.05, factor=0.1)]
+
+    return compiled(), {"validates": True, "callbacks": callbacks, "epochs": 5}
+
+
+@case
+def stateful_layer() -> Case:
+    class Running(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="running")
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
+                self.mean.assign(self.mean * 0.5 + 0.5 * ops.mean(x, axis=0))
+            return x - self.mean
+
+    x = keras.Input((4,), name="x")
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(Running()(x)))), {}
+
+
+@case
+def lion() -> Case:
+    return compiled(optimizer=optimizers.Lion(0.01)), {}
+
+
+@case
+def loss_scale_optimizer() -> Case:
+    return compiled(optimizer=optimizers.LossScaleOptimizer(sgd(), initial_scale=8.0)), {}
+
+
+@case
+def metric_that_counts() -> Case:
+    class Count(metrics.Metric):
+        def __init__(self, name: str = "count", **options: Any) -> None:
+            super().__init__(name=name, **options)
+            self.n = self.add_variable((), "zeros", name="n")
+
+        def update_state(self, y: Any, p: Any, sample_weight: Any = None) -> None:
+            self.n.assign(self.n + ops.cast(ops.shape(p)[0], "float32"))
+
+        def result(self) -> Any:
+            return self.n + 0.0
+
+    return compiled(metrics=[Count(), "mae"]), {}
+
+
+@case
+def metric_functions_of_a_batch() -> Case:
+    def rmse(y: Any, p: Any) -> Any:
+        return tf.sqrt(tf.reduce_mean(tf.square(y[:, None] - p)))
+
+    def near(y: Any, p: Any) -> Any:
+        return tf.reduce_mean(tf.cast(tf.abs(y[:, None] - p) < 0.5, tf.float32))
+
+    return compiled(metrics=[rmse, near]), {}
+
+
+ARRANGE: dict[str, tuple[list[str], Callable[..., Any]]] = {
+    "several": (["x", "c"], lambda x, y: ({"x": x["x"]}, {"a": y, "b": x["c"]})),
+    "steps": (["t"], lambda x, y: ({"t": x["t"]}, {"a": x["t"], "b": y})),
+    "autoencoder": (["t"], lambda x, y: ({"t": x["t"]}, x["t"])),
+    "column": (["x"], lambda x, y: ({"x": x["x"]}, y[:, None])),
+    "label_as_input": (["x"], lambda x, y: ({"x": x["x"], "y": y}, y)),
+}
+"""Columns to read, and how a batch of them becomes what the model takes."""
+
+
+def columns_of(options: dict[str, Any]) -> Sequence[str]:
+    if "columns" in options:
+        return options["columns"]
+    return ARRANGE[options["arrange"]][0] if "arrange" in options else ["x"]
+
+
+def rows(n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Make `n` rows: column to its values."""
+    r = np.random.default_rng(seed)
+    x = r.normal(size=(n, 4)).astype("float32")
+    steps = r.integers(0, 20, (n, 6)) * (np.arange(6)[None] < r.integers(1, 7, n)[:, None])
+    return {
+        "id": np.arange(n, dtype="int64"),
+        "x": x,
+        "y": (x @ [1, -2, 0.5, 0.3] + r.normal(size=n) * 0.1).astype("float32"),
+        "w": r.uniform(0, 2, n).astype("float32"),
+        "c": r.integers(0, 3, n).astype("int32"),
+        "b": (x[:, 0] > 0).astype("float32"),
+        "s": r.integers(0, 50, n).astype("int32"),
+        "t": steps.astype("int32"),
+    }

@@ -1,0 +1,330 @@
+"""The engine: plain Keras on every worker, and one meeting point, the optimizer.
+
+`Engine` belongs to a process. It knows the other workers, which models and optimizers train with them, and puts a
+model's training and evaluation steps in place for the time of a fit: see `tfspark.node.keras.step` for what a step is,
+`gradients`, `losses`, `metrics` and `state` for what the workers add up.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.errors import ConfigurationError
+from tfspark.node.keras import gradients
+from tfspark.node.keras.collectives import Group
+from tfspark.node.keras.joins import with_joins
+from tfspark.node.keras.losses import noting_reduction, watch_losses
+from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
+from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watch_normalization
+from tfspark.node.keras.step import NeedsCollective, SynchronizedFunction, current
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Trains Keras models on all workers as one process would on the global batches.
+
+    Parameters
+    ----------
+    group
+        The workers; a group of one is trained in by the same code.
+    reads_fed_rows
+        Tells whether fed rows are being read, so that training without the others is a mistake.
+    """
+
+    def __init__(self, group: Group, reads_fed_rows: Callable[[], bool]) -> None:
+        self.group = group
+        self._reads_fed_rows = reads_fed_rows
+        self._synchronized: weakref.WeakSet[Any] = weakref.WeakSet()
+        gradients.install(self._refuse)
+
+    def synchronize(self, *objects: Any) -> None:
+        """Have models and optimizers train together with those of the other workers."""
+        for o in objects:
+            if not isinstance(o, (keras.Model, keras.optimizers.Optimizer)):
+                raise ConfigurationError(f"synchronize() takes Keras models and optimizers, got {type(o).__name__}.")
+            self._synchronized.add(o)
+
+    def is_synchronized(self, model: Any) -> bool:
+        """Whether a model trains together with the others'."""
+        return model in self._synchronized or getattr(model, "optimizer", None) in self._synchronized
+
+    def _refuse(self, optimizer: Any) -> None:
+        """Refuse an optimizer that is applied outside of a step, where workers would drift apart."""
+        if self.group.size == 1:
+            return
+        if optimizer in self._synchronized:
+            raise ConfigurationError(
+                "The optimizer was applied outside of ctx.strategy().run(step, args=batch): workers cannot meet there.",
+                hint="Call your step by ctx.strategy().run, on batches of ctx.distribute(dataset).",
+            )
+        if self._reads_fed_rows():
+            raise ConfigurationError(
+                f"{self.group.size} workers train on fed rows, but this optimizer is not synchronized: each would "
+                "train a model of its own.",
+                hint="Use ctx.fit, or call ctx.synchronize(model, optimizer) before training; "
+                "Cluster(strategy='none') trains a model of its own on each worker.",
+            )
+
+    def training(self, model: Any) -> Training:
+        """Return how a model is trained, the same object as long as it stays compiled as it is."""
+        found = getattr(model, "_tfspark_training", None)
+        if found is None or not found.is_current():
+            found = Training(model, self.group)
+            # Keras is not to track it: it is no part of the model.
+            object.__setattr__(model, "_tfspark_training", found)
+        return found
+
+    def distribute(self, dataset: Any) -> Any:
+        """Return this worker's batches, and batches of 0 rows until all workers have read theirs."""
+        return with_joins(dataset, self.group) if isinstance(dataset, tf.data.Dataset) else dataset
+
+
+class Training:
+    """A compiled model's steps, made so that all workers make them together.
+
+    Parameters
+    ----------
+    model
+        A compiled Keras model.
+    group
+        The workers.
+    """
+
+    def __init__(self, model: Any, group: Group) -> None:
+        self._model = model
+        self._group = group
+        self._compiled_as = self._compilation()
+        self._key = group.new_keys()
+        self._functions: dict[str, Any] = {}
+        self._steps: dict[str, SynchronizedFunction] = {}
+        self._last_logs: dict[str, Any] = {}
+        self._last_rows = tf.Variable(0.0, trainable=False)
+        self._rows_of_epoch = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._state: SharedState | None = None
+
+    def _compilation(self) -> tuple[Any, ...]:
+        m = self._model
+        objects = (m.optimizer, m._compile_loss, m._compile_metrics, m._loss_tracker)
+        return (*map(id, objects), m.run_eagerly, m.steps_per_execution)
+
+    def is_current(self) -> bool:
+        """Whether the model is still compiled as it was."""
+        return self._compiled_as == self._compilation()
+
+    def build(self, spec: Any) -> None:
+        """Make all variables of the model, its metrics and its optimizer, for batches like `spec`."""
+        m = self._model
+        m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
+        if m.optimizer is not None and not m.optimizer.built and m.trainable_variables:
+            m.optimizer.build(m.trainable_variables)
+        watch_losses(m)
+        watch_metrics(m.metrics)
+        watch_normalization(m)
+
+    def begin(self) -> None:
+        """Give all workers the chief's weights, optimizer and state; seeds then differ by worker.
+
+        Raises
+        ------
+        ConfigurationError
+            If the workers' models differ.
+        """
+        m = self._model
+        if self._group.size > 1:
+            optimizer = [v.value for v in m.optimizer.variables] if m.optimizer is not None else []
+            variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer] if v.dtype != tf.string}
+            try:
+                self._group.broadcast(list(variables.values()), self._key)
+            except ValueError as e:
+                raise ConfigurationError(
+                    f"{e}", hint="Build the same model on all workers: main must not depend on ctx.index there."
+                ) from None
+            epoch = -1 if m._initial_epoch is None else m._initial_epoch
+            agreed = self._group.add([epoch if self._group.rank == 0 else 0], self._key + 3)[0]
+            m._initial_epoch = None if agreed < 0 else int(agreed)
+            differ_by_rank(seeds_of(m), self._group.rank)
+        self._state = SharedState(m, self._group)
+
+    def begin_epoch(self) -> None:
+        """Count this worker's rows anew."""
+        self._rows_of_epoch.assign(0.0)
+
+    def merge_state(self) -> None:
+        """Bring moving statistics and the like of the workers together."""
+        if self._state is not None:
+            self._state.merge(float(self._rows_of_epoch))
+
+    def wait_for_all(self) -> None:
+        """Wait until all workers have come here: what the chief has written is complete."""
+        if self._group.size > 1:
+            self._group.add([1.0], self._key + 4)
+
+    @contextmanager
+    def in_place(self, spec: Any) -> Iterator[None]:
+        """Have the model train and evaluate by steps that all workers make together.
+
+        Parameters
+        ----------
+        spec
+            ``element_spec`` of the dataset that is read.
+        """
+        m = self._model
+        own = {name: getattr(m, name) for name in ("train_function", "test_function")}
+        result, compute_loss = m.get_metrics_result, m.compute_loss
+        m.get_metrics_result = lambda: self._result(result)
+        m.compute_loss = noting_reduction(compute_loss)
+        try:
+            for name in own:
+                setattr(m, name, self._function(name, spec))
+            yield
+        finally:
+            del m.get_metrics_result, m.compute_loss
+            for name, function in own.items():
+                setattr(m, name, function)
+
+    def _result(self, result: Callable[[], Any]) -> Any:
+        if current() is not None or not tf.executing_eagerly():
+            return result()
+        if self._group.size == 1:
+            return result()
+        metrics = self._model.metrics
+
+        def results() -> tuple[Any, dict[str, Any]]:
+            return result(), {m.name: m.result() for m in metrics}
+
+        over_all, by_name = sum_over_workers(metrics, self._group, self._key + 5, results)
+        logs = self._last_logs
+        if isinstance(logs, dict) and set(logs) != set(over_all):
+            # Keras takes the last step's logs instead, if they are not those of its metrics.
+            logs.update(by_name_or_average(logs, by_name, self._average))
+        return over_all
+
+    def _average(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the mean of numbers of the last step over the rows of all workers."""
+        rows = float(self._last_rows)
+        total, *sums = self._group.add([rows, *(rows * v for v in values.values())], self._key + 6)
+        return dict(zip(values, (s / max(total, 1.0) for s in sums), strict=True))
+
+    def _function(self, name: str, spec: Any) -> Any:
+        """Return what stands for ``model.train_function`` or ``model.test_function``."""
+        if name not in self._functions:
+            self._functions[name] = self._make(name.removesuffix("_function"))
+        step = self._steps[name.removesuffix("_function")]
+        if self._model.run_eagerly and self._group.size > 1 and not step.is_noted:
+            step.note(spec)
+        return self._functions[name]
+
+    def _make(self, kind: str) -> Any:
+        m, step_name = self._model, f"{kind}_step"
+        own, jit = getattr(m, step_name), m.jit_compile
+        overridden = getattr(type(m), step_name) is not getattr(keras.Model, step_name)
+        function = own
+        if jit and overridden:
+            logger.info("%s of %s is not Keras' own, so it runs without XLA", step_name, type(m).__name__)
+        elif jit and not m.run_eagerly:
+            function = Compiled(own)
+        counts = [self._last_rows, *([self._rows_of_epoch] if kind == "train" else [])]
+        counting = _counting(function, counts)
+        self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs)
+        setattr(m, step_name, self._steps[kind])
+        m.jit_compile = False  # The collectives stay outside of what XLA compiles.
+        saved = getattr(m, f"{kind}_function")
+        try:
+            setattr(m, f"{kind}_function", None)
+            getattr(m, f"make_{kind}_function")()
+            made = getattr(m, f"{kind}_function")
+        finally:
+            m.jit_compile = jit
+            setattr(m, f"{kind}_function", saved)
+            delattr(m, step_name)
+
+        def run(iterator: Any) -> Any:
+            self._last_logs = made(iterator)
+            return self._last_logs
+
+        return run
+
+    def _joined_logs(self, zeros: Any) -> Any:
+        """A worker that joins reports the metrics that it has."""
+        self._last_rows.assign(0.0)
+        if not isinstance(zeros, dict):
+            return zeros
+        own = self._model.get_metrics_result()
+        if set(own) != set(zeros):
+            return zeros
+        return {k: tf.cast(own[k], z.dtype) for k, z in zeros.items()}
+
+
+class Compiled:
+    """A training or evaluation step of Keras' own, of which XLA compiles all but what the optimizer applies."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self._step = step
+        self._forward: Any = None
+        self._applied: list[Any] = []
+
+    def __call__(self, data: Any) -> Any:
+        """Run the step."""
+        if self._forward is None:
+            self._forward = tf.function(self._trace, jit_compile=True, autograph=False)
+        here = current()
+        if here is not None and self._forward is not False:
+            mark = len(here.replays)
+            here.compiling = True
+            try:
+                logs, grads = self._forward(data)
+            except NeedsCollective:
+                logger.info("the workers add something up within the step, so it runs without XLA")
+                self._forward = False
+                del here.replays[mark:]
+            finally:
+                here.compiling = False
+            if self._forward is not False:
+                for (optimizer, variables), found in zip(self._applied, grads, strict=True):
+                    optimizer.apply(found, variables)
+                return logs
+        return self._step(data)
+
+    def _trace(self, data: Any) -> Any:
+        with gradients.captured() as applied:
+            logs = self._step(data)
+        self._applied = [(optimizer, variables) for optimizer, _, variables in applied]
+        return logs, [grads for _, grads, _ in applied]
+
+
+def by_name_or_average(
+    logs: dict[str, Any], by_name: dict[str, Any], average: Callable[[dict[str, float]], dict[str, float]]
+) -> dict[str, Any]:
+    """Return logs of a step over all workers: results of metrics by their names, numbers by their mean."""
+    found = {k: by_name[k] for k in logs if k in by_name}
+    numbers = {k: float(v) for k, v in logs.items() if k not in found and np.ndim(v) == 0}
+    return {**found, **(average(numbers) if numbers else {})}
+
+
+def _counting(function: Callable[..., Any], counts: Sequence[tf.Variable]) -> Callable[..., Any]:
+    last, *sums = counts
+
+    def step(*batch: Any) -> Any:
+        here = current()
+        if here is not None:
+            last.assign(here.rows)
+            for total in sums:
+                total.assign_add(tf.cast(here.rows, total.dtype))
+        return function(*batch)
+
+    return step
+
+
+def _one_row(spec: Any) -> Any:
+    from tfspark.node.keras.multi_worker_mirrored import example_of
+
+    return example_of(spec)

@@ -1,0 +1,194 @@
+"""``Model.fit`` on several workers.
+
+`guard` stands in for ``Model.fit`` of this process, the one function of Keras beside ``Optimizer.apply`` that is
+replaced: callbacks write on the chief alone, models that are synchronized train by the engine, and a model that is not
+may not train on fed rows, of which each worker has its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.errors import ConfigurationError
+from tfspark.node.dataset import Steps
+from tfspark.node.keras.engine import Engine, Training
+from tfspark.node.keras.writing import flat, only_chief_writes
+
+DEFAULT_BATCH_ROWS = 32
+"""Keras' own default."""
+
+_local = threading.local()
+
+
+def guard(is_chief: bool, engine: Engine | None = None) -> None:
+    """Stand in for ``Model.fit`` in this process."""
+    original = getattr(keras.Model.fit, "__wrapped__", keras.Model.fit)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(_local, "inside", False):
+            return original(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        _local.inside = True
+        try:
+            with only_chief_writes(flat(given.get("callbacks")), is_chief):
+                if engine is not None and engine.is_synchronized(self):
+                    return _fit(engine, self, original, **given)
+                return original(self, **given)
+        finally:
+            _local.inside = False
+
+    keras.Model.fit = fit
+
+
+def _fit(
+    engine: Engine,
+    model: Any,
+    original: Callable[..., Any],
+    *,
+    x: Any = None,
+    y: Any = None,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    shuffle: Any = True,
+    class_weight: Any = None,
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    validation_batch_size: int | None = None,
+    **others: Any,
+) -> Any:
+    if validation_split:
+        raise ConfigurationError(
+            "validation_split does not work with several workers: each would hold back rows of its own.",
+            hint="Pass validation_data: arrays, or a dataset of this worker's share.",
+        )
+    if not model.compiled:
+        raise ConfigurationError("The model is not compiled.", hint="Call model.compile(optimizer=..., loss=...).")
+    if not isinstance(x, tf.data.Dataset):
+        x = _as_dataset(x, y, sample_weight, batch_size, shuffle)
+    dataset = engine.distribute(x)
+    validation = _validation(engine, validation_data, validation_batch_size or batch_size or DEFAULT_BATCH_ROWS)
+    training = engine.training(model)
+    training.build(dataset.element_spec)
+    with of_unknown_length(), training.in_place(dataset.element_spec):
+        return original(
+            model,
+            dataset,
+            class_weight=class_weight,
+            callbacks=_with_own(callbacks, training, model),
+            validation_data=validation,
+            **others,
+        )
+
+
+def _as_dataset(x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: Any) -> tf.data.Dataset:
+    from keras.src.trainers.data_adapters import get_data_adapter
+
+    adapter = get_data_adapter(
+        x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=shuffle, class_weight=None
+    )
+    return adapter.get_tf_dataset()
+
+
+def _validation(engine: Engine, data: Any, batch_size: int) -> Any:
+    if data is None or isinstance(data, tf.data.Dataset):
+        return engine.distribute(data)
+    if not isinstance(data, (tuple, list)):
+        return _refuse_validation(data)
+    arrays = tuple(part for part in data if part is not None)
+    size, rank = engine.group.size, engine.group.rank
+    rows = len(tf.nest.flatten(arrays)[0])
+    mine = tf.nest.map_structure(lambda a: a[rank::size], arrays)
+    dataset = tf.data.Dataset.from_tensor_slices(mine).batch(batch_size)
+    counts = [len(range(i, rows, size)) for i in range(size)]
+    dataset._tfspark_steps = Steps(batch_size, False, lambda: (counts[rank], counts))
+    return engine.distribute(dataset)
+
+
+def _refuse_validation(data: Any) -> Any:
+    raise ConfigurationError(
+        f"validation_data must be arrays (x, y) or a tf.data.Dataset on several workers, got {type(data).__name__}."
+    )
+
+
+def _with_own(callbacks: Any, training: Training, model: Any) -> Any:
+    first, last = _MergeState(training), _Meet(training)
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        for own in (first, last):
+            own.set_model(model)
+        kept = [c for c in callbacks.callbacks if not isinstance(c, (_MergeState, _Meet))]
+        callbacks.callbacks[:] = [first, *kept, last]
+        return callbacks
+    return [first, *flat(callbacks), last]
+
+
+def evaluate(engine: Engine, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
+    """Run ``model.evaluate`` on each worker's own rows and return the metrics over those of all."""
+    dataset = engine.distribute(dataset)
+    training = engine.training(model)
+    training.build(dataset.element_spec)
+    with of_unknown_length(), training.in_place(dataset.element_spec):
+        return as_numbers(model.evaluate(dataset, verbose=0, return_dict=True))
+
+
+def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as Python numbers, those that are vectors as lists."""
+    return {k: as_number(v) for k, v in values.items()}
+
+
+def as_number(value: Any) -> Any:
+    """Return a metric's value as a Python number, or a list of them."""
+    return np.asarray(value, dtype=np.float64).tolist()
+
+
+@contextmanager
+def of_unknown_length() -> Iterator[None]:
+    """A fed dataset knows its length only when it has ended: not worth a warning each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Your input ran out of data")
+        warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
+        yield
+
+
+class _MergeState(keras.callbacks.Callback):
+    """Comes before all other callbacks: what they see and save is the same on all workers."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self._training = training
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._training.begin_epoch()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._training.merge_state()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._training.merge_state()
+
+
+class _Meet(keras.callbacks.Callback):
+    """Comes after all other callbacks, which may have restored weights on the chief, or written files there."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self._training = training
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._training.begin()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._training.wait_for_all()

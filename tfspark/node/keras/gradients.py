@@ -1,0 +1,169 @@
+"""Where the workers meet: the gradient that an optimizer applies is that of the global batch.
+
+``Optimizer.apply`` of Keras is wrapped once, for all optimizers. Within a step (see `tfspark.node.keras.step`) the
+outermost optimizer's gradients are averaged over the workers first; all that the optimizer does by itself (clipping,
+accumulation, moving averages, weight decay, loss scaling, constraints) then sees the same gradient as in one process.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspark.node.keras.collectives import SIZES, buckets
+from tfspark.node.keras.step import Step, current
+
+BUCKET_BYTES = 16 << 20
+"""Gradients are added up in pieces of this size; the first pieces travel while others are still computed."""
+
+_local = threading.local()
+
+
+def install(refuse: Callable[[Any], None]) -> None:
+    """Wrap the optimizers of this process; `refuse` is called with one that is applied outside of a step."""
+    for cls in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+        original = getattr(cls.apply, "__wrapped__", cls.apply)
+        cls.apply = _meeting(original, refuse)
+
+
+def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        if getattr(_local, "inside", False):
+            return original(self, grads, trainable_variables)
+        step = current()
+        if step is None:
+            refuse(self)
+            return original(self, grads, trainable_variables)
+        grads = list(grads)
+        variables = None if trainable_variables is None else list(trainable_variables)
+        captured = getattr(_local, "captured", None)
+        if captured is not None:
+            captured.append((self, grads, variables))
+            return None
+        outermost = functools.partial(_apply, functools.partial(original, self), variables)
+        if step.group.size > 1:
+            if not self.built:
+                self.build(variables)
+            known = self._trainable_variables if variables is None else variables
+            meeting = GradientSum(step, grads, [tuple(v.shape) for v in known])
+            step.replays.append(lambda: outermost(meeting(tf.zeros([]), meeting.nothing())))
+            grads = meeting(step.weight, grads)
+        return outermost(grads)
+
+    return apply
+
+
+def _apply(original: Callable[..., Any], variables: list[Any] | None, grads: list[Any]) -> Any:
+    _local.inside = True
+    try:
+        return original(grads, variables)
+    finally:
+        _local.inside = False
+
+
+class captured:
+    """Within it, optimizers note what they are to apply instead of applying it: (optimizer, gradients, variables)."""
+
+    def __enter__(self) -> list[tuple[Any, list[Any], list[Any] | None]]:
+        self._outer = getattr(_local, "captured", None)
+        _local.captured = []
+        return _local.captured
+
+    def __exit__(self, *exc: object) -> None:
+        _local.captured = self._outer
+
+
+class GradientSum:
+    """Adds up one optimizer's gradients over the workers, weighted; the same for all, with rows or without.
+
+    Parameters
+    ----------
+    step
+        The step that they belong to.
+    grads
+        This worker's gradients, of which structure, shapes and dtypes are taken.
+    shapes
+        Shapes of their variables.
+    """
+
+    def __init__(self, step: Step, grads: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
+        self._group, self._sums = step.group, step.sums_gradients
+        self._specs = [_spec(g, shape) for g, shape in zip(grads, shapes, strict=True)]
+        self._dense = [i for i, g in enumerate(grads) if g is not None and not isinstance(g, tf.IndexedSlices)]
+        self._sparse = [i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices)]
+        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        kinds: dict[tf.DType, list[int]] = {tf.float32: [], tf.float64: []}
+        # The last layers' gradients are computed first.
+        for i in reversed(self._dense):
+            kinds[tf.float64 if grads[i].dtype == tf.float64 else tf.float32].append(i)
+        self._buckets = [
+            (kind, [indices[k] for k in bucket], step.key())
+            for kind, indices in kinds.items()
+            for bucket in buckets([math.prod(shapes[i]) * kind.size for i in indices], BUCKET_BYTES)
+        ]
+        if not kinds[tf.float32]:
+            self._buckets.insert(0, (tf.float32, [], step.key()))
+        self._sparse_key = step.key()
+        self._sparse_keys = {i: (step.key(len(SIZES)), step.key(len(SIZES))) for i in self._sparse}
+
+    def nothing(self) -> list[Any]:
+        """Return the gradients of a worker that has no rows."""
+        return [None if s is None else s() for s in self._specs]
+
+    def __call__(self, weight: tf.Tensor, grads: Sequence[Any]) -> list[Any]:
+        """Return the sum of all workers' gradients times their weights, divided by the sum of weights."""
+        merged: list[Any] = [None] * len(grads)
+        total: Any = None
+        for kind, indices, key in self._buckets:
+            parts = [tf.reshape(tf.cast(grads[i], kind), [-1]) for i in indices]
+            flat = tf.concat(parts, 0) * tf.cast(weight, kind) if parts else tf.zeros([0], kind)
+            if total is None:
+                flat = tf.concat([weight[None], flat], 0)
+            summed = self._group.all_reduce(flat, key, on_gpu=self._on_gpu)
+            if total is None:
+                total, summed = summed[0], summed[1:]
+            if not self._sums:
+                summed = tf.math.divide_no_nan(summed, tf.cast(total, kind))
+            for i, part in zip(indices, tf.split(summed, [tf.size(p) for p in parts]) if parts else (), strict=True):
+                merged[i] = tf.cast(tf.reshape(part, tf.shape(grads[i])), grads[i].dtype)
+                merged[i].set_shape(grads[i].shape)
+        self._gather(merged, grads, weight, total)
+        return merged
+
+    def _gather(self, merged: list[Any], grads: Sequence[Any], weight: tf.Tensor, total: tf.Tensor) -> None:
+        """Bring the slices of all workers together; as in one process, none are added up before the optimizer."""
+        if not self._sparse:
+            return
+        lengths = tf.stack([tf.shape(grads[i].indices)[0] for i in self._sparse])
+        by_worker = tf.reshape(self._group.all_gather(lengths, self._sparse_key), [self._group.size, -1])
+        factor = weight if self._sums else tf.math.divide_no_nan(weight, total)
+        for k, i in enumerate(self._sparse):
+            g, rows = grads[i], by_worker[:, k]
+            values = tf.cast(g.values, tf.float32 if g.values.dtype != tf.float64 else tf.float64)
+            values *= tf.cast(factor, values.dtype)
+            indices_key, values_key = self._sparse_keys[i]
+            merged[i] = tf.IndexedSlices(
+                tf.cast(self._group.all_gather_varying(values, rows, values_key), g.values.dtype),
+                self._group.all_gather_varying(g.indices, rows, indices_key),
+                g.dense_shape,
+            )
+
+
+def _spec(grad: Any, shape: tuple[int, ...]) -> Callable[[], Any] | None:
+    """Return what makes a gradient like this one, but of no rows."""
+    if grad is None:
+        return None
+    if not isinstance(grad, tf.IndexedSlices):
+        dtype = grad.dtype
+        return lambda: tf.zeros(shape, dtype)
+    values, indices = grad.values.dtype, grad.indices.dtype
+    return lambda: tf.IndexedSlices(
+        tf.zeros([0, *shape[1:]], values), tf.zeros([0], indices), tf.constant(shape, indices)
+    )

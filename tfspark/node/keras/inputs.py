@@ -1,0 +1,126 @@
+"""From the columns of a fed batch to the inputs of a Keras model, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfspark.errors import ConfigurationError
+from tfspark.node.layout import graph
+
+
+def known_inputs(model: Any) -> bool:
+    """Tell whether a model says what it takes, as functional and built sequential ones do."""
+    try:
+        return bool(model.inputs)
+    except (AttributeError, ValueError):
+        return False
+
+
+def input_names(model: Any) -> list[str]:
+    """Return the columns that a model takes: its keys if it takes a dict, else the names of its inputs, if it says."""
+    if not known_inputs(model):
+        return []
+    struct = getattr(model, "_inputs_struct", None)
+    if isinstance(struct, dict):
+        return [str(k) for k in struct]
+    return [str(t.name) for t in model.inputs]
+
+
+def columns_for(model: Any, features: Sequence[str]) -> list[str] | None:
+    """Return those of the fed columns that a model takes; ``None`` for all.
+
+    A model of one input that no column has the name of takes the only column there is.
+
+    Raises
+    ------
+    ConfigurationError
+        If an input is not fed.
+    """
+    names = input_names(model)
+    if not names or (len(names) == 1 and len(features) == 1):
+        return None
+    missing = [n for n in names if n not in features]
+    if missing:
+        raise ConfigurationError(
+            f"The model's inputs {missing} are not fed: it takes {names}, the columns are {list(features)}.",
+            hint="Name the inputs after the columns, or pass map_batch to arrange them.",
+        )
+    return names
+
+
+def as_inputs(model: Any) -> Callable[[Any], Any] | None:
+    """Return a function of a batch's features that gives what a model takes; ``None`` for a model that does not say.
+
+    A dict of columns becomes exactly the inputs, in the structure that the model was made with; scalars become the
+    ``(1,)`` that an input may want. What is no dict is left as it is.
+    """
+    if not known_inputs(model):
+        return None
+    struct = getattr(model, "_inputs_struct", None)
+    names = input_names(model)
+    inputs = dict(zip(names, (struct[k] for k in struct) if isinstance(struct, dict) else model.inputs, strict=True))
+    as_dict = isinstance(struct, dict)
+
+    def arrange(features: Any) -> Any:
+        if not isinstance(features, dict) or any(isinstance(v, dict) for v in features.values()):
+            return features
+        if len(names) == 1 and len(features) == 1:
+            features = {names[0]: next(iter(features.values()))}
+        columns_for(model, list(features))
+        found = {n: _shaped(features[n], inputs[n]) for n in names}
+        if as_dict:
+            return found
+        return found[names[0]] if len(names) == 1 else tf.nest.pack_sequence_as(struct, [found[n] for n in names])
+
+    return arrange
+
+
+def arranged(dataset: Any, model: Any, map_batch: Callable[..., Any] | None = None) -> Any:
+    """Return a dataset of what a model takes; one that is no dataset of dicts of columns is returned as it is."""
+    if not isinstance(dataset, tf.data.Dataset):
+        return dataset
+    steps = getattr(dataset, "_tfspark_steps", None)
+    if map_batch is not None:
+        dataset = dataset.map(map_batch)
+    arrange = as_inputs(model)
+    spec = dataset.element_spec
+    features = spec[0] if isinstance(spec, tuple) and spec else spec
+    if arrange is not None and isinstance(features, dict):
+        dataset = dataset.map(graph(lambda x, *rest: (arrange(x), *rest) if isinstance(spec, tuple) else arrange(x)))
+    # Neither changes how many batches there are.
+    dataset._tfspark_steps = steps
+    return dataset
+
+
+def check_labels(model: Any, label: str | None, map_batch: Callable[..., Any] | None) -> None:
+    """Check that a model with a loss is given labels.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not, or not compiled.
+    """
+    if not getattr(model, "compiled", False):
+        raise ConfigurationError(
+            "The model is not compiled, so it cannot be trained.",
+            hint="Call model.compile(optimizer=..., loss=...) before ctx.fit.",
+        )
+    if label is None and map_batch is None and getattr(model, "_compile_loss", None) is not None:
+        raise ConfigurationError(
+            "The model has a loss, but ctx.fit was given no label.",
+            hint='Name the column of the labels: ctx.fit(model, ..., label="y").',
+        )
+
+
+def _shaped(value: Any, wanted: Any) -> Any:
+    """Add or take away dimensions of 1, where an input has more or fewer than the column."""
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)) or value.shape.rank is None or wanted.shape is None:
+        return value
+    row, given = tuple(wanted.shape[1:]), tuple(value.shape[1:])
+    if len(row) == len(given) or None in row or None in given or math.prod(row) != math.prod(given):
+        return value
+    return tf.reshape(value, [-1, *row])

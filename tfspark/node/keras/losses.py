@@ -1,0 +1,166 @@
+"""Losses of the global batch, where the mean over a worker's own rows is not enough.
+
+A worker's gradient counts by its rows. For a loss that is a mean over rows this makes the gradient of the global batch,
+and nothing is changed here. For others, each worker's loss is scaled so that it does, by sums over the workers:
+
+- a mean over something else than rows (unmasked steps, sample weights, a number of elements that varies);
+- a sum;
+- a number that a function computes from a whole batch at once, such as ``keras.losses.Dice``: it is computed from the
+  labels and predictions of all workers, and the gradient flows to each worker's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfspark.errors import DependencyError
+from tfspark.node.keras.step import Step, current
+
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+def watch_losses(model: Any) -> None:
+    """Have the losses that a model was compiled with become those of the global batch within steps."""
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        return
+    if not hasattr(compiled, "_flat_losses") or not compiled.built:
+        raise DependencyError(
+            f"Keras {keras.__version__} holds the losses of a model in a way that tfspark does not know.",
+            hint="Install a Keras that this version of tfspark was tested with; see docs/training.md.",
+        )
+    compiled._flat_losses = [
+        entry if isinstance(entry.loss, GlobalLoss) else entry._replace(loss=GlobalLoss(entry.loss))
+        for entry in compiled._flat_losses
+    ]
+
+
+def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a model's ``compute_loss``: a loss that is no scalar is added up over rows, as TensorFlow's tape does."""
+    import functools
+
+    @functools.wraps(compute_loss)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(*args, **kwargs)
+        step = current()
+        if step is not None and loss is not None and len(loss.shape) > 0:
+            step.sums_gradients = True
+        return loss
+
+    return wrapped
+
+
+class GlobalLoss:
+    """Stands in for one loss of a compiled model; outside of a step it is that loss.
+
+    Parameters
+    ----------
+    loss
+        A ``keras.losses.Loss``.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = loss
+        self.name = getattr(loss, "name", "loss")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loss":
+            raise AttributeError(name)
+        return getattr(self._loss, name)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of a batch."""
+        step = current()
+        if step is None or step.group.size == 1:
+            return self._loss(y_true, y_pred, sample_weight)
+        values, call = [], self._loss.call
+
+        def noted(y_true: Any, y_pred: Any) -> Any:
+            values.append(call(y_true, y_pred))
+            return values[-1]
+
+        self._loss.call = noted
+        try:
+            loss = self._loss(y_true, y_pred, sample_weight)
+        finally:
+            del self._loss.call
+        if not values:  # A loss that overrides __call__ is taken for a mean over rows.
+            return loss
+        if not is_by_row(values[0], y_pred):
+            return self._of_all_rows(step, y_true, y_pred, sample_weight)
+        return self._share(step, loss, values[0], y_pred, sample_weight)
+
+    def _of_all_rows(self, step: Step, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+        return step.share(self._loss(*gathered(step, y_true, y_pred, sample_weight)))
+
+    def _share(self, step: Step, loss: tf.Tensor, values: tf.Tensor, y_pred: Any, sample_weight: Any) -> tf.Tensor:
+        reduction = self._loss.reduction
+        if reduction not in (*_MEANS, "sum"):
+            return loss  # A loss for each row: gradients are added up.
+        if reduction == "sum":
+            return loss * tf.cast(step.total_rows() / step.rows, loss.dtype)
+        mask = mask_of(y_pred)
+        if mask is None:
+            mask = mask_of(values)
+        by_weight = reduction == "mean_with_sample_weight" and sample_weight is not None
+        if mask is None and not by_weight and self._counts_rows(values):
+            return loss
+        divisor = _divisor(values, mask, sample_weight if by_weight else None)
+        everywhere = step.all_reduce(tf.stack([divisor, step.rows]))
+        # loss * divisor is this worker's sum; its gradient will be multiplied by rows / all rows.
+        scale = tf.math.divide_no_nan(divisor * everywhere[1], everywhere[0] * step.rows)
+        return loss * tf.cast(scale, loss.dtype)
+
+    def _counts_rows(self, values: tf.Tensor) -> bool:
+        """Whether the number of values is the rows times what is the same on all workers."""
+        function = getattr(self._loss, "fn", type(self._loss))
+        from_keras = getattr(function, "__module__", "").split(".")[0] == "keras"
+        return from_keras and values.shape[1:].is_fully_defined()
+
+
+def mask_of(tensor: Any) -> Any:
+    """Return the Keras mask of a tensor, or ``None``."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def is_by_row(values: Any, y_pred: Any) -> bool:
+    """Whether a function of labels and predictions has one result, or several, for each row."""
+    shape, rows = values.shape, tf.nest.flatten(y_pred)[0].shape
+    if shape.rank is None:
+        return True
+    if shape.rank == 0:
+        return False
+    return rows.rank is None or rows.rank == 0 or shape[0] == rows[0] or shape[0] is None
+
+
+def gathered(step: Step, *structures: Any) -> list[Any]:
+    """Return the rows of all workers for each of the structures, masks included."""
+
+    def one(tensor: Any) -> Any:
+        if tensor is None:
+            return None
+        result, mask = step.gather(tensor), mask_of(tensor)
+        if mask is not None:
+            result._keras_mask = step.gather(mask)
+        return result
+
+    return [tf.nest.map_structure(one, s) for s in structures]
+
+
+def _divisor(values: tf.Tensor, mask: Any, sample_weight: Any) -> tf.Tensor:
+    """Return what Keras divides a sum of losses by, as float32."""
+    if mask is None and sample_weight is None:
+        return tf.cast(tf.size(values), tf.float32)
+    weights = tf.ones([]) if sample_weight is None else tf.cast(sample_weight, tf.float32)
+    if mask is not None:
+        mask = tf.cast(mask, tf.float32)
+        if weights.shape.rank and weights.shape.rank < mask.shape.rank:
+            weights = tf.reshape(
+                weights, tf.concat([tf.shape(weights), [1] * (mask.shape.rank - weights.shape.rank)], 0)
+            )
+        weights *= mask
+    return tf.reduce_sum(weights)

@@ -1,0 +1,95 @@
+"""Metrics over the rows of all workers: their state variables are added up when an epoch or an evaluation ends.
+
+That is exact for every metric whose state adds up, as that of all of Keras' own does. Two things need more, within a
+step: a mean of numbers that each belong to a whole batch counts each by its share of the rows of all workers, and a
+function that computes one number from a batch gets the rows of all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.node.keras.collectives import Group
+from tfspark.node.keras.losses import gathered, is_by_row, mask_of
+from tfspark.node.keras.step import current
+
+
+def leaves(metrics: Sequence[Any]) -> Iterator[Any]:
+    """Yield the metrics that containers of metrics hold, and all others."""
+    for metric in metrics:
+        inner = getattr(metric, "metrics", None)
+        if isinstance(inner, (list, tuple)):
+            yield from leaves(inner)
+        else:
+            yield metric
+
+
+def watch_metrics(metrics: Sequence[Any]) -> None:
+    """Have means count scalars by their share of all rows within steps."""
+    for metric in leaves(metrics):
+        if not isinstance(metric, keras.metrics.Mean) or hasattr(metric.update_state, "_tfspark_watched"):
+            continue
+        has_function = isinstance(metric, keras.metrics.MeanMetricWrapper)
+        metric.update_state = (_of_function if has_function else _of_values)(metric, metric.update_state)
+        metric.update_state._tfspark_watched = True
+
+
+def _of_values(metric: Any, update: Callable[..., Any]) -> Callable[..., Any]:
+    def update_state(values: Any, sample_weight: Any = None) -> Any:
+        step = current()
+        if step is not None and step.group.size > 1 and sample_weight is None:
+            values = tf.convert_to_tensor(values)
+            if values.shape.rank == 0:
+                sample_weight = step.rows / step.total_rows()
+        return update(values, sample_weight=sample_weight)
+
+    return update_state
+
+
+def _of_function(metric: Any, update: Callable[..., Any]) -> Callable[..., Any]:
+    def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        step = current()
+        if step is None or step.group.size == 1:
+            return update(y_true, y_pred, sample_weight=sample_weight)
+        function = metric._fn
+        values = tf.convert_to_tensor(function(y_true, y_pred, **metric._fn_kwargs))
+        if not is_by_row(values, y_pred):
+            values = function(*gathered(step, y_true, y_pred), **metric._fn_kwargs)
+            if sample_weight is None and mask_of(y_pred) is None:
+                sample_weight = step.rows / step.total_rows()
+        metric._fn = lambda *_, **__: values
+        try:
+            return update(y_true, y_pred, sample_weight=sample_weight)
+        finally:
+            metric._fn = function
+
+    return update_state
+
+
+def sum_over_workers(metrics: Sequence[Any], group: Group, key: int, result: Callable[[], Any]) -> Any:
+    """Return what `result` computes from the metrics' states added up over all workers; the states stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If the workers' metrics differ.
+    """
+    variables = [v.value for v in {id(v): v for m in leaves(metrics) for v in m.variables}.values()]
+    if group.size == 1 or not variables:
+        return result()
+    mine = [v.numpy() for v in variables]
+    flat = np.concatenate([np.ravel(v).astype(np.float64) for v in mine])
+    everyone = group.add(flat, key)
+    parts = np.split(everyone, np.cumsum([v.size for v in mine])[:-1])
+    for variable, part in zip(variables, parts, strict=True):
+        variable.assign(tf.constant(part.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype)))
+    try:
+        return tf.nest.map_structure(np.asarray, result())
+    finally:
+        for variable, value in zip(variables, mine, strict=True):
+            variable.assign(value)

@@ -1,0 +1,137 @@
+"""The state of a model that is no weight: moving statistics, counters, seeds.
+
+Each worker's layers see its own rows only. Once an epoch, and before each evaluation, floating-point state that
+training has changed becomes the mean of the workers', weighted by the rows that each has read; other state becomes
+the largest. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.node.keras.collectives import Group
+from tfspark.node.keras.step import Step, current
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return a model's layers, those within layers too, the model itself first."""
+    return list(model._flatten_layers())
+
+
+def seeds_of(model: Any) -> list[tf.Variable]:
+    """Return the state of a model's seed generators, in order."""
+    found = {id(s.state): s.state.value for layer in layers_of(model) for s in getattr(layer, "_seed_generators", ())}
+    return list(found.values())
+
+
+def differ_by_rank(seeds: list[tf.Variable], rank: int) -> None:
+    """Give this worker random numbers of its own, the same at every run; the chief keeps those it has."""
+    for seed in seeds:
+        state = seed.numpy()
+        # What numpy does to make streams that do not overlap.
+        state.flat[0] = (
+            np.random.SeedSequence([int(state.flat[0]), rank]).generate_state(1)[0] if rank else state.flat[0]
+        )
+        seed.assign(state)
+
+
+class SharedState:
+    """Keeps a model's non-trainable state the same on all workers.
+
+    Parameters
+    ----------
+    model
+        A built model.
+    group
+        The workers.
+    """
+
+    def __init__(self, model: Any, group: Group) -> None:
+        self._group, self._key = group, group.new_keys()
+        seeds = {id(s) for s in seeds_of(model)}
+        metrics = {id(v.value) for v in getattr(model, "metrics_variables", ())}
+        variables = {id(v.value): v.value for v in model.non_trainable_variables}
+        # Weights of frozen layers stay as they are, and cost one comparison.
+        self._variables = [v for i, v in variables.items() if i not in seeds | metrics and v.dtype != tf.string]
+        self.begin()
+
+    def begin(self) -> None:
+        """Note the state that all workers have now."""
+        self._before = [v.numpy() for v in self._variables]
+
+    def merge(self, rows: float) -> None:
+        """Merge what the workers have made of it since; `rows` is what this worker has read."""
+        if not self._variables or self._group.size == 1:
+            return
+        now = [v.numpy() for v in self._variables]
+        changed = [float((a != b).any()) for a, b in zip(now, self._before, strict=True)]
+        counts = self._group.add([rows, 1.0, *changed], self._key)
+        weight = rows / counts[0] if counts[0] else 1.0 / counts[1]
+        for k, (variable, value, before) in enumerate(zip(self._variables, now, self._before, strict=True)):
+            if not counts[2 + k]:
+                continue
+            if np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16":
+                change = (value.astype(np.float64) - before.astype(np.float64)) * weight
+                merged = before + self._reduce(change, "Add")
+            else:
+                merged = self._reduce(value.astype(np.float64), "Max")
+            variable.assign(merged.astype(value.dtype))
+        self.begin()
+
+    def _reduce(self, value: np.ndarray, merge: str) -> np.ndarray:
+        return self._group.all_reduce(tf.constant(value), self._key + 1, merge).numpy()
+
+
+def watch_normalization(model: Any) -> None:
+    """Have layers with ``synchronized=True`` take the moments of the global batch within steps."""
+    for layer in layers_of(model):
+        synchronized = isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
+        if synchronized and not hasattr(layer._moments, "_tfspark_watched"):
+            layer._moments = _global_moments(layer, layer._moments)
+            layer._moments._tfspark_watched = True
+
+
+def _global_moments(layer: Any, local_moments: Callable[..., Any]) -> Callable[..., Any]:
+    def moments(inputs: Any, mask: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        step = current()
+        if step is None or step.group.size == 1:
+            return local_moments(inputs, mask)
+        return _moments(step, inputs, mask, layer)
+
+    return moments
+
+
+def _moments(step: Step, inputs: tf.Tensor, mask: Any, layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    axes = layer._reduction_axes
+    x = tf.cast(inputs, tf.float32) if inputs.dtype.size < 4 else inputs
+    present = tf.ones_like(x)
+    if mask is not None:
+        present = tf.cast(tf.broadcast_to(tf.expand_dims(mask, -1), tf.shape(x)), x.dtype)
+    sums = [tf.reduce_sum(t, axes) for t in (x * present, tf.square(x) * present, present)]
+    local = tf.ensure_shape(tf.stack(sums), [3, *layer.moving_mean.shape])
+
+    def moments_of(total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values, squares, number = tf.unstack(total)
+        number += keras.config.epsilon() if mask is not None else 0.0
+        mean = values / number
+        return mean, tf.maximum(squares / number - tf.square(mean), 0.0)
+
+    def joined(total: tf.Tensor) -> None:
+        _move(layer, *moments_of(total))
+
+    mean, variance = moments_of(step.all_sum_with_gradient(local, joined))
+    return tf.cast(mean, inputs.dtype), tf.cast(variance, inputs.dtype)
+
+
+def _move(layer: Any, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    """Update a layer's moving statistics as its own call does."""
+    if getattr(layer, "renorm", False):
+        layer._update_renorm_statistics(mean, variance)
+        return
+    for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        moving.assign(moving * layer.momentum + tf.cast(value, moving.dtype) * (1.0 - layer.momentum))

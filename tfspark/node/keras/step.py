@@ -1,0 +1,243 @@
+"""One training step that all workers make together, also those that have no rows left.
+
+A worker with rows runs the step and notes each collective that it makes. A worker without rows *joins*: it makes the
+same collectives with zeros and applies the same update, so it never runs the model on a batch of 0 rows. Both are the
+branches of one ``tf.cond``. Because it depends on the batch, nothing of the step runs before there is a batch (Keras
+else counts an optimizer iteration too many at the end of each epoch of a dataset of unknown length).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfspark.node.keras.collectives import KEYS_OF_STEP, SIZES, Group
+
+_local = threading.local()
+
+
+class NeedsCollective(Exception):
+    """A collective was asked for where XLA compiles; the step has to run without XLA."""
+
+
+def current() -> Step | None:
+    """Return the step that this thread runs or traces, if any."""
+    return getattr(_local, "step", None)
+
+
+class Step:
+    """What a step's hooks need: the rows of its batch, and collectives in the same order on all workers.
+
+    Attributes
+    ----------
+    rows
+        float32 scalar: rows of this worker's batch.
+    sums_gradients
+        Whether gradients are added up over rows instead of averaged, as for a loss without reduction.
+    """
+
+    def __init__(self, group: Group, first_key: int, rows: tf.Tensor) -> None:
+        self.group, self.rows = group, rows
+        self._first_key, self._next = first_key, 0
+        self.replays: list[Callable[[], None]] = []
+        self.sums_gradients = False
+        self.compiling = False
+        self._total_rows: tf.Tensor | None = None
+
+    def __enter__(self) -> Step:
+        self._outer, _local.step = current(), self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _local.step = self._outer
+
+    @property
+    def weight(self) -> tf.Tensor:
+        """float32 scalar: what this worker's gradient counts."""
+        return tf.ones([]) if self.sums_gradients else self.rows
+
+    def key(self, count: int = 1) -> int:
+        """Return the next collective's key, or the first of several."""
+        if self.compiling:
+            raise NeedsCollective
+        if self._next + count > KEYS_OF_STEP:
+            raise RuntimeError(f"A training step takes more than {KEYS_OF_STEP} keys for its collectives.")
+        self._next += count
+        return self._first_key + self._next - count
+
+    def all_reduce(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
+        """Add up over the workers a tensor of static shape; those that join add zeros, and call `joined` with it."""
+        key, shape, dtype = self.key(), value.shape, value.dtype
+
+        def join() -> None:
+            total = self.group.all_reduce(tf.zeros(shape, dtype), key)
+            if joined is not None:
+                joined(total)
+
+        self.replays.append(join)
+        return self.group.all_reduce(value, key)
+
+    def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None]) -> tf.Tensor:
+        """Add up over the workers, and let the gradient flow back to what each has added.
+
+        The workers' gradients will be weighted by `weight`, so what flows back is divided by it.
+        """
+
+        @tf.custom_gradient
+        def add(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            return self.all_reduce(x, joined), lambda dy: self.all_reduce(dy * self.weight) / self.weight
+
+        return add(value)
+
+    def total_rows(self) -> tf.Tensor:
+        """Return the rows of all workers in this step, a float32 scalar."""
+        if self._total_rows is None:
+            self._total_rows = self.all_reduce(self.rows)
+        return self._total_rows
+
+    def gather(self, value: Any) -> tf.Tensor:
+        """Concatenate a tensor's rows of all workers, in order of rank; the gradient flows to this worker's own.
+
+        A number that is computed from it has the gradient of one worker's rows only: see `share`.
+        """
+        original = tf.convert_to_tensor(value)
+        if original.dtype == tf.string:
+            raise NotImplementedError("A loss or metric that looks at all rows at once cannot take strings.")
+        value = _summable(original)
+        inner, rank = value.shape[1:], self.group.rank
+        size_key, key = self.key(), self.key(len(SIZES))
+
+        def sizes(rows: tf.Tensor, dims: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            """Return the rows of each worker, and the shape of a row."""
+            mine = tf.one_hot(rank, self.group.size, rows, 0, dtype=tf.int32)
+            both = self.group.all_reduce(tf.concat([mine, dims], 0), size_key, "Max")
+            return both[: self.group.size], both[self.group.size :]
+
+        def join() -> None:
+            counts, dims = sizes(tf.constant(0), tf.zeros([len(inner)], tf.int32))
+            self.group.all_reduce_varying(tf.zeros([tf.reduce_sum(counts) * tf.reduce_prod(dims)], value.dtype), key)
+
+        self.replays.append(join)
+        counts, _ = sizes(tf.shape(value)[0], tf.shape(value)[1:])
+        before, after = tf.reduce_sum(counts[:rank]), tf.reduce_sum(counts[rank + 1 :])
+        padding = tf.concat([[[before, after]], tf.zeros([len(inner), 2], tf.int32)], 0)
+
+        @tf.custom_gradient
+        def gathered(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            padded = tf.pad(x, padding)
+            everyone = self.group.all_reduce_varying(tf.reshape(padded, [-1]), key)
+            return tf.reshape(everyone, tf.shape(padded)), lambda dy: dy[before : before + tf.shape(x)[0]]
+
+        result = gathered(value)
+        result.set_shape([None, *inner])
+        return tf.cast(result, original.dtype)
+
+    def share(self, value: tf.Tensor) -> tf.Tensor:
+        """Scale the gradient of a number that all workers have computed from all rows; its value stays."""
+        factor = tf.cast(self.total_rows() / self.rows, value.dtype)
+        return value * factor + tf.stop_gradient(value - value * factor)
+
+    def replay(self, replays: list[Callable[[], None]]) -> None:
+        """Make the collectives of a step that another worker runs, and the same updates."""
+        with self:
+            for replay in replays:
+                replay()
+
+
+def _summable(value: tf.Tensor) -> tf.Tensor:
+    if value.dtype in (tf.float32, tf.float64, tf.int32, tf.int64):
+        return value
+    if value.dtype.is_floating:
+        return tf.cast(value, tf.float32)
+    return tf.cast(value, tf.int64 if value.dtype.size > 2 else tf.int32)
+
+
+def rows_of(batch: Any) -> tf.Tensor:
+    """Return the number of rows of a batch, an int32 scalar.
+
+    Raises
+    ------
+    ValueError
+        If the batch holds no tensor that has rows.
+    """
+    for leaf in tf.nest.flatten(batch):
+        if isinstance(leaf, tf.RaggedTensor):
+            return tf.cast(leaf.nrows(), tf.int32)
+        if isinstance(leaf, tf.SparseTensor):
+            return tf.cast(leaf.dense_shape[0], tf.int32)
+        if leaf is not None and getattr(leaf, "shape", None) is not None and leaf.shape.rank != 0:
+            return tf.shape(leaf)[0]
+    raise ValueError("The batch holds no tensor with rows.")
+
+
+class SynchronizedFunction:
+    """A function of a batch that all workers call together, some of them with 0 rows.
+
+    Parameters
+    ----------
+    function
+        Called with the batch, or its parts; returns a structure of tensors and numbers, or nothing.
+    group
+        The workers.
+    joined
+        Returns what a worker that joins returns, given zeros like what the others return.
+    """
+
+    def __init__(self, function: Callable[..., Any], group: Group, joined: Callable[[Any], Any] | None = None) -> None:
+        self.function, self._group, self._joined = function, group, joined
+        self._first_key = group.new_keys()
+        self._replays: list[Callable[[], None]] | None = None
+        self._like: Any = None
+
+    def __call__(self, *batch: Any, **more: Any) -> Any:
+        """Run the step, or join it."""
+        count = rows_of((batch, more))
+        step = Step(self._group, self._first_key, tf.cast(count, tf.float32))
+        if not tf.inside_function():
+            return self._run(step, batch, more) if int(count) > 0 else self._join(step)
+        return tf.cond(count > 0, lambda: self._run(step, batch, more), lambda: self._join(step))
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether the collectives of the function are known."""
+        return self._replays is not None
+
+    def note(self, *batch_spec: Any) -> None:
+        """Trace the function to note its collectives, which a worker that joins eagerly needs before it runs any."""
+
+        @tf.function(autograph=False)
+        def traced(*batch: Any) -> None:
+            self._run(Step(self._group, self._first_key, tf.cast(rows_of(batch), tf.float32)), batch, {})
+
+        traced.get_concrete_function(*batch_spec)
+
+    def _run(self, step: Step, batch: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        with step:
+            result = self.function(*batch, **more)
+        self._replays = step.replays
+        result = tf.nest.map_structure(_as_tensor, result)
+        self._like = tf.nest.map_structure(_zeros_like, result)
+        return result
+
+    def _join(self, step: Step) -> Any:
+        assert self._replays is not None
+        step.replay(self._replays)
+        zeros = tf.nest.map_structure(lambda make: make and make(), self._like)
+        if self._joined is None:
+            return zeros
+        with step:
+            return self._joined(zeros)
+
+
+def _as_tensor(value: Any) -> Any:
+    return value if value is None or isinstance(value, tf.RaggedTensor) else tf.convert_to_tensor(value)
+
+
+def _zeros_like(value: Any) -> Callable[[], tf.Tensor] | None:
+    if value is None:
+        return None
+    shape, dtype = [d or 0 for d in value.shape], value.dtype
+    return lambda: tf.zeros(shape, dtype)
