@@ -23,10 +23,16 @@ FIRST_INSTANCE_KEY = 1 << 20
 SIZES = tuple(1 << k for k in range(4, 40))
 """Sizes that tensors of varying size are padded to: an instance of a collective keeps its shape."""
 
+SUMMED = (tf.float32, tf.float64, tf.int32, tf.int64)
+"""Kinds of numbers that are added up; others are cast to one of them."""
+
+VARYING_KEYS = len(SIZES) * len(SUMMED)
+"""Keys of a collective whose size varies: one for each size and kind."""
+
 KEYS_OF_STEP = 1 << 14
 """Keys of the collectives that one training step may have."""
 
-BROADCAST_BYTES = 64 << 20
+BROADCAST_BYTES = 32 << 20
 """Variables are broadcast in pieces of about this size, so that no second copy of a large model is made."""
 
 
@@ -102,10 +108,10 @@ class Group:
     def all_reduce_varying(self, flat: tf.Tensor, key: int, merge: str = "Add") -> tf.Tensor:
         """As `all_reduce`, for a vector whose size is the same on all workers, but not at all times.
 
-        Takes ``len(SIZES)`` keys from `key` on.
+        Takes `VARYING_KEYS` keys from `key` on.
         """
         n = tf.shape(flat)[0]
-        size, which = padded_size(n)
+        size, which = padded_size(n, flat.dtype)
         return self.all_reduce(tf.pad(flat, [[0, size - n]]), key + which, merge)[:n]
 
     def all_gather_varying(self, value: tf.Tensor, rows: tf.Tensor, key: int) -> tf.Tensor:
@@ -118,16 +124,16 @@ class Group:
         rows
             int32 vector: the first dimension of each worker's.
         key
-            The first of ``len(SIZES)`` keys.
+            The first of `VARYING_KEYS` keys.
         """
-        size, which = padded_size(tf.reduce_max(rows))
+        size, which = padded_size(tf.reduce_max(rows), value.dtype)
         rest = tf.concat([[[0, size - tf.shape(value)[0]]], tf.zeros([tf.rank(value) - 1, 2], tf.int32)], 0)
         gathered = self.all_gather(tf.pad(value, rest), key + which)
         return tf.boolean_mask(gathered, tf.reshape(tf.sequence_mask(rows, size), [-1]))
 
     def add(self, values: Any, key: int) -> np.ndarray:
-        """Add numbers up over the workers, now."""
-        return self.all_reduce(tf.constant(np.asarray(values, np.float64)), key).numpy()
+        """Add numbers up over the workers, now; takes `VARYING_KEYS` keys from `key` on."""
+        return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key).numpy()
 
     def broadcast(self, variables: Sequence[tf.Variable], key: int) -> None:
         """Give all workers the values that the chief's variables have, now.
@@ -136,34 +142,44 @@ class Group:
         ------
         ValueError
             If the workers' variables differ in number, shape or dtype.
+
+        Takes 2 keys more than `VARYING_KEYS`.
         """
         self._check_alike(variables, key)
-        for bucket in buckets([v.shape.num_elements() * 8 for v in variables], BROADCAST_BYTES):
-            self._broadcast([variables[i] for i in bucket], key + 1)
+        kinds = sorted({_reduced_as(v.dtype) for v in variables}, key=lambda dtype: dtype.name)
+        for kind in kinds:
+            alike = [v for v in variables if _reduced_as(v.dtype) == kind]
+            for bucket in buckets([v.shape.num_elements() * kind.size for v in alike], BROADCAST_BYTES):
+                self._broadcast([alike[i] for i in bucket], kind, key + 2)
 
     def _check_alike(self, variables: Sequence[tf.Variable], key: int) -> None:
         described = [(tuple(v.shape), v.dtype.name) for v in variables]
         digest = np.array([len(described), _digest(described)], np.float64)
         low = self.all_reduce(tf.constant(digest), key, "Min").numpy()
-        high = self.all_reduce(tf.constant(digest), key + 2, "Max").numpy()
+        high = self.all_reduce(tf.constant(digest), key + 1, "Max").numpy()
         if (low != high).any():
             raise ValueError("The workers' models have different variables.")
 
-    def _broadcast(self, variables: Sequence[tf.Variable], key: int) -> None:
-        # All kinds of numbers that variables hold, but int64 above 2**53, are exact in float64.
-        send = float(self.rank == 0)
-        flat = tf.concat([tf.reshape(tf.cast(v.value(), tf.float64), [-1]) for v in variables], 0)
-        chosen = flat if send else tf.zeros_like(flat)
-        received = self.all_reduce(chosen, key)
+    def _broadcast(self, variables: Sequence[tf.Variable], kind: tf.DType, key: int) -> None:
+        flat = tf.concat([tf.reshape(tf.cast(v.value(), kind), [-1]) for v in variables], 0)
+        received = self.all_reduce_varying(flat if self.rank == 0 else tf.zeros_like(flat), key)
         for v, part in zip(variables, _split(received, variables), strict=True):
-            if not send:
+            if self.rank != 0:
                 v.assign(tf.cast(part, v.dtype))
 
 
-def padded_size(n: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the one of `SIZES` that holds `n`, and its index."""
+def _reduced_as(dtype: tf.DType) -> tf.DType:
+    """Return the dtype that a variable's values are added up in, which holds all of them exactly."""
+    if dtype in SUMMED:
+        return dtype
+    return tf.float32 if dtype.is_floating else tf.int64
+
+
+def padded_size(n: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the one of `SIZES` that holds `n`, and which of `VARYING_KEYS` is that of a tensor of this size."""
     which = tf.searchsorted(tf.constant(SIZES, tf.int64), tf.cast([n], tf.int64))[0]
-    return tf.cast(tf.gather(tf.constant(SIZES, tf.int64), which), tf.int32), which
+    size = tf.cast(tf.gather(tf.constant(SIZES, tf.int64), which), tf.int32)
+    return size, which + len(SIZES) * SUMMED.index(dtype)
 
 
 def _digest(described: Sequence[Any]) -> float:

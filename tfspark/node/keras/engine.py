@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigurationError
 from tfspark.node.keras import gradients
-from tfspark.node.keras.collectives import Group
+from tfspark.node.keras.collectives import VARYING_KEYS, Group
 from tfspark.node.keras.joins import with_joins
 from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
@@ -27,6 +27,9 @@ from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watc
 from tfspark.node.keras.step import NeedsCollective, SynchronizedFunction, current
 
 logger = logging.getLogger(__name__)
+
+_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS = range(5)
+"""What the workers add up outside of steps; each has keys of its own."""
 
 
 class Engine:
@@ -44,7 +47,7 @@ class Engine:
         self.group = group
         self._reads_fed_rows = reads_fed_rows
         self._synchronized: weakref.WeakSet[Any] = weakref.WeakSet()
-        gradients.install(self._refuse)
+        gradients.install(self.refuse)
 
     def synchronize(self, *objects: Any) -> None:
         """Have models and optimizers train together with those of the other workers."""
@@ -57,8 +60,14 @@ class Engine:
         """Whether a model trains together with the others'."""
         return model in self._synchronized or getattr(model, "optimizer", None) in self._synchronized
 
-    def _refuse(self, optimizer: Any) -> None:
-        """Refuse an optimizer that is applied outside of a step, where workers would drift apart."""
+    def refuse(self, optimizer: Any) -> None:
+        """Refuse an optimizer that is applied outside of a step, where workers would drift apart.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is synchronized, or fed rows are being read.
+        """
         if self.group.size == 1:
             return
         if optimizer in self._synchronized:
@@ -111,6 +120,9 @@ class Training:
         self._rows_of_epoch = tf.Variable(0.0, trainable=False, dtype=tf.float64)
         self._state: SharedState | None = None
 
+    def _key_of(self, what: int) -> int:
+        return self._key + what * 2 * VARYING_KEYS
+
     def _compilation(self) -> tuple[Any, ...]:
         m = self._model
         objects = (m.optimizer, m._compile_loss, m._compile_metrics, m._loss_tracker)
@@ -143,13 +155,13 @@ class Training:
             optimizer = [v.value for v in m.optimizer.variables] if m.optimizer is not None else []
             variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer] if v.dtype != tf.string}
             try:
-                self._group.broadcast(list(variables.values()), self._key)
+                self._group.broadcast(list(variables.values()), self._key_of(_WEIGHTS))
             except ValueError as e:
                 raise ConfigurationError(
                     f"{e}", hint="Build the same model on all workers: main must not depend on ctx.index there."
                 ) from None
             epoch = -1 if m._initial_epoch is None else m._initial_epoch
-            agreed = self._group.add([epoch if self._group.rank == 0 else 0], self._key + 3)[0]
+            agreed = self._group.add([epoch if self._group.rank == 0 else 0], self._key_of(_EPOCH))[0]
             m._initial_epoch = None if agreed < 0 else int(agreed)
             differ_by_rank(seeds_of(m), self._group.rank)
         self._state = SharedState(m, self._group)
@@ -166,7 +178,7 @@ class Training:
     def wait_for_all(self) -> None:
         """Wait until all workers have come here: what the chief has written is complete."""
         if self._group.size > 1:
-            self._group.add([1.0], self._key + 4)
+            self._group.add([1.0], self._key_of(_END))
 
     @contextmanager
     def in_place(self, spec: Any) -> Iterator[None]:
@@ -201,7 +213,7 @@ class Training:
         def results() -> tuple[Any, dict[str, Any]]:
             return result(), {m.name: m.result() for m in metrics}
 
-        over_all, by_name = sum_over_workers(metrics, self._group, self._key + 5, results)
+        over_all, by_name = sum_over_workers(metrics, self._group, self._key_of(_METRICS), results)
         logs = self._last_logs
         if isinstance(logs, dict) and set(logs) != set(over_all):
             # Keras takes the last step's logs instead, if they are not those of its metrics.
@@ -211,7 +223,7 @@ class Training:
     def _average(self, values: dict[str, float]) -> dict[str, float]:
         """Return the mean of numbers of the last step over the rows of all workers."""
         rows = float(self._last_rows)
-        total, *sums = self._group.add([rows, *(rows * v for v in values.values())], self._key + 6)
+        total, *sums = self._group.add([rows, *(rows * v for v in values.values())], self._key_of(_LOGS))
         return dict(zip(values, (s / max(total, 1.0) for s in sums), strict=True))
 
     def _function(self, name: str, spec: Any) -> Any:

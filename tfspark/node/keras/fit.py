@@ -46,6 +46,8 @@ def guard(is_chief: bool, engine: Engine | None = None) -> None:
             with only_chief_writes(flat(given.get("callbacks")), is_chief):
                 if engine is not None and engine.is_synchronized(self):
                     return _fit(engine, self, original, **given)
+                if engine is not None and engine.group.size > 1:
+                    given["callbacks"] = _added(given.get("callbacks"), self, last=_RefuseFedRows(engine))
                 return original(self, **given)
         finally:
             _local.inside = False
@@ -88,7 +90,7 @@ def _fit(
             model,
             dataset,
             class_weight=class_weight,
-            callbacks=_with_own(callbacks, training, model),
+            callbacks=_added(callbacks, model, first=_MergeState(training), last=_Meet(training)),
             validation_data=validation,
             **others,
         )
@@ -124,15 +126,16 @@ def _refuse_validation(data: Any) -> Any:
     )
 
 
-def _with_own(callbacks: Any, training: Training, model: Any) -> Any:
-    first, last = _MergeState(training), _Meet(training)
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        for own in (first, last):
-            own.set_model(model)
-        kept = [c for c in callbacks.callbacks if not isinstance(c, (_MergeState, _Meet))]
-        callbacks.callbacks[:] = [first, *kept, last]
-        return callbacks
-    return [first, *flat(callbacks), last]
+def _added(callbacks: Any, model: Any, *, first: Any = None, last: Any) -> Any:
+    """Return callbacks with one before and one after them."""
+    own = [c for c in (first, last) if c is not None]
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        return [*own[:-1], *flat(callbacks), last]
+    for callback in own:
+        callback.set_model(model)
+    kept = [c for c in callbacks.callbacks if not isinstance(c, (_MergeState, _Meet, _RefuseFedRows))]
+    callbacks.callbacks[:] = [*own[:-1], *kept, last]
+    return callbacks
 
 
 def evaluate(engine: Engine, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
@@ -192,3 +195,14 @@ class _Meet(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._training.wait_for_all()
+
+
+class _RefuseFedRows(keras.callbacks.Callback):
+    """Ends a fit by which workers would drift apart, after its first step."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._engine.refuse(self.model.optimizer)

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspark.node.keras.collectives import SIZES, buckets
+from tfspark.node.keras.collectives import VARYING_KEYS, buckets
 from tfspark.node.keras.step import Step, current
 
 BUCKET_BYTES = 16 << 20
@@ -111,7 +111,7 @@ class GradientSum:
         if not kinds[tf.float32]:
             self._buckets.insert(0, (tf.float32, [], step.key()))
         self._sparse_key = step.key()
-        self._sparse_keys = {i: (step.key(len(SIZES)), step.key(len(SIZES))) for i in self._sparse}
+        self._sparse_keys = {i: (step.key(VARYING_KEYS), step.key(VARYING_KEYS)) for i in self._sparse}
 
     def nothing(self) -> list[Any]:
         """Return the gradients of a worker that has no rows."""

@@ -74,7 +74,8 @@ def as_inputs(model: Any) -> Callable[[Any], Any] | None:
         found = {n: _shaped(features[n], inputs[n]) for n in names}
         if as_dict:
             return found
-        return found[names[0]] if len(names) == 1 else tf.nest.pack_sequence_as(struct, [found[n] for n in names])
+        # tf.data takes a list for a tensor.
+        return found[names[0]] if len(names) == 1 else tuple(found[n] for n in names)
 
     return arrange
 

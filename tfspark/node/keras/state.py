@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspark.node.keras.collectives import Group
+from tfspark.node.keras.collectives import VARYING_KEYS, Group
 from tfspark.node.keras.step import Step, current
 
 
@@ -72,19 +72,25 @@ class SharedState:
         changed = [float((a != b).any()) for a, b in zip(now, self._before, strict=True)]
         counts = self._group.add([rows, 1.0, *changed], self._key)
         weight = rows / counts[0] if counts[0] else 1.0 / counts[1]
-        for k, (variable, value, before) in enumerate(zip(self._variables, now, self._before, strict=True)):
-            if not counts[2 + k]:
-                continue
-            if np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16":
-                change = (value.astype(np.float64) - before.astype(np.float64)) * weight
-                merged = before + self._reduce(change, "Add")
-            else:
-                merged = self._reduce(value.astype(np.float64), "Max")
-            variable.assign(merged.astype(value.dtype))
+        # Of what has not changed on any worker, as the weights of frozen layers, nothing travels.
+        kept = [k for k in range(len(now)) if counts[2 + k]]
+        means = [k for k in kept if self._variables[k].dtype.is_floating]
+        changes = [(now[k].astype(np.float64) - self._before[k].astype(np.float64)) * weight for k in means]
+        for k, change in zip(means, self._reduce(changes, "Add"), strict=True):
+            self._variables[k].assign((self._before[k] + change).astype(now[k].dtype))
+        others = [k for k in kept if k not in means]
+        for k, value in zip(others, self._reduce([now[k] for k in others], "Max"), strict=True):
+            self._variables[k].assign(value.astype(now[k].dtype))
         self.begin()
 
-    def _reduce(self, value: np.ndarray, merge: str) -> np.ndarray:
-        return self._group.all_reduce(tf.constant(value), self._key + 1, merge).numpy()
+    def _reduce(self, values: list[np.ndarray], merge: str) -> list[np.ndarray]:
+        if not values:
+            return []
+        key = self._key + VARYING_KEYS * (1 + (merge == "Max"))
+        flat = tf.constant(np.concatenate([np.ravel(v).astype(np.float64) for v in values]))
+        merged = self._group.all_reduce_varying(flat, key, merge).numpy()
+        parts = np.split(merged, np.cumsum([v.size for v in values])[:-1])
+        return [p.reshape(v.shape) for p, v in zip(parts, values, strict=True)]
 
 
 def watch_normalization(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspark.node.keras.collectives import KEYS_OF_STEP, SIZES, Group
+from tfspark.node.keras.collectives import KEYS_OF_STEP, SUMMED, VARYING_KEYS, Group
 
 _local = threading.local()
 
@@ -108,7 +108,7 @@ class Step:
             raise NotImplementedError("A loss or metric that looks at all rows at once cannot take strings.")
         value = _summable(original)
         inner, rank = value.shape[1:], self.group.rank
-        size_key, key = self.key(), self.key(len(SIZES))
+        size_key, key = self.key(), self.key(VARYING_KEYS)
 
         def sizes(rows: tf.Tensor, dims: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             """Return the rows of each worker, and the shape of a row."""
@@ -148,7 +148,7 @@ class Step:
 
 
 def _summable(value: tf.Tensor) -> tf.Tensor:
-    if value.dtype in (tf.float32, tf.float64, tf.int32, tf.int64):
+    if value.dtype in SUMMED:
         return value
     if value.dtype.is_floating:
         return tf.cast(value, tf.float32)
