@@ -87,8 +87,6 @@ def fit(args: dict[str, Any], ctx: Any) -> dict[str, float]:
     import numpy as np
     import tensorflow as tf
 
-    from tfspark.node.keras_fit import fit as keras_fit
-
     batch_size, rows = args["batch_size"], args["rows"] // ctx.num_workers
     rng = np.random.default_rng(ctx.index)
     x = rng.random((rows, common.FEATURES), dtype=np.float32)
@@ -98,7 +96,7 @@ def fit(args: dict[str, Any], ctx: Any) -> dict[str, float]:
 
     def from_memory(n: int) -> None:
         dataset = tf.data.Dataset.from_tensor_slices(({"x": x[:n]}, y[:n])).batch(batch_size).prefetch(2)
-        keras_fit(model, dataset, strategy=ctx.strategy(), rows_read=lambda: n, callbacks=[], epochs=1, verbose=0)
+        model.fit(dataset, verbose=0)
 
     def fed() -> None:
         ctx.fit(model, batch_size=batch_size, label="label")

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfspark.node.keras import same_host
+
 GROUP_KEY = 0x7F5A
 """Names the group of all workers towards TensorFlow; +1 for the same group on its GPUs."""
 
@@ -54,15 +56,45 @@ class Group:
         Number of workers.
     rank
         Index of this one; 0 is the chief.
+    shared
+        Memory that all of them see, if they are on one host; known after `meet`.
     """
 
     size: int
     rank: int
+    shared: same_host.SharedSum | None = None
+    _has_met: bool = False
     _keys: Any = field(default_factory=lambda: itertools.count(FIRST_INSTANCE_KEY, KEYS_OF_STEP))
 
     def new_keys(self) -> int:
         """Return the first of `KEYS_OF_STEP` keys that nobody else has; call it in the same order on all workers."""
         return next(self._keys)
+
+    def meet(self) -> None:
+        """Find out, the first time, whether all workers are on one host; to be called by all of them."""
+        if self._has_met or self.size == 1:
+            return
+        self._has_met = True
+        if tf.config.list_logical_devices("GPU"):
+            return
+        key = self.new_keys()
+
+        def tell(numbers: list[int]) -> list[int]:
+            chosen = numbers if self.rank == 0 else [0] * len(numbers)
+            return self.all_reduce(tf.constant(chosen, tf.int64), key).numpy().tolist()
+
+        def all_agree(mine: bool) -> bool:
+            return bool(self.all_reduce(tf.constant([int(mine)]), key + 1, "Min").numpy()[0])
+
+        self.shared = same_host.meet(self.rank, self.size, tell, all_agree)
+
+    def sum_of_gradients(self, value: tf.Tensor, key: int, on_gpu: bool) -> tf.Tensor:
+        """As `all_reduce`, for a large vector: through shared memory if all workers are on one host."""
+        if self.shared is None or on_gpu:
+            return self.all_reduce(value, key, on_gpu=on_gpu)
+        total = tf.numpy_function(self.shared.add, [value], value.dtype)
+        total.set_shape(value.shape)
+        return total
 
     def all_reduce(self, value: tf.Tensor, key: Any, merge: str = "Add", on_gpu: bool = False) -> tf.Tensor:
         """Add a tensor up over the workers (or take its ``Max`` or ``Min``); all have the same result, bit by bit.

@@ -152,6 +152,7 @@ class Training:
         """
         m = self._model
         if self._group.size > 1:
+            self._group.meet()
             optimizer = [v.value for v in m.optimizer.variables] if m.optimizer is not None else []
             variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer] if v.dtype != tf.string}
             try:

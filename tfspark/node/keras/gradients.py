@@ -94,7 +94,7 @@ class GradientSum:
     """
 
     def __init__(self, step: Step, grads: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
-        self._group, self._sums = step.group, step.sums_gradients
+        self._step, self._group, self._sums = step, step.group, step.sums_gradients
         self._specs = [_spec(g, shape) for g, shape in zip(grads, shapes, strict=True)]
         self._dense = [i for i, g in enumerate(grads) if g is not None and not isinstance(g, tf.IndexedSlices)]
         self._sparse = [i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices)]
@@ -126,7 +126,7 @@ class GradientSum:
             flat = tf.concat(parts, 0) * tf.cast(weight, kind) if parts else tf.zeros([0], kind)
             if total is None:
                 flat = tf.concat([weight[None], flat], 0)
-            summed = self._group.all_reduce(flat, key, on_gpu=self._on_gpu)
+            summed = self._step.in_order(lambda: self._group.sum_of_gradients(flat, key, self._on_gpu))  # noqa: B023
             if total is None:
                 total, summed = summed[0], summed[1:]
             if not self._sums:
@@ -142,7 +142,8 @@ class GradientSum:
         if not self._sparse:
             return
         lengths = tf.stack([tf.shape(grads[i].indices)[0] for i in self._sparse])
-        by_worker = tf.reshape(self._group.all_gather(lengths, self._sparse_key), [self._group.size, -1])
+        gathered = self._step.in_order(lambda: self._group.all_gather(lengths, self._sparse_key))
+        by_worker = tf.reshape(gathered, [self._group.size, -1])
         factor = weight if self._sums else tf.math.divide_no_nan(weight, total)
         for k, i in enumerate(self._sparse):
             g, rows = grads[i], by_worker[:, k]

@@ -28,6 +28,7 @@ def with_joins(dataset: tf.data.Dataset, group: Group) -> tf.data.Dataset:
     """
     if group.size == 1 or getattr(dataset, "_tfspark_has_joins", False):
         return dataset
+    group.meet()
     steps: Any = getattr(dataset, "_tfspark_steps", None)
     known = _all_know(steps, group)
     joined = dataset.concatenate(_empty(dataset, steps.joins)) if known else _agreeing(dataset, group)

@@ -46,6 +46,7 @@ class Step:
         self.sums_gradients = False
         self.compiling = False
         self._total_rows: tf.Tensor | None = None
+        self._last: tf.Tensor | None = None
 
     def __enter__(self) -> Step:
         self._outer, _local.step = current(), self
@@ -68,17 +69,30 @@ class Step:
         self._next += count
         return self._first_key + self._next - count
 
+    def in_order(self, collective: Callable[[], tf.Tensor]) -> tf.Tensor:
+        """Make a collective after those before it.
+
+        Workers of one host wait for one another within an operation, which keeps a thread: with few threads, others
+        must not be waited for elsewhere meanwhile.
+        """
+        if self.group.shared is None or tf.executing_eagerly():
+            return collective()
+        within = self._last is not None and self._last.graph is tf.compat.v1.get_default_graph()
+        with tf.control_dependencies([self._last] if within else []):
+            self._last = collective()
+        return self._last
+
     def all_reduce(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
         """Add up over the workers a tensor of static shape; those that join add zeros, and call `joined` with it."""
         key, shape, dtype = self.key(), value.shape, value.dtype
 
         def join() -> None:
-            total = self.group.all_reduce(tf.zeros(shape, dtype), key)
+            total = self.in_order(lambda: self.group.all_reduce(tf.zeros(shape, dtype), key))
             if joined is not None:
                 joined(total)
 
         self.replays.append(join)
-        return self.group.all_reduce(value, key)
+        return self.in_order(lambda: self.group.all_reduce(value, key))
 
     def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None]) -> tf.Tensor:
         """Add up over the workers, and let the gradient flow back to what each has added.
@@ -113,12 +127,13 @@ class Step:
         def sizes(rows: tf.Tensor, dims: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             """Return the rows of each worker, and the shape of a row."""
             mine = tf.one_hot(rank, self.group.size, rows, 0, dtype=tf.int32)
-            both = self.group.all_reduce(tf.concat([mine, dims], 0), size_key, "Max")
+            both = self.in_order(lambda: self.group.all_reduce(tf.concat([mine, dims], 0), size_key, "Max"))
             return both[: self.group.size], both[self.group.size :]
 
         def join() -> None:
             counts, dims = sizes(tf.constant(0), tf.zeros([len(inner)], tf.int32))
-            self.group.all_reduce_varying(tf.zeros([tf.reduce_sum(counts) * tf.reduce_prod(dims)], value.dtype), key)
+            empty = tf.zeros([tf.reduce_sum(counts) * tf.reduce_prod(dims)], value.dtype)
+            self.in_order(lambda: self.group.all_reduce_varying(empty, key))
 
         self.replays.append(join)
         counts, _ = sizes(tf.shape(value)[0], tf.shape(value)[1:])
@@ -128,7 +143,7 @@ class Step:
         @tf.custom_gradient
         def gathered(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             padded = tf.pad(x, padding)
-            everyone = self.group.all_reduce_varying(tf.reshape(padded, [-1]), key)
+            everyone = self.in_order(lambda: self.group.all_reduce_varying(tf.reshape(padded, [-1]), key))
             return tf.reshape(everyone, tf.shape(padded)), lambda dy: dy[before : before + tf.shape(x)[0]]
 
         result = gathered(value)
@@ -142,6 +157,7 @@ class Step:
 
     def replay(self, replays: list[Callable[[], None]]) -> None:
         """Make the collectives of a step that another worker runs, and the same updates."""
+        self._last = None
         with self:
             for replay in replays:
                 replay()

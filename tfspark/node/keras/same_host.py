@@ -1,0 +1,213 @@
+"""Sums over workers of one host, through memory that all of them see: several times as fast as by gRPC.
+
+Worker 0 owns an anonymous file (``memfd_create``) that the others open as ``/proc/<pid>/fd/<fd>``; it begins with a
+key, as that path may mean another file in another container. Each worker writes its numbers into a slot of its own, says
+so in a counter, waits for the counters of the others (a futex, so that nobody spins), and adds all slots up in order of
+rank, so that all have the same result bit by bit. Slots are used by turns: who writes into a slot again has seen
+everybody arrive at the other, and so leave this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hmac
+import mmap
+import os
+import platform
+import secrets
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+SLOT_BYTES = 4 << 20
+"""Numbers are added up in pieces of this size, which fit the processors' caches."""
+
+WAKE_SECONDS = 0.5
+"""How often a worker that waits looks whether the others are alive."""
+
+_KEY_BYTES = 16
+_LINE = 64
+"""Bytes between counters, so that each has a cache line of its own."""
+
+_FUTEX = {"x86_64": 202}
+"""Number of the system call, on processors that keep the order of stores."""
+
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+
+
+class _Seconds(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def is_possible() -> bool:
+    """Whether this machine has what it takes."""
+    return platform.machine() in _FUTEX and hasattr(os, "memfd_create")
+
+
+class SharedSum:
+    """The memory that workers of one host add numbers up in; all of them call `add` in the same order.
+
+    Parameters
+    ----------
+    fd
+        The file, as `create` or `join` gives it; it is closed.
+    rank, size
+        This worker, and how many there are.
+    """
+
+    def __init__(self, fd: int, rank: int, size: int) -> None:
+        self._rank, self._size = rank, size
+        try:
+            self._map = mmap.mmap(fd, _file_bytes(size))
+        finally:
+            os.close(fd)
+        counters = np.frombuffer(self._map, np.uint32, size * _LINE // 4, mmap.PAGESIZE)[:: _LINE // 4]
+        self._counters = counters
+        self._pids = np.frombuffer(self._map, np.int64, size, _LINE)
+        self._pids[rank] = os.getpid()
+        self._addresses = [counters.ctypes.data + i * _LINE for i in range(size)]
+        self._turn = 0
+        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._number = _FUTEX[platform.machine()]
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum over the workers of vectors of the same size and dtype.
+
+        Raises
+        ------
+        RuntimeError
+            If a worker's process is gone.
+        """
+        total = np.empty_like(values)
+        length = SLOT_BYTES // values.itemsize
+        for start in range(0, len(values), length):
+            part = slice(start, min(start + length, len(values)))
+            slots = self._slots(values.dtype, part.stop - part.start)
+            np.copyto(slots[self._rank], values[part])
+            self._meet()
+            np.add(slots[0], slots[1], out=total[part])
+            for slot in slots[2:]:
+                np.add(total[part], slot, out=total[part])
+        return total
+
+    def _slots(self, dtype: np.dtype, count: int) -> list[np.ndarray]:
+        first = _first_slot(self._size) + (self._turn % 2) * self._size * SLOT_BYTES
+        return [np.frombuffer(self._map, dtype, count, first + i * SLOT_BYTES) for i in range(self._size)]
+
+    def _meet(self) -> None:
+        """Wait until all workers have come here."""
+        self._turn = (self._turn + 1) & 0xFFFFFFFF
+        self._counters[self._rank] = self._turn
+        self._syscall(self._number, ctypes.c_void_p(self._addresses[self._rank]), _FUTEX_WAKE, self._size, None)
+        pause = _Seconds(int(WAKE_SECONDS), int(WAKE_SECONDS % 1 * 1e9))
+        for peer in range(self._size):
+            while (seen := int(self._counters[peer])) != self._turn and not self._is_ahead(seen):
+                place = ctypes.c_void_p(self._addresses[peer])
+                woken = self._syscall(
+                    self._number, place, _FUTEX_WAIT, ctypes.c_uint32(seen), ctypes.byref(pause), None, 0
+                )
+                if woken != 0 and int(self._counters[peer]) == seen:
+                    self._check(peer)
+
+    def _is_ahead(self, seen: int) -> bool:
+        """Whether a worker has arrived here and gone on to the next turn."""
+        return seen == (self._turn + 1) & 0xFFFFFFFF
+
+    def _check(self, peer: int) -> None:
+        pid = int(self._pids[peer])
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as f:
+                ended = f.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        except OSError:
+            ended = True
+        if ended:
+            raise RuntimeError(f"The process of worker {peer} of this host (pid {pid}) is gone.")
+
+
+def _first_slot(size: int) -> int:
+    """Return where slots begin: after the key, the process ids, and a page or more of counters."""
+    counters = -(-size * _LINE // mmap.PAGESIZE) * mmap.PAGESIZE
+    return mmap.PAGESIZE + counters
+
+
+def _file_bytes(size: int) -> int:
+    return _first_slot(size) + 2 * size * SLOT_BYTES
+
+
+def create(size: int) -> tuple[int, list[int]]:
+    """Make the memory; returns the file and what the others need to find it.
+
+    Raises
+    ------
+    OSError
+        If the kernel refuses.
+    """
+    fd = os.memfd_create("tfspark-sum", os.MFD_CLOEXEC)
+    try:
+        os.posix_fallocate(fd, 0, _file_bytes(size))
+        key = secrets.token_bytes(_KEY_BYTES)
+        os.pwrite(fd, key, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    halves = [int.from_bytes(key[i : i + 8], "big", signed=True) for i in (0, 8)]
+    return fd, [os.getpid(), fd, *halves]
+
+
+def join(found: Sequence[int], size: int) -> int:
+    """Open the memory that another worker has made.
+
+    Raises
+    ------
+    OSError
+        If it cannot be reached from here.
+    """
+    pid, number, *halves = (int(n) for n in found)
+    fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        key = b"".join(h.to_bytes(8, "big", signed=True) for h in halves)
+        whole = os.fstat(fd).st_size == _file_bytes(size)
+        if not whole or not hmac.compare_digest(os.pread(fd, _KEY_BYTES, 0), key):
+            raise OSError("another file has the number of the workers' memory here")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def meet(
+    rank: int,
+    size: int,
+    tell: Callable[[list[int]], Sequence[int]],
+    all_agree: Callable[[bool], bool],
+) -> SharedSum | None:
+    """Return memory that all workers see, if they are on one host.
+
+    Parameters
+    ----------
+    tell
+        Returns what worker 0 passes to it, on all workers.
+    all_agree
+        Whether all workers pass true.
+    """
+    fd = -1
+    found = [0, 0, 0, 0]
+    own = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else 0
+    if rank == 0 and is_possible():
+        try:
+            fd, found = create(size)
+        except OSError:
+            found = [0, 0, 0, 0]
+    pid, number, first, second, namespace = tell([*found, own])
+    if rank != 0 and pid and is_possible() and namespace == own:
+        try:
+            fd = join([pid, number, first, second], size)
+        except OSError:
+            fd = -1
+    if not all_agree(fd >= 0):
+        if fd >= 0:
+            os.close(fd)
+        return None
+    memory = SharedSum(fd, rank, size)
+    all_agree(True)  # All process ids are in place.
+    return memory
