@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tfspark.driver import events as ev
 from tfspark.driver import lifecycle as lc
-from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout
+from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, StepTimeout
 from tfspark.spec import NodeAddress, NodeId
 
 NODES = (NodeId("worker", 0), NodeId("worker", 1))
@@ -183,6 +183,20 @@ def test_a_worker_without_data_is_named_and_is_not_dead() -> None:
     m.life.limits = replace(LIMITS, stall=60.0)
     assert kinds(m(ev.Pulse(NODES[1], 61.0))) == ["PublishStop", "Conclude"]
     assert isinstance(m.error, FeedError) and "worker 1 on host has waited 61 s" in str(m.error)
+
+
+def test_workers_that_wait_for_one_another_in_a_step_are_shown_where_they_stand() -> None:
+    m = Machine().start()
+    m.life.limits = replace(LIMITS, step=60.0)
+    m(ev.NodeEntered(NODES[0]), ev.NodeEntered(NODES[1]))
+    stands = ev.Pulse(NODES[0], 0.0, 61.0, False, "in fit\n")
+    for excuse in (ev.Pulse(NODES[1], 5.0), ev.Pulse(NODES[1], 0.0, busy=True)):
+        assert m(excuse, stands) == []
+    told = m(ev.Pulse(NODES[1], 0.0, 0.0, False, "in main\n"), stands)
+    assert kinds(told) == ["PublishStop", "Conclude"]
+    assert isinstance(m.error, StepTimeout)
+    assert "worker 0 on host has stood in a training step for 61 s" in m.error.message
+    assert "worker 1 on host stands here ---\nin main" in m.error.message
 
 
 def test_a_task_that_starts_again_was_lost() -> None:

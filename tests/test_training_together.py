@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tfspark
-from tfspark.errors import ConfigurationError, FeedError
+from tfspark.errors import ConfigurationError, FeedError, StepTimeout
 
 ROWS = [33, 17]
 BATCH = 8
@@ -352,3 +352,20 @@ def test_of_a_large_table_only_the_rows_of_a_step_travel(done: Any) -> None:
 def test_mistakes_are_told_before_the_workers_drift_apart(done: Any, mistake: str, words: str) -> None:
     for worker in both(done, "mistakes"):
         assert words in worker[mistake]
+
+
+def leaves_early(args: Any, ctx: Any) -> None:
+    if ctx.index == 0:
+        model = net()
+        ctx.synchronize(model)
+        model.fit(own_share(args, ctx), epochs=1, verbose=0)
+
+
+def test_workers_that_wait_for_one_another_are_shown_where_they_stand(spark: Any) -> None:
+    args = {"x": np.zeros((50, 4), "float32"), "y": np.zeros(50, "float32")}
+    with (
+        pytest.raises(StepTimeout, match=r"worker 0 on .* has stood in a training step for \d+ s") as raised,
+        tfspark.Cluster(spark, leaves_early, args, workers=2, step_timeout=12.0),
+    ):
+        pass
+    assert "model.fit(own_share(args, ctx)" in str(raised.value)

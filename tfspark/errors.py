@@ -79,6 +79,10 @@ class StartTimeout(ClusterError, TimeoutError):
     """The nodes of a cluster did not all register in time."""
 
 
+class StepTimeout(ClusterError, TimeoutError):
+    """Workers have waited too long for one another within a training step."""
+
+
 class ClusterStopped(ClusterError):
     """The cluster was asked to work after it had stopped, or it was cancelled."""
 

@@ -104,6 +104,9 @@ class Cluster:
     stall_timeout
         Seconds that a worker may wait for rows, while a feed goes on, before the cluster is stopped; by default it
         may wait for ever, and a warning names it after half a minute.
+    step_timeout
+        Seconds that a worker may stand in a training step, while nobody waits for rows, compiles, evaluates or saves,
+        before the cluster is stopped with an error that shows where each worker stands; ``None`` for ever.
     spool_bytes
         Bytes of rows that may wait unread in one node; beyond it, feeding is held back.
     env
@@ -154,6 +157,7 @@ class Cluster:
         stop_grace: float = 5.0,
         hang_timeout: float = 60.0,
         stall_timeout: float | None = None,
+        step_timeout: float | None = 600.0,
         spool_bytes: int = DEFAULT_CAPACITY_BYTES,
         env: Mapping[str, str] | None = None,
         tls: bool | None = None,
@@ -169,7 +173,8 @@ class Cluster:
         self._strategy = plan_strategy("auto" if callable(strategy) else strategy, self._node_ids)
         launcher.require_classic(spark)
         launcher.require_pandas()
-        for name, seconds in (("hang_timeout", hang_timeout), ("stall_timeout", stall_timeout)):
+        timeouts = {"hang_timeout": hang_timeout, "stall_timeout": stall_timeout, "step_timeout": step_timeout}
+        for name, seconds in timeouts.items():
             if seconds is not None and seconds <= 0:
                 raise ConfigurationError(f"{name}={seconds}: a time in seconds is greater than 0.")
         if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
@@ -185,7 +190,9 @@ class Cluster:
             resources=self._resources,
             main=launcher.pickle_main(main, args, own),
             secret=new_secret(launcher.wants_tls(spark) if tls is None else tls),
-            limits=lc.Limits(start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout),
+            limits=lc.Limits(
+                start=start_timeout, grace=stop_grace, hang=hang_timeout, stall=stall_timeout, step=step_timeout
+            ),
             spool_bytes=spool_bytes,
             ports=check_ports(ports),
             options={

@@ -377,7 +377,7 @@ class Coordinator:
         times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
         self.monitor.nodes[node].gpus = tuple(msg.gpus)
         self.monitor.nodes[node].pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
-        self.post(ev.Pulse(node, msg.waiting_seconds))
+        self.post(ev.Pulse(node, msg.waiting_seconds, msg.step_seconds, msg.busy, msg.stack))
         return b"{}"
 
     def _on_commit(self, msg: m.Commit) -> bytes:

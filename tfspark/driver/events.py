@@ -42,10 +42,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A sign of life of a node's own process, and how long its dataset has waited for rows."""
+    """A sign of life of a node's own process, and how long its dataset has waited for rows.
+
+    `step_seconds`, `busy` and `stack` are those of `tfspark.transport.messages.Pulse`.
+    """
 
     node: NodeId
     waiting: float
+    step_seconds: float = 0.0
+    busy: bool = False
+    stack: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,15 @@ from tfspark.driver.events import (
     Tick,
     WarnOfStall,
 )
-from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, TFSparkError
+from tfspark.errors import (
+    ClusterError,
+    ClusterStopped,
+    FeedError,
+    NodeFailed,
+    StartTimeout,
+    StepTimeout,
+    TFSparkError,
+)
 from tfspark.spec import NodeAddress, NodeId, resuming_nodes
 
 REJOINS_PER_NODE = 3
@@ -90,6 +98,7 @@ class Limits:
     hang: float = 60.0
     stall_warning: float = 30.0
     stall: float | None = None
+    step: float | None = None
 
 
 # --- events
@@ -108,6 +117,9 @@ class NodeRecord:
     last_seen: float | None = None
     last_pulse: float | None = None
     waiting: float = 0.0
+    step_seconds: float = 0.0
+    busy: bool = False
+    stack: str = ""
     warned: bool = False
     stopped: bool = False
     rejoins: int = 0
@@ -271,6 +283,7 @@ class Lifecycle:
     def _pulse(self, event: Pulse) -> list[Instruction]:
         record = self.records[event.node]
         record.last_pulse, record.waiting = self.now, event.waiting
+        record.step_seconds, record.busy, record.stack = event.step_seconds, event.busy, event.stack
         if self.phase is not Phase.RUNNING:
             return []
         out: list[Instruction] = []
@@ -281,7 +294,27 @@ class Lifecycle:
             out.append(WarnOfStall(event.node, event.waiting))
         if self.limits.stall is not None and event.waiting > self.limits.stall:
             out += self._stalled(record)
+        elif self._stands_in_step(record):
+            out += self._step_timed_out(record)
         return out
+
+    def _stands_in_step(self, record: NodeRecord) -> bool:
+        """Whether a worker has waited too long in a step, though nobody waits for rows, compiles or saves."""
+        if self.limits.step is None or record.step_seconds <= self.limits.step:
+            return False
+        return not any(r.waiting > 0 or r.busy for r in self.records.values() if r.state is NodeState.RUNNING)
+
+    def _step_timed_out(self, record: NodeRecord) -> list[Instruction]:
+        self.phase = Phase.STOPPING
+        self._stop_at = self.now
+        running = [r for r in self.records.values() if r.stack and r.state in (NodeState.RUNNING, NodeState.FINISHED)]
+        stacks = "".join(f"\n--- {r.node} on {r.host} stands here ---\n{r.stack.rstrip()}" for r in running)
+        error = StepTimeout(
+            f"{record.node} on {record.host} has stood in a training step for {record.step_seconds:.0f} s: the workers "
+            f"wait for one another.{stacks}",
+            hint="All workers must make the same steps: look where each stands. step_timeout= waits longer.",
+        )
+        return [PublishStop(0.0, f"{record.node} stands in a step"), *self._conclude(error)]
 
     def _stalled(self, record: NodeRecord) -> list[Instruction]:
         self.phase = Phase.STOPPING

@@ -57,6 +57,7 @@ class NodeContext:
             options["strategy"],
             None if own is None else lambda: own(self),
             lambda: link.spool.is_read,
+            link.step_clock,
         )
         self._loops: dict[Any, Any] = {}
         self._coordinator: tf.distribute.coordinator.ClusterCoordinator | None = None

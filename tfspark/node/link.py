@@ -25,6 +25,7 @@ from tfspark.transport.client import MessageClient
 from tfspark.transport.receiver import Receiver
 from tfspark.transport.serving import Serving
 from tfspark.transport.spool import DEFAULT_MEMORY_BYTES, Feed, Spool, stopped_error
+from tfspark.transport.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class CoordinatorLink:
         self.training_ended = threading.Event()
         self._resumed: int | None = None
         self.step = 0
+        self.step_clock = StepClock()
         self._gpus = list(plan["options"].get("gpus", ()))
         self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
@@ -202,6 +204,9 @@ class CoordinatorLink:
                 seconds,
                 self.step,
                 self._gpus,
+                self.step_clock.step_seconds,
+                self.step_clock.busy,
+                self.step_clock.stack(),
             )
             # Who follows events notices a coordinator that is gone.
             with contextlib.suppress(flight.FlightError):

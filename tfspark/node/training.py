@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfspark.node.keras.engine import Engine
+    from tfspark.transport.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Trainer:
         Makes the user's own strategy instead.
     reads_fed_rows
         Tells whether fed rows are being read.
+    clock
+        Told of steps.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class Trainer:
         strategy: str,
         make_strategy: Callable[[], tf.distribute.Strategy] | None,
         reads_fed_rows: Callable[[], bool],
+        clock: StepClock,
     ) -> None:
         self._node, self._nodes = node, nodes
         self._name = StrategyName(strategy)
         self._make = make_strategy
         self._reads_fed_rows = reads_fed_rows
+        self._clock = clock
         self._engine: Engine | None = None
         self._strategy: tf.distribute.Strategy | None = None
         self._prepared = False
@@ -89,9 +94,9 @@ class Trainer:
         from tfspark.node.keras.engine import Engine
 
         if self._name is StrategyName.NONE or self._node.role == Role.EVALUATOR.value:
-            return Engine(Group(1, 0), self._reads_fed_rows)
+            return Engine(Group(1, 0), self._reads_fed_rows, self._clock)
         members = training_nodes(self._nodes)
-        return Engine(Group(len(members), members.index(self._node)), self._reads_fed_rows)
+        return Engine(Group(len(members), members.index(self._node), self._clock), self._reads_fed_rows, self._clock)
 
     def strategy(self) -> tf.distribute.Strategy:
         """Return the strategy, the same object at every call."""

@@ -180,6 +180,9 @@ class Pulse(Message):
 
     ``input_seconds`` says where the time of its input went, by the names of `InputState`; ``step`` is the newest that
     ``main`` has reported; ``gpus`` are the addresses of its GPUs.
+
+    ``step_seconds`` says how long it has stood in a step that workers make together, 0 outside of one; ``busy`` that it
+    compiles, evaluates or runs callbacks of a fit; ``stack`` where its main thread stands, if it has for a while.
     """
 
     role: str
@@ -189,6 +192,9 @@ class Pulse(Message):
     input_seconds: dict[str, float] = field(default_factory=dict)
     step: int = 0
     gpus: list[str] = field(default_factory=list)
+    step_seconds: float = 0.0
+    busy: bool = False
+    stack: str = ""
 
 
 @dataclass(frozen=True)

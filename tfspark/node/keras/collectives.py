@@ -6,6 +6,7 @@ on them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.node.keras import same_host
+from tfspark.transport.step_clock import StepClock
 
 GROUP_KEY = 0x7F5A
 """Names the group of all workers towards TensorFlow; +1 for the same group on its GPUs."""
@@ -56,12 +58,15 @@ class Group:
         Number of workers.
     rank
         Index of this one; 0 is the chief.
+    clock
+        Told when this process waits for the others.
     shared
         Memory that all of them see, if they are on one host; known after `meet`.
     """
 
     size: int
     rank: int
+    clock: StepClock | None = None
     shared: same_host.SharedSum | None = None
     _has_met: bool = False
     _keys: Any = field(default_factory=lambda: itertools.count(FIRST_INSTANCE_KEY, KEYS_OF_STEP))
@@ -96,6 +101,11 @@ class Group:
         total.set_shape(value.shape)
         return total
 
+    def _noted(self) -> contextlib.AbstractContextManager[None]:
+        """Have the clock know that this process waits for the others, if it does now."""
+        waits = self.clock is not None and tf.executing_eagerly()
+        return self.clock.step() if waits and self.clock is not None else contextlib.nullcontext()
+
     def all_reduce(self, value: tf.Tensor, key: Any, merge: str = "Add", on_gpu: bool = False) -> tf.Tensor:
         """Add a tensor up over the workers (or take its ``Max`` or ``Min``); all have the same result, bit by bit.
 
@@ -111,7 +121,7 @@ class Group:
         if self.size == 1:
             return tf.identity(value)
         shape = tf.shape(value)
-        with tf.device("/GPU:0" if on_gpu else "/CPU:0"):
+        with self._noted(), tf.device("/GPU:0" if on_gpu else "/CPU:0"):
             reduced = tf.raw_ops.CollectiveReduceV2(
                 input=tf.reshape(value, [-1]),
                 group_size=self.size,
@@ -128,7 +138,7 @@ class Group:
         """Concatenate the workers' tensors, of the same shape on all, along the first dimension, in order of rank."""
         if self.size == 1:
             return tf.identity(value)
-        with tf.device("/CPU:0"):
+        with self._noted(), tf.device("/CPU:0"):
             return tf.raw_ops.CollectiveGatherV2(
                 input=value,
                 group_size=self.size,

@@ -7,6 +7,7 @@ model's training and evaluation steps in place for the time of a fit: see `tfspa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
 from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watch_normalization
 from tfspark.node.keras.step import NeedsCollective, SynchronizedFunction, current
+from tfspark.transport.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +43,13 @@ class Engine:
         The workers; a group of one is trained in by the same code.
     reads_fed_rows
         Tells whether fed rows are being read, so that training without the others is a mistake.
+    clock
+        Told of steps.
     """
 
-    def __init__(self, group: Group, reads_fed_rows: Callable[[], bool]) -> None:
+    def __init__(self, group: Group, reads_fed_rows: Callable[[], bool], clock: StepClock | None = None) -> None:
         self.group = group
+        self.clock = clock or StepClock()
         self._reads_fed_rows = reads_fed_rows
         self._synchronized: weakref.WeakSet[Any] = weakref.WeakSet()
         gradients.install(self.refuse)
@@ -87,7 +92,7 @@ class Engine:
         """Return how a model is trained, the same object as long as it stays compiled as it is."""
         found = getattr(model, "_tfspark_training", None)
         if found is None or not found.is_current():
-            found = Training(model, self.group)
+            found = Training(model, self.group, self.clock)
             # Keras is not to track it: it is no part of the model.
             object.__setattr__(model, "_tfspark_training", found)
         return found
@@ -106,10 +111,12 @@ class Training:
         A compiled Keras model.
     group
         The workers.
+    clock
+        Told of steps.
     """
 
-    def __init__(self, model: Any, group: Group) -> None:
-        self._model = model
+    def __init__(self, model: Any, group: Group, clock: StepClock) -> None:
+        self._model, self._clock = model, clock
         self._group = group
         self._compiled_as = self._compilation()
         self._key = group.new_keys()
@@ -260,8 +267,14 @@ class Training:
             setattr(m, f"{kind}_function", saved)
             delattr(m, step_name)
 
+        traced = False
+
         def run(iterator: Any) -> Any:
-            self._last_logs = made(iterator)
+            nonlocal traced
+            # The first call compiles.
+            with self._clock.step() if traced else contextlib.nullcontext():
+                self._last_logs = made(iterator)
+            traced = True
             return self._last_logs
 
         return run

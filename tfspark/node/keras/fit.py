@@ -85,7 +85,7 @@ def _fit(
     validation = _validation(engine, validation_data, validation_batch_size or batch_size or DEFAULT_BATCH_ROWS)
     training = engine.training(model)
     training.build(dataset.element_spec)
-    with of_unknown_length(), training.in_place(dataset.element_spec):
+    with of_unknown_length(), engine.clock.fit(), training.in_place(dataset.element_spec):
         return original(
             model,
             dataset,

@@ -1,10 +1,10 @@
 """Sums over workers of one host, through memory that all of them see: several times as fast as by gRPC.
 
 Worker 0 owns an anonymous file (``memfd_create``) that the others open as ``/proc/<pid>/fd/<fd>``; it begins with a
-key, as that path may mean another file in another container. Each worker writes its numbers into a slot of its own, says
-so in a counter, waits for the counters of the others (a futex, so that nobody spins), and adds all slots up in order of
-rank, so that all have the same result bit by bit. Slots are used by turns: who writes into a slot again has seen
-everybody arrive at the other, and so leave this one.
+key, as that path may mean another file in another container. Each worker writes its numbers into a slot of its own,
+says so in a counter, waits for the counters of the others (a futex, so that nobody spins), and adds all slots up in
+order of rank, so that all have the same result bit by bit. Slots are used by turns: who writes into a slot again has
+seen everybody arrive at the other, and so leave this one.
 """
 
 from __future__ import annotations
