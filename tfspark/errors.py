@@ -4,7 +4,7 @@ TFSparkError
 ├── ConfigurationError      arguments or settings that cannot work; nothing was launched
 │   ├── ResourceError       Spark does not offer the slots, CPUs or GPUs that were asked for
 │   ├── DependencyError     Java, Spark or a Python package is missing or of a wrong version
-│   ├── OutputError         a job would have to replace files that it has not written
+│   ├── OutputError         files would have to be replaced that something else has written
 │   └── SchemaError         a column has no tensor form, or its values break the rule for nulls
 ├── ClusterError            a running cluster failed
 │   ├── StartTimeout        nodes did not register in time
@@ -70,7 +70,7 @@ class DependencyError(ConfigurationError):
 
 
 class OutputError(ConfigurationError):
-    """A job would have to replace files that it has not written; see `tfspark.jobs.RunDirectory`."""
+    """Files would have to be replaced that something else has written; see `tfspark.jobs.RunDirectory`."""
 
 
 class SchemaError(ConfigurationError):
