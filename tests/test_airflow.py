@@ -19,7 +19,8 @@ from sentences import write_sentences
 from standalone import JOBS, SPARK_HOME, Standalone, environment
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.airflow
+# One fixture runs all nights, which on a busy machine takes longer than one test may.
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
 
 VENV = ROOT / "build" / "airflow-venv"
 PROGRAM = Path(__file__).parent / "programs" / "airflow_nights.py"
