@@ -10,7 +10,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow airflow-test compose-test test browser spark-test lint docs format install clean help
+.PHONY: demo airflow airflow-test compose-check compose-test test browser spark-test lint docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ test: install browser  ## run all tests but those of jobs/airflow, most of them 
 	$(BIN)/python -m pytest --numprocesses=$(AT_ONCE) --dist=loadfile $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest $(ALONE)
 
-airflow-test: install airflow  ## run the tests of jobs/airflow, which take ten minutes
+airflow-test: install airflow  ## run the tests of jobs/airflow in a real Airflow
 	$(BIN)/python -m pytest -m airflow tests/test_airflow.py
+
+compose-check: install  ## check docker-compose.yml and docker/gpu.yml against the schema of compose files
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker/gpu.yml
 
 compose-test:  ## bring docker-compose.yml up with Podman, as root, train in it and take it down
 	docker/compose-test

@@ -431,8 +431,10 @@ def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
 
 def write_report(run: Run, options: Any) -> None:
     """Write the table, with all that is needed to judge it, between the marks of the page."""
-    names = ["tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "tensorflowonspark", "elephas"]
-    versions = []
+    import tfspark
+
+    names = ["pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "tensorflowonspark", "elephas"]
+    versions = [f"tfspark {tfspark.__version__}"]
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{name} {metadata.version(name)}")

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger("batch_predict")
+
+SUCCESS = "_SUCCESS"
+WRITES = [SUCCESS, "part-*", "_temporary", ".*.crc"]
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: str) -> int:
@@ -36,16 +38,9 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: str) -> int:
     inputs, outputs = dict(args.input), dict(args.rename) or None
     keep = args.keep.split(",") if args.keep else None
     predictions = tfspark.predict(df, args.model, inputs=inputs, outputs=outputs, batch_size=args.batch_size, keep=keep)
-    predictions.write.format(args.output_format).mode("overwrite").save(directory)
+    # The directory holds nothing but the mark; to overwrite it would remove that as well.
+    predictions.write.format(args.output_format).mode("append").save(directory)
     return spark.read.format(args.output_format).schema(predictions.schema).load(directory).count()
-
-
-def done(directory: str) -> bool:
-    """Tell whether Spark has finished writing `directory`, a path or a URI."""
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(directory.replace("s3a://", "s3://"))
-    return filesystem.get_file_info(f"{path}/_SUCCESS").type != fs.FileType.NotFound
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
         return text.split("=", 1)
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--model", required=True, help="directory that driver and executors share")
     parser.add_argument("--data", required=True, nargs="+", help="paths or URIs to read")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of their format (%(default)s)")
@@ -64,9 +59,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", action="append", default=[], type=pair, help="input=column, where names differ")
     parser.add_argument("--rename", action="append", default=[], type=pair, help="output=column: only these outputs")
     parser.add_argument("--keep", help="columns of the data to keep, with commas between; all by default")
-    parser.add_argument("--output", required=True, help="directory or URI")
+    parser.add_argument("--output", required=True, type=jobs.location, help="directory or URI")
     parser.add_argument("--output-format", default="parquet", help="(%(default)s)")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows per call of the model (%(default)s)")
     return parser.parse_args(argv)
@@ -75,25 +70,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    output = args.output if "://" in args.output else str(Path(args.output).resolve())
-    directory = f"{output}/{args.run_id}"
-    if done(directory):
-        logger.info("%s was written before", directory)
-        return 0
-    spark = tfspark.session("batch_predict", args.master)
-    try:
-        rows = run(spark, args, directory)
-    except tfspark.errors.TFSparkError as e:
-        logger.error("%s: %s", type(e).__name__, e)
-        return 1
-    finally:
-        spark.stop()
-    logger.info("%d rows in %s", rows, directory)
-    return 0
+    directory = jobs.RunDirectory("batch_predict", args.output, args.run_id, writes=WRITES, alone=True)
+    if directory.has(SUCCESS):
+        logger.info("%s was written before", directory.uri)
+        return jobs.ExitCode.DONE
+    directory.claim()
+    with jobs.session("batch_predict", args.master) as spark:
+        rows = run(spark, args, directory.uri)
+    logger.info("%d rows in %s", rows, directory.uri)
+    return jobs.ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

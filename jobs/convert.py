@@ -20,19 +20,20 @@ Exit codes: 0 done, or done before; 1 failed; 2 wrong usage; 143 ended by SIGTER
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 logger = logging.getLogger("convert")
+
+SCHEMA, COUNTS = "_schema.json", "_counts.json"
+WRITES = [SCHEMA, COUNTS, "part-*", "_SUCCESS", "_temporary", ".*.crc"]
 
 
 def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
@@ -51,7 +52,7 @@ def shuffled(df: DataFrame, shards: int, seed: int) -> DataFrame:
     return df.repartition(shards, place).sortWithinPartitions(place)
 
 
-def run(spark: SparkSession, args: argparse.Namespace, directory: str) -> dict[str, Any]:
+def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirectory) -> dict[str, Any]:
     """Write the shards, count them, and return the counts."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as F
@@ -61,44 +62,24 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: str) -> dict[s
     writer = shuffled(df, args.shards, args.seed).observe(sent, F.count(F.lit(1)).alias("rows")).write
     if args.compression:
         writer = writer.option("compression", args.compression)
-    writer.format("tfrecord").mode("overwrite").save(directory)
-    written = spark.read.format("tfrecord").schema(df.schema).load(directory)
+    # The directory holds nothing but the mark; to overwrite it would remove that as well.
+    writer.format("tfrecord").mode("append").save(directory.uri)
+    written = spark.read.format("tfrecord").schema(df.schema).load(directory.uri)
     names = F.col("_metadata.file_name").alias("shard")
     shards = {row["shard"]: row["count"] for row in written.groupBy(names).count().orderBy("shard").collect()}
     records = sum(shards.values())
     if records != sent.get["rows"]:
         raise tfspark.errors.TFSparkError(
-            f"{directory} holds {records} records, but {sent.get['rows']} rows were written.",
+            f"{directory.uri} holds {records} records, but {sent.get['rows']} rows were written.",
             hint="Something else writes there too, or removes files.",
         )
-    put(directory, "_schema.json", df.schema.jsonValue())
+    directory.put(SCHEMA, df.schema.jsonValue())
     return {"records": records, "shards": shards}
-
-
-def put(directory: str, name: str, value: Any) -> None:
-    """Write a JSON file that is there whole or not at all, to a path or a URI."""
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(directory.replace("s3a://", "s3://"))
-    with filesystem.open_output_stream(f"{path}/{name}.draft") as f:
-        f.write(json.dumps(value, indent=1).encode())
-    filesystem.move(f"{path}/{name}.draft", f"{path}/{name}")
-
-
-def get(directory: str, name: str) -> Any:
-    """Read a JSON file; None if it is not there."""
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(directory.replace("s3a://", "s3://"))
-    if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.NotFound:
-        return None
-    with filesystem.open_input_stream(f"{path}/{name}") as f:
-        return json.loads(f.read())
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, nargs="+", help="paths or URIs to read")
     parser.add_argument("--format", required=True, help="Spark's name of their format: parquet, csv, json, binaryFile")
     parser.add_argument(
@@ -106,8 +87,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--where", help="SQL condition of the rows to keep")
     parser.add_argument("--select", action="append", help="SQL expression of a column; all columns by default")
-    parser.add_argument("--output", required=True, help="directory or URI")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.location, help="directory or URI")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--shards", type=int, default=8, help="files, several for each worker (%(default)s)")
     parser.add_argument("--compression", help="gzip and deflate are read by TensorFlow; none by default")
@@ -121,25 +102,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    output = args.output if "://" in args.output else str(Path(args.output).resolve())
-    directory = f"{output}/{args.run_id}"
-    counts = get(directory, "_counts.json")
+    directory = jobs.RunDirectory("convert", args.output, args.run_id, writes=WRITES, alone=True)
+    counts = directory.result(COUNTS)
     if counts is None:
-        spark = tfspark.session("convert", args.master)
-        try:
+        directory.claim()
+        with jobs.session("convert", args.master) as spark:
             counts = run(spark, args, directory)
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s: %s", type(e).__name__, e)
-            return 1
-        finally:
-            spark.stop()
-        put(directory, "_counts.json", counts)
-    logger.info("%d records in %d shards in %s", counts["records"], len(counts["shards"]), directory)
-    return 0
+        directory.put(COUNTS, counts)
+    logger.info("%d records in %d shards in %s", counts["records"], len(counts["shards"]), directory.uri)
+    return jobs.ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

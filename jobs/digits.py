@@ -9,8 +9,10 @@ exported model and the server predict for the held-out images must be the same.
     python jobs/digits.py                          # Spark on this machine
     spark-submit jobs/digits.py --help             # on yours
 
-The data are the digits of scikit-learn: 1,797 images of 8 x 8 pixels. The exit code is 0 if all agreed and the test
-accuracy is high enough, 1 if not, 2 for wrong arguments.
+The data are the digits of scikit-learn: 1,797 images of 8 x 8 pixels. OUTPUT/pipeline is that of the last run, each run
+adds a version to OUTPUT/model.
+
+Exit codes: 0 all agreed and the test accuracy is high enough; 1 not so, or failed; 2 wrong usage; 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -42,6 +44,7 @@ BRIGHTEST = 16.0
 CLASSES = 10
 
 DEFAULT_MASTER = "local[4]"
+WRITES = ["pipeline", "model"]
 HELD_OUT = 0.2
 TOLERANCE = 1e-4
 """Probabilities that differ by less are the same: batches of other sizes are summed in another order."""
@@ -152,14 +155,14 @@ def served(test: DataFrame, url: str) -> Any:
         return np.array(json.load(answer)["predictions"])
 
 
-def run(args: argparse.Namespace, spark: SparkSession, renew: Any) -> bool:
+def run(args: argparse.Namespace, directory: jobs.RunDirectory, spark: SparkSession, renew: Any) -> bool:
     """Do it all; `renew` ends a session and gives a new one. Tell whether everything agreed and is good enough."""
     import numpy as np
     from pyspark.ml import PipelineModel
 
     began = time.monotonic()
     say = sys.stdout.write
-    pipeline, models = os.path.join(args.output, "pipeline"), os.path.join(args.output, "model")
+    pipeline, models = f"{directory.uri}/pipeline", str(directory.path / "model")
     train, test = load_digits(spark).repartition(args.partitions, "id").randomSplit([1 - HELD_OUT, HELD_OUT], args.seed)
     validator = tuned(args, train)
     for rate, accuracy in zip(args.learning_rates, validator.avgMetrics, strict=True):
@@ -194,30 +197,28 @@ def run(args: argparse.Namespace, spark: SparkSession, renew: Any) -> bool:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--master", help=f"where to run if spark-submit does not say ({DEFAULT_MASTER})")
-    parser.add_argument("--output", default="build/digits", help="directory for the pipeline and the exported model")
-    parser.add_argument("--workers", type=int, default=1, help="TensorFlow workers of a trial")
-    parser.add_argument("--parallelism", type=int, default=2, help="trials at the same time, as far as slots allow")
-    parser.add_argument("--folds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step")
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="rates to choose from")
-    parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--least-accuracy", type=float, default=0.95, help="test accuracy below which the job fails")
-    parser.add_argument("--seed", type=int, default=64)
+    parser.add_argument(
+        "--output", default="build/digits", type=jobs.directory, help="driver and executors share it (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="TensorFlow workers of a trial (%(default)s)")
+    parser.add_argument("--parallelism", type=int, default=2, help="trials at a time, if slots allow (%(default)s)")
+    parser.add_argument("--folds", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=15, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="to choose from")
+    parser.add_argument("--partitions", type=int, default=4, help="(%(default)s)")
+    parser.add_argument("--least-accuracy", type=float, default=0.95, help="less is exit code 1 (%(default)s)")
+    parser.add_argument("--seed", type=int, default=64, help="(%(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 only if everything happened, the answers agree and are good."""
+    """Do it all; the exit codes are above."""
     args = parse(argv)
-    if "://" not in args.output:
-        args.output = str(Path(args.output).resolve())
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    directory = jobs.RunDirectory("digits", args.output, None, writes=WRITES)
+    directory.claim(keep=WRITES)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     master = args.master or (None if submitted else DEFAULT_MASTER)
     quiet = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
@@ -231,11 +232,11 @@ def main(argv: list[str] | None = None) -> int:
 
     spark = tfspark.session("digits", master, **quiet)
     try:
-        return 0 if run(args, spark, renew) else 1
+        return jobs.ExitCode.DONE if run(args, directory, spark, renew) else jobs.ExitCode.FAILED
     finally:
         active = type(spark).getActiveSession() or spark
         active.stop()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

@@ -21,16 +21,14 @@ wrong usage; 3 done, but the logistic regression is as good; 143 ended by SIGTER
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -48,6 +46,8 @@ HASHED = "tailnum"
 LABEL = "late"
 
 DEFAULT_MASTER = "local-cluster[2,2,2048]"
+
+WRITES = ["data", "model", "baseline"]
 
 
 def load_tables(spark: SparkSession, months: int = 12) -> dict[str, DataFrame]:
@@ -187,7 +187,7 @@ def logistic_regression_auc(train: DataFrame, test: DataFrame, directory: str) -
         LogisticRegression(labelCol=LABEL, maxIter=50),
     ]
     # Spark 4.3 cannot send a model that has just been fitted to executors: its training summary holds the session.
-    Pipeline(stages=stages).fit(train).write().overwrite().save(directory)
+    Pipeline(stages=stages).fit(train).write().save(directory)
     return area_under_roc(PipelineModel.load(directory).transform(test), "rawPrediction")
 
 
@@ -198,21 +198,21 @@ def area_under_roc(predictions: DataFrame, column: str) -> float:
     return float(BinaryClassificationEvaluator(labelCol=LABEL, rawPredictionCol=column).evaluate(predictions))
 
 
-def run(spark: SparkSession, args: argparse.Namespace, output: str) -> dict[str, Any]:
+def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirectory) -> dict[str, Any]:
     """Do it all; return what is worth knowing of it."""
     from pyspark.sql import functions as F
 
     began = time.monotonic()
-    data, export_dir = os.path.join(output, "data"), os.path.join(output, "model")
+    data, export_dir = f"{directory.uri}/data", str(directory.path / "model")
     flights = features(load_tables(spark, args.months)).cache()
     train, test = split(flights)
     known = describe(train)
     for name, part in (("train", train), ("test", test)):
         whole = part.na.fill(known["mean"]).repartition(args.partitions)
-        whole.write.format("tfrecord").mode("overwrite").save(os.path.join(data, name))
+        whole.write.format("tfrecord").save(f"{data}/{name}")
     schema = train.schema
     flights.unpersist()
-    train, test = (spark.read.format("tfrecord").schema(schema).load(os.path.join(data, n)) for n in ("train", "test"))
+    train, test = (spark.read.format("tfrecord").schema(schema).load(f"{data}/{n}") for n in ("train", "test"))
     logger.info("%d flights to train on, TFRecords in %s, after %.0f s", known["rows"], data, time.monotonic() - began)
 
     main_args = {
@@ -234,7 +234,7 @@ def run(spark: SparkSession, args: argparse.Namespace, output: str) -> dict[str,
     row = predictions.agg(F.count("*"), F.avg(right.cast("double")), F.avg(LABEL)).first()
     assert row is not None
     rows, accuracy, late = row
-    baseline = logistic_regression_auc(train, test, os.path.join(output, "baseline"))
+    baseline = logistic_regression_auc(train, test, f"{directory.uri}/baseline")
     predictions.unpersist()
 
     say = sys.stdout.write
@@ -249,10 +249,12 @@ def run(spark: SparkSession, args: argparse.Namespace, output: str) -> dict[str,
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--master", help=f"where to run if spark-submit does not say ({DEFAULT_MASTER})")
-    parser.add_argument("--output", default="build/flights", help="directory for TFRecords and model (%(default)s)")
-    parser.add_argument("--run-id", help="name of this run; without it each run is done, in OUTPUT itself")
+    parser.add_argument(
+        "--output", default="build/flights", type=jobs.directory, help="driver and executors share it (%(default)s)"
+    )
+    parser.add_argument("--run-id", type=jobs.run_id, help="without it each run is done, in OUTPUT itself")
     parser.add_argument("--months", type=int, default=12, help="flights of the first months only (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--gpus-per-node", type=float, help="GPUs of each worker (all that Spark gives its task)")
@@ -263,41 +265,28 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--partitions", type=int, default=8, help="TFRecord files per split (%(default)s)")
     parser.add_argument("--seed", type=int, default=2013)
-    args = parser.parse_args(argv)
-    if "://" in args.output.removeprefix("file://"):
-        parser.error("--output is a directory that driver and executors share, no URI")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    output = Path(args.output.removeprefix("file://")).resolve() / (args.run_id or "")
-    result = output / "result.json"
-    if not args.run_id or not result.exists():
+    directory = jobs.RunDirectory("flights", args.output, args.run_id, writes=WRITES)
+    outcome = directory.result() if args.run_id else None
+    if outcome is None:
+        # Runs without an id are of the same directory, and add versions to one model.
+        directory.claim(keep=() if args.run_id else ["model"])
         submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         master = args.master or (None if submitted else DEFAULT_MASTER)
         quiet = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
-        spark = tfspark.session("flights", master, **quiet, **{"spark.sql.shuffle.partitions": "8"})
-        try:
-            outcome = run(spark, args, str(output))
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-            return 1
-        finally:
-            spark.stop()
-        draft = result.with_suffix(".draft")
-        draft.write_text(json.dumps(outcome, indent=1))
-        draft.rename(result)
-    outcome = json.loads(result.read_text())
+        with jobs.session("flights", master, **quiet, **{"spark.sql.shuffle.partitions": "8"}) as spark:
+            outcome = run(spark, args, directory)
+        directory.finish(outcome)
     if outcome["auc"] > outcome["logistic_regression_auc"]:
-        return 0
+        return jobs.ExitCode.DONE
     logger.error("the model does not beat the logistic regression")
-    return 3
+    return jobs.ExitCode.BELOW_BAR
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

@@ -20,12 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -171,11 +171,11 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
     parser.add_argument("--test", help="directory of TFRecord shards to measure the accuracy on")
-    parser.add_argument("--output", required=True, help="directory that driver and executors share")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--network", default="InceptionV3", help="its name in keras.applications (%(default)s)")
     parser.add_argument("--weights", help="file with weights of the network without its top; random by default")
@@ -188,8 +188,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shuffle", type=int, default=1000, help="images among which one is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if "://" in args.output:
-        parser.error("--output is a directory that driver and executors share, no URI")
     if args.weights and not Path(args.weights).exists():
         parser.error(f"there is no file {args.weights}")
     return args
@@ -198,26 +196,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    directory = Path(args.output).resolve() / args.run_id
-    result = directory / "result.json"
-    if not result.exists():
-        spark = tfspark.session("images", args.master)
-        try:
-            outcome = run(spark, args, directory)
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-            return 1
-        finally:
-            spark.stop()
-        draft = result.with_suffix(".draft")
-        draft.write_text(json.dumps(outcome, indent=1))
-        draft.rename(result)
-    logger.info("%s", result.read_text())
-    return 0
+    directory = jobs.RunDirectory("images", args.output, args.run_id, writes=["model", "checkpoints"])
+    outcome = directory.result()
+    if outcome is None:
+        directory.claim(keep=["checkpoints"])
+        with jobs.session("images", args.master) as spark:
+            outcome = run(spark, args, directory.path)
+        directory.finish(outcome)
+    logger.info("%s", json.dumps(outcome, indent=1))
+    return jobs.ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

@@ -21,12 +21,12 @@ import json
 import logging
 import random
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -133,20 +133,18 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
     parser.add_argument("--features", default="features", help="column with an array of floats (%(default)s)")
     parser.add_argument("--label", default="label", help="column with an integer from 0 (%(default)s)")
-    parser.add_argument("--output", required=True, help="directory that driver and executors share")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--trials", type=int, default=16, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="nodes that try at the same time (%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="most epochs of a trial (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if "://" in args.output:
-        parser.error("--output is a directory that driver and executors share, no URI")
     if args.trials < args.workers:
         parser.error(f"{args.trials} trials leave some of {args.workers} workers without any")
     return args
@@ -155,28 +153,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    directory = Path(args.output).resolve() / args.run_id
-    result = directory / "result.json"
-    if not result.exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        spark = tfspark.session("search", args.master)
-        try:
-            outcome = run(spark, args, directory)
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-            return 1
-        finally:
-            spark.stop()
-        draft = result.with_suffix(".draft")
-        draft.write_text(json.dumps(outcome, indent=1))
-        draft.rename(result)
-    logger.info("%s", result.read_text())
-    return 0
+    directory = jobs.RunDirectory("search", args.output, args.run_id, writes=["model", "trial-*"])
+    outcome = directory.result()
+    if outcome is None:
+        directory.claim()
+        with jobs.session("search", args.master) as spark:
+            outcome = run(spark, args, directory.path)
+        directory.finish(outcome)
+    logger.info("%s", json.dumps(outcome, indent=1))
+    return jobs.ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

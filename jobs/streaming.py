@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -37,6 +38,9 @@ logger = logging.getLogger("streaming")
 
 LOOK_SECONDS = 1.0
 """How often the job looks whether it is to stop."""
+
+KEPT = ["model", "stream", "weights"]
+STOP = "stop"
 
 
 def build_model(features: list[str], task: str, learning_rate: float) -> Any:
@@ -108,8 +112,8 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping
     node_args = {"features": [c for c in rows.columns if c != args.label], "label": args.label, "seed": args.seed}
     node_args |= {n: getattr(args, n) for n in ("task", "learning_rate", "batch_size", "export_steps")}
     node_args |= {"model": str(directory / "model"), "weights": str(directory / "weights")}
-    stop = directory / "stop"
-    stop.unlink(missing_ok=True)
+    stop = directory / STOP
+    (directory / "weights").mkdir(exist_ok=True)
     trigger = {"availableNow": True} if args.available_now else {"processingTime": args.every}
     with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
         query = cluster.feed_stream(rows, trigger=trigger, checkpointLocation=str(directory / "stream"))
@@ -127,7 +131,7 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, help="directory in which files arrive")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of their format (%(default)s)")
     parser.add_argument("--schema", required=True, help="columns and types, as in SQL: 'x float, y float'")
@@ -136,7 +140,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--label", required=True, help="column to predict")
     parser.add_argument("--task", choices=["classify", "regress"], default="regress", help="(%(default)s)")
-    parser.add_argument("--output", required=True, help="directory that driver and executors share")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
@@ -147,31 +151,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--files-per-batch", type=int, default=100, help="most files in one (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if "://" in args.output:
-        parser.error("--output is a directory that driver and executors share, no URI")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train on the stream; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    directory = Path(args.output).resolve()
-    (directory / "weights").mkdir(parents=True, exist_ok=True)
-    spark = tfspark.session("streaming", args.master)
-    try:
-        outcome = run(spark, args, directory, stopping)
-    except tfspark.errors.TFSparkError as e:
-        logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-        return 1
-    finally:
-        spark.stop()
+    directory = jobs.RunDirectory("streaming", args.output, None, writes=[*KEPT, STOP])
+    directory.claim(keep=KEPT)
+    with jobs.session("streaming", args.master) as spark:
+        outcome = run(spark, args, directory.path, stopping)
     logger.info("%s", json.dumps(outcome, indent=1))
-    return 0
+    return jobs.ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

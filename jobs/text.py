@@ -21,14 +21,13 @@ import ast
 import importlib.util
 import json
 import logging
-import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -136,14 +135,14 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", help="any path Spark can read; without it the docstrings of --packages")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of the format of --data (%(default)s)")
     parser.add_argument("--text", default="text", help="column with the text (%(default)s)")
     parser.add_argument("--label", default="label", help="column with what it is (%(default)s)")
     parser.add_argument("--packages", default="keras,numpy,pandas", help="whose docstrings (%(default)s)")
-    parser.add_argument("--output", required=True, help="directory that driver and executors share")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--epochs", type=int, default=5)
@@ -155,8 +154,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-accuracy", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if "://" in args.output:
-        parser.error("--output is a directory that driver and executors share, no URI")
     if args.length < 1:
         parser.error("--length has to be at least 1")
     return args
@@ -165,28 +162,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    directory = Path(args.output).resolve() / args.run_id
-    result = directory / "result.json"
-    if not result.exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        spark = tfspark.session("text", args.master)
-        try:
-            outcome = run(spark, args, directory)
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-            return 1
-        finally:
-            spark.stop()
-        draft = result.with_suffix(".draft")
-        draft.write_text(json.dumps(outcome, indent=1))
-        draft.rename(result)
-    logger.info("%s", result.read_text())
-    return 0 if json.loads(result.read_text())["accuracy"] >= args.min_accuracy else 3
+    directory = jobs.RunDirectory("text", args.output, args.run_id, writes=["model"])
+    outcome = directory.result()
+    if outcome is None:
+        directory.claim()
+        with jobs.session("text", args.master) as spark:
+            outcome = run(spark, args, directory.path)
+        directory.finish(outcome)
+    logger.info("%s", json.dumps(outcome, indent=1))
+    return jobs.ExitCode.DONE if outcome["accuracy"] >= args.min_accuracy else jobs.ExitCode.BELOW_BAR
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

@@ -21,13 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tfspark
+from tfspark import jobs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -169,7 +168,7 @@ def names(text: str) -> list[str]:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = jobs.Parser(__doc__)
     parser.add_argument("--data", help="any path Spark can read; without it clicks are generated")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of the format of --data (%(default)s)")
     parser.add_argument("--rows", type=int, default=100_000, help="clicks to generate (%(default)s)")
@@ -177,8 +176,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--numbers", type=names, default=["age", "price"], help="columns, with commas between")
     parser.add_argument("--categories", type=names, default=["user", "item"], help="columns, with commas between")
     parser.add_argument("--crosses", type=names, default=["user*item"], help="such as a*b,a*b*c")
-    parser.add_argument("--output", required=True, help="directory that driver and executors share")
-    parser.add_argument("--run-id", default="run", help="name of this run; Airflow's logical date, say (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
     parser.add_argument("--master", help="where to run, if spark-submit does not say")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--ps", type=int, default=1, help="parameter servers (%(default)s)")
@@ -192,8 +191,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-auc", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    if "://" in args.output:
-        parser.error("--output is a directory that driver and executors share, no URI")
     args.crosses = [cross.split("*") for cross in args.crosses]
     unknown = {n for cross in args.crosses for n in cross} - set(args.categories)
     if unknown or any(len(cross) < 2 for cross in args.crosses):
@@ -204,28 +201,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do one run; the exit codes are above."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    directory = Path(args.output).resolve() / args.run_id
-    result = directory / "result.json"
-    if not result.exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        spark = tfspark.session("wide_and_deep", args.master)
-        try:
-            outcome = run(spark, args, directory)
-        except tfspark.errors.TFSparkError as e:
-            logger.error("%s\n%s: %s", e, type(e).__name__, e.message)
-            return 1
-        finally:
-            spark.stop()
-        draft = result.with_suffix(".draft")
-        draft.write_text(json.dumps(outcome, indent=1))
-        draft.rename(result)
-    logger.info("%s", result.read_text())
-    return 0 if json.loads(result.read_text())["auc"] >= args.min_auc else 3
+    directory = jobs.RunDirectory("wide_and_deep", args.output, args.run_id, writes=["model"])
+    outcome = directory.result()
+    if outcome is None:
+        directory.claim()
+        with jobs.session("wide_and_deep", args.master) as spark:
+            outcome = run(spark, args, directory.path)
+        directory.finish(outcome)
+    logger.info("%s", json.dumps(outcome, indent=1))
+    return jobs.ExitCode.DONE if outcome["auc"] >= args.min_auc else jobs.ExitCode.BELOW_BAR
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(jobs.execute(main))

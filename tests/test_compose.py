@@ -35,6 +35,14 @@ def test_a_service(name: str) -> None:
     assert port and [p.rsplit(":", 1)[1] for p in service["ports"]] == [port[1]]
 
 
+def test_services_wait_for_services_that_have_a_health_check_and_use_what_is_declared() -> None:
+    for service in SERVICES.values():
+        for awaited, terms in service.get("depends_on", {}).items():
+            assert terms == {"condition": "service_healthy"} and "healthcheck" in SERVICES[awaited]
+        assert set(service["networks"]) <= set(COMPOSITION["networks"])
+        assert {v.split(":")[0] for v in service["volumes"]} <= set(COMPOSITION["volumes"])
+
+
 def test_no_port_is_published_twice() -> None:
     published = [p.rsplit(":", 1)[0] for s in SERVICES.values() for p in s.get("ports", [])]
     assert len(set(published)) == len(published) == 7

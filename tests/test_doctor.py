@@ -71,7 +71,7 @@ def test_a_cluster_with_faults_of_many_kinds(tmp_path: Path) -> None:
     code, found = doctor("--master", "local-cluster[1,2,1024]", *settings, *paths, cwd=tmp_path)
     assert code == 1
     assert broken_in(found) == {"gpus", "paths"}
-    assert "but TensorFlow sees 0" in found["gpus"][0]["text"] and "tfspark[gpu]" in found["gpus"][0]["hint"]
+    assert "but TensorFlow sees 0" in found["gpus"][0]["text"] and "'tfspark-cluster[gpu]'" in found["gpus"][0]["hint"]
     unshared, absent = found["paths"]
     assert "what the driver has written is not there" in unshared["text"]
     assert f"the driver cannot write to {tmp_path}/none" in absent["text"]

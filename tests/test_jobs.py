@@ -23,7 +23,9 @@ import search
 import text
 import wide_and_deep
 
-ALL = ["batch_predict", "convert", "flights", "images", "search", "streaming", "text", "wide_and_deep"]
+from tfspark import jobs
+
+ALL = ["batch_predict", "convert", "digits", "flights", "images", "search", "streaming", "text", "wide_and_deep"]
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:
@@ -107,7 +109,13 @@ def test_conversion(standalone: Standalone, tmp_path: Path) -> None:
         "inferSchema=true",
     )
     terms = ("--where", "id >= 100", "--shards", 3, "--compression", "gzip", "--output", tmp_path, "--run-id", "night")
+    # As left by a run that was cut off.
+    jobs.RunDirectory("convert", str(tmp_path), "night").claim()
+    for left in ("part-00000.tfrecord", "_temporary/0/part-00000.tfrecord"):
+        (tmp_path / "night" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "night" / left).write_bytes(b"half")
     assert "200 records in 3 shards" in succeed(standalone.submit(JOBS / "convert.py", *source, *terms))
+    assert not (tmp_path / "night" / "_temporary").exists()
     counts = json.loads((tmp_path / "night" / "_counts.json").read_text())
     files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "night").glob("part-*")}
     assert counts["records"] == sum(counts["shards"].values()) == 200 and counts["shards"].keys() == files.keys()
@@ -138,10 +146,17 @@ def test_conversion(standalone: Standalone, tmp_path: Path) -> None:
 def test_text_classification_and_its_predictions(standalone: Standalone, tmp_path: Path) -> None:
     write_sentences(tmp_path / "train" / "a.parquet", 1200, seed=1)
     where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path / "models")
+    # As left by a run that was cut off, with a user's files there and beside it.
+    jobs.RunDirectory("text", str(tmp_path / "models"), "run").claim()
+    (tmp_path / "models" / "run" / "model" / "1").mkdir(parents=True)
+    notes = [tmp_path / "models" / "notes.txt", tmp_path / "models" / "run" / "notes.txt"]
+    for note in notes:
+        note.write_text("a user's")
     succeed(standalone.submit(JOBS / "text.py", *where, "--epochs", 3, "--batch-size", 32, "--min-accuracy", 0.95))
     result = result_of(tmp_path / "models" / "run")
     assert result["labels"] == ["billing", "network"] and result["tested"] > 50
-    assert result["loss"][-1] < result["loss"][0]
+    assert result["loss"][-1] < result["loss"][0] and result["model"].endswith("/run/model/1")
+    assert all(note.read_text() == "a user's" for note in notes)
 
     write_sentences(tmp_path / "new" / "b.parquet", 300, seed=2)
     terms = ("--model", tmp_path / "models" / "run" / "model", "--data", tmp_path / "new", "--format", "parquet")

@@ -55,7 +55,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_executors_run_the_python_that_is_shipped(standalone: Standalone, archive: Path) -> None:
     assert importlib.util.find_spec("parcel") is None
     with tarfile.open(archive) as packed:
-        assert any(name.endswith("site-packages/tfspark/executor/task.py") for name in packed.getnames())
+        names = packed.getnames()
+    assert any(name.endswith("site-packages/tfspark/executor/task.py") for name in names)
+    assert any("/tfspark_cluster-" in name for name in names), "its distribution's name, which is not the package's"
     done = standalone.submit(
         PROGRAM,
         conf=["--archives", f"{archive}#environment"],

@@ -18,6 +18,7 @@ _HOMES = {
     "add_connector": "tfspark.spark_session",
     "configure": "tfspark.spark_session",
     "errors": "tfspark.errors",
+    "jobs": "tfspark.jobs",
     "ml": "tfspark.ml",
     "predict": "tfspark.inference",
     "predict_udf": "tfspark.inference",
@@ -32,6 +33,7 @@ __all__ = [
     "add_connector",
     "configure",
     "errors",
+    "jobs",
     "ml",
     "predict",
     "predict_udf",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from tfspark import errors, ml
+    from tfspark import errors, jobs, ml
     from tfspark.driver.cluster import Cluster, run
     from tfspark.driver.feed_report import FeedReport
     from tfspark.inference import predict, predict_udf

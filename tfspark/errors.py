@@ -4,6 +4,7 @@ TFSparkError
 ├── ConfigurationError      arguments or settings that cannot work; nothing was launched
 │   ├── ResourceError       Spark does not offer the slots, CPUs or GPUs that were asked for
 │   ├── DependencyError     Java, Spark or a Python package is missing or of a wrong version
+│   ├── OutputError         files would have to be replaced that something else has written
 │   └── SchemaError         a column has no tensor form, or its values break the rule for nulls
 ├── ClusterError            a running cluster failed
 │   ├── StartTimeout        nodes did not register in time
@@ -27,6 +28,7 @@ __all__ = [
     "DependencyError",
     "FeedError",
     "NodeFailed",
+    "OutputError",
     "PredictError",
     "ResourceError",
     "SchemaError",
@@ -65,6 +67,10 @@ class ResourceError(ConfigurationError):
 
 class DependencyError(ConfigurationError):
     """Java, Spark, TensorFlow or another package is missing or of a wrong version."""
+
+
+class OutputError(ConfigurationError):
+    """Files would have to be replaced that something else has written; see `tfspark.jobs.RunDirectory`."""
 
 
 class SchemaError(ConfigurationError):

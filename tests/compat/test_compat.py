@@ -319,3 +319,19 @@ def test_the_command_reports_files_and_directories(
         (tmp_path / "bad.py").write_text("def (")
         assert tfspark_command(["migrate", *bad]) == 1
     assert "cannot be read as Python" in capsys.readouterr().err
+
+
+def test_an_export_replaces_a_saved_model_and_nothing_else(tmp_path: Path) -> None:
+    import keras
+
+    from tfspark.compat.tensorflowonspark import compat
+    from tfspark.errors import OutputError
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    (tmp_path / "notes.txt").write_text("a user's")
+    with pytest.raises(OutputError, match="something else than a SavedModel"):
+        compat.export_saved_model(model, str(tmp_path), True)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    for _ in range(2):
+        compat.export_saved_model(model, str(tmp_path / "model"), True)
+    assert (tmp_path / "model" / "saved_model.pb").exists()

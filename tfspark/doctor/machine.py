@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from tfspark import __version__
+from tfspark.distribution import install_command
 from tfspark.doctor import packages
 from tfspark.doctor.findings import Finding, broken, guarded, ok, warning
 from tfspark.doctor.probe import installed_versions
@@ -48,7 +49,7 @@ def check_packages() -> Iterator[Finding]:
         yield warning(
             "packages",
             "tfspark is not installed as a package here, so that what it needs is not known",
-            "pip install tfspark, rather than putting its directory on PYTHONPATH.",
+            f"{install_command()}, rather than putting its directory on PYTHONPATH.",
         )
         return
     installed = installed_versions([r.name for r in needed])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from packaging.requirements import Requirement
 
+from tfspark.distribution import distribution_name
 from tfspark.doctor.findings import Finding, State, ok
 
 NODES_ONLY = frozenset({"tensorflow", "keras", "tensorboard"})
@@ -21,7 +22,7 @@ DRIVER_ONLY = frozenset({"rich", "findspark", "cryptography", "google-crc32c", "
 def requirements() -> list[Requirement]:
     """Return what tfspark requires, extras aside; nothing if it was not installed as a package."""
     try:
-        lines = importlib.metadata.requires("tfspark") or []
+        lines = importlib.metadata.requires(distribution_name()) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     found = [Requirement(line) for line in lines]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfspark import __version__
+from tfspark.distribution import install_command
 from tfspark.doctor import packages
 from tfspark.doctor.findings import Finding, broken, ok, unknown, warning
 from tfspark.doctor.survey import Survey, describe_python
@@ -15,7 +16,6 @@ _SAME_ENVIRONMENT = (
     "Give driver and executors the same environment: install it on every host, or ship one with --archives "
     "env.tar.gz#environment and PYSPARK_PYTHON=./environment/bin/python."
 )
-_GPU_PACKAGE = "pip install 'tfspark[gpu]' in the executors' Python; nvidia-smi must work there."
 
 
 def judge_slots(s: Survey) -> Iterator[Finding]:
@@ -108,7 +108,9 @@ def judge_tensorflow(s: Survey) -> Iterator[Finding]:
     """Whether executors can import TensorFlow and Keras."""
     failed = [t for t in s.executors if "error" in t["tensorflow"]]
     for t in failed:
-        yield broken("tensorflow", f"cannot be imported in {_places([t])}: {t['tensorflow']['error']}", _TF_HINT)
+        yield broken(
+            "tensorflow", f"cannot be imported in {_places([t])}: {t['tensorflow']['error']}", _tensorflow_hint()
+        )
     versions = {(t["tensorflow"]["tensorflow"], t["tensorflow"]["keras"]) for t in s.executors if t not in failed}
     if len(versions) > 1:
         yield broken("tensorflow", f"executors differ: {sorted(versions)}", _SAME_ENVIRONMENT)
@@ -117,7 +119,12 @@ def judge_tensorflow(s: Survey) -> Iterator[Finding]:
         yield ok("tensorflow", f"executors import TensorFlow {tensorflow} and Keras {keras}")
 
 
-_TF_HINT = "Install tfspark with what it requires in the executors' Python; try it there with python -c."
+def _tensorflow_hint() -> str:
+    return f"{install_command()} in the executors' Python; try the import there with python -c."
+
+
+def _gpu_hint() -> str:
+    return f"{install_command('gpu')} in the executors' Python; nvidia-smi must work there."
 
 
 def judge_gpus(s: Survey) -> Iterator[Finding]:
@@ -129,7 +136,7 @@ def judge_gpus(s: Survey) -> Iterator[Finding]:
         sees, cuda = len(t["tensorflow"]["gpus"]), t["tensorflow"]["cuda"]
         build = "" if cuda else "; this TensorFlow was built without CUDA"
         gave = f"Spark gives GPU {', '.join(t['granted'])} to a task in {_places([t])}"
-        yield broken("gpus", f"{gave}, but TensorFlow sees {sees}{build}", _GPU_PACKAGE)
+        yield broken("gpus", f"{gave}, but TensorFlow sees {sees}{build}", _gpu_hint())
     if granted and not blind:
         yield ok("gpus", f"TensorFlow sees the GPUs that Spark gives to tasks, on {len(granted)} executors")
     idle = [t for t in able if not t["granted"] and t["nvidia"]]

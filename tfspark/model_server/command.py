@@ -10,6 +10,7 @@ import signal
 import socket
 from typing import Any
 
+from tfspark.distribution import install_command
 from tfspark.errors import ConfigurationError, DependencyError
 from tfspark.tensorflow_import import import_tensorflow
 
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
     except ImportError as e:
         raise DependencyError(
-            f"tfspark serve needs {e.name}, which is not installed.", hint="pip install 'tfspark[serve]'."
+            f"tfspark serve needs {e.name}, which is not installed.", hint=f"{install_command('serve')}."
         ) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import_tensorflow()

@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 from tfspark.compat.tensorflowonspark import _notes
+from tfspark.errors import OutputError
 
 
 @_notes.now("ctx.export(model, directory)")
@@ -20,9 +21,14 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
     model
         A built Keras model.
     export_dir
-        The SavedModel's directory; one that exists is replaced.
+        The SavedModel's directory; a SavedModel that is there is replaced.
     is_chief
         Whether this node is the one that writes.
+
+    Raises
+    ------
+    OutputError
+        If the directory holds something else.
     """
     import tensorflow as tf
 
@@ -31,6 +37,8 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
     export_dir = export_dir.rstrip("/")
     staging = f"{export_dir}.staging-{secrets.token_hex(6)}"
     files = tf.io.gfile
+    if files.exists(export_dir) and not files.exists(f"{export_dir}/saved_model.pb") and files.listdir(export_dir):
+        raise OutputError(f"{export_dir!r} holds something else than a SavedModel.", hint="Name another export_dir.")
     try:
         if getattr(model, "inputs", None):
             tf.saved_model.save(model, staging, signatures={"serving_default": _serving(model)})

@@ -1,0 +1,35 @@
+"""The name under which this package is installed, and what to install for what is missing.
+
+The distribution has another name than the package, because ``tfspark`` on the package index is another project's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+
+from tfspark import __version__
+
+NAME = "tfspark-cluster"
+"""As in ``setup.cfg``."""
+
+_STRANGER = "tfspark"
+
+
+@functools.cache
+def distribution_name() -> str:
+    """Return the name of the installed distribution that brings this package; `NAME` if there is none."""
+    names = importlib.metadata.packages_distributions().get("tfspark", [])
+    own = {n for n in names if n != _STRANGER and importlib.metadata.version(n) == __version__}
+    return NAME if NAME in own or not own else min(own)
+
+
+def install_command(extra: str | None = None) -> str:
+    """Return the command that installs this package, or one of its extras.
+
+    Parameters
+    ----------
+    extra
+        Name of the extra, such as ``"java"``.
+    """
+    return f"pip install '{distribution_name()}[{extra}]'" if extra else f"pip install {distribution_name()}"
