@@ -162,13 +162,12 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     import keras
 
     keras.utils.set_random_seed(args["seed"])
-    with ctx.strategy().scope():
-        model = build_model(args["known"])
-        model.compile(
-            optimizer=keras.optimizers.Adam(args["learning_rate"]),
-            loss="binary_crossentropy",
-            metrics=[keras.metrics.AUC(name="auc")],
-        )
+    model = build_model(args["known"])
+    model.compile(
+        optimizer=keras.optimizers.Adam(args["learning_rate"]),
+        loss="binary_crossentropy",
+        metrics=[keras.metrics.AUC(name="auc")],
+    )
     history = ctx.fit(model, batch_size=args["batch_size"], label=LABEL, shuffle=True)
     return {"model": ctx.export(model, args["export_dir"]), "auc": history["auc"][-1], "loss": history["loss"][-1]}
 

@@ -52,7 +52,6 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     import tensorflow as tf
 
     keras.utils.set_random_seed(args["seed"])
-    strategy = ctx.strategy()
     build, preprocess = network_named(args["network"])
     size, labels = args["size"], args["labels"]
     known = tf.constant(labels, tf.string if isinstance(labels[0], str) else tf.int64)
@@ -74,17 +73,17 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     dataset = dataset.shuffle(args["shuffle"]).map(example, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(args["batch_size"]).prefetch(2)
 
-    with strategy.scope():
-        body = build(include_top=False, weights=args["weights"], input_shape=(size, size, 3), pooling="avg")
-        body.trainable = not args["freeze"]
-        head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
-        model = keras.Sequential([body, head])
-        optimizer = keras.optimizers.Adam(args["learning_rate"])
-        # On CPUs, XLA takes minutes to compile a network of this depth, and gains little.
-        jit = "auto" if ctx.gpus else False
-        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
-        model.build((None, size, size, 3))
-        optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
+    body = build(include_top=False, weights=args["weights"], input_shape=(size, size, 3), pooling="avg")
+    body.trainable = not args["freeze"]
+    head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
+    model = keras.Sequential([body, head])
+    optimizer = keras.optimizers.Adam(args["learning_rate"])
+    # On CPUs, XLA takes minutes to compile a network of this depth, and gains little.
+    jit = "auto" if ctx.gpus else False
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
+    model.build((None, size, size, 3))
+    optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
+    ctx.synchronize(model)
     checkpoints = Checkpoints(Path(args["checkpoints"]))
     trained = checkpoints.restore(model, args["restore"])
 
@@ -95,7 +94,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
             logger.info("epoch %d is saved", epoch + 1)
 
     history = model.fit(
-        ctx.distribute(dataset),
+        dataset,
         initial_epoch=trained,
         epochs=args["epochs"],
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=epoch_ended)],

@@ -63,8 +63,8 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     import keras
 
     keras.utils.set_random_seed(args["seed"])
-    with ctx.strategy().scope():
-        model = build_model(args["features"], args["task"], args["learning_rate"])
+    model = build_model(args["features"], args["task"], args["learning_rate"])
+    ctx.synchronize(model)
     weights = Path(args["weights"])
     saved = sorted(weights.glob("step-*.weights.h5"))
     if saved:
@@ -94,9 +94,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     except tfspark.errors.FeedError:
         logger.info("nothing has arrived")
         return {"began_at_step": began, "steps": 0, "loss": [], "versions": []}
-    model.fit(
-        ctx.distribute(stream), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=batch_ended)]
-    )
+    model.fit(stream, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=batch_ended)])
     export()
     return {"began_at_step": began, "steps": len(losses), "loss": losses[-1:], "versions": versions}
 

@@ -81,19 +81,18 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     import keras
 
     keras.utils.set_random_seed(args["seed"])
-    with ctx.strategy().scope():
-        text = keras.Input((), name="text", dtype="string")
-        vectorize = keras.layers.TextVectorization(output_sequence_length=args["length"], vocabulary=args["words"])
-        embed = keras.layers.Embedding(vectorize.vocabulary_size(), args["width"], mask_zero=True)
-        x = keras.layers.GlobalAveragePooling1D()(embed(vectorize(text)))
-        x = keras.layers.Dense(args["width"], activation="relu")(x)
-        probabilities = keras.layers.Dense(len(args["labels"]), activation="softmax", name="probabilities")(x)
-        model = keras.Model({"text": text}, {"probabilities": probabilities})
-        model.compile(
-            optimizer=keras.optimizers.Adam(args["learning_rate"]),
-            loss={"probabilities": "sparse_categorical_crossentropy"},
-            metrics={"probabilities": ["accuracy"]},
-        )
+    text = keras.Input((), name="text", dtype="string")
+    vectorize = keras.layers.TextVectorization(output_sequence_length=args["length"], vocabulary=args["words"])
+    embed = keras.layers.Embedding(vectorize.vocabulary_size(), args["width"], mask_zero=True)
+    x = keras.layers.GlobalAveragePooling1D()(embed(vectorize(text)))
+    x = keras.layers.Dense(args["width"], activation="relu")(x)
+    probabilities = keras.layers.Dense(len(args["labels"]), activation="softmax", name="probabilities")(x)
+    model = keras.Model({"text": text}, {"probabilities": probabilities})
+    model.compile(
+        optimizer=keras.optimizers.Adam(args["learning_rate"]),
+        loss={"probabilities": "sparse_categorical_crossentropy"},
+        metrics={"probabilities": ["accuracy"]},
+    )
     history = ctx.fit(model, batch_size=args["batch_size"], label="target", shuffle=True)
     return {"model": ctx.export(model, args["model"]), "loss": history["loss"]}
 
