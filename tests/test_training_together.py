@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import tfspark
-from tfspark.errors import ConfigurationError, FeedError, StepTimeout
+from tfspark.errors import ConfigurationError, FeedError, NodeFailed, StepTimeout
+from tfspark.tensorflow_options import TensorFlowOptions
 
 ROWS = [33, 17]
 BATCH = 8
@@ -170,8 +171,12 @@ def mistakes(args: dict[str, Any], ctx: Any) -> dict[str, str]:
     def split() -> None:
         ctx.fit(net(), batch_size=BATCH, label="y", columns=["x"], epochs=1, validation_split=0.5)
 
+    def fit_to(label: str, loss: str) -> None:
+        ctx.fit(net(loss=loss), batch_size=BATCH, label=label, columns=["x"], epochs=1)
+
     return {
         "alone": refusal(alone),
+        "strings": refusal(lambda: fit_to("unused", "mse")),
         "loop_alone": refusal(loop_alone),
         "different_models": refusal(different_models),
         "split": refusal(split),
@@ -230,7 +235,10 @@ def everything(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         large_table,
         mistakes,
     )
-    return {part.__name__: part(args, ctx) for part in parts}
+    import tensorflow as tf
+
+    found = {part.__name__: part(args, ctx) for part in parts}
+    return {**found, "threads": tf.config.threading.get_inter_op_parallelism_threads()}
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +251,9 @@ def done(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     rows = [[(i, x[i].tolist(), float(y[i]), float(i % 3), f"word {i}") for i in part] for part in parts]
     rdd = spark.sparkContext.parallelize(rows, 2).flatMap(lambda p: p)
     df = spark.createDataFrame(rdd, "id int, x array<float>, y float, n float, unused string")
-    with tfspark.Cluster(spark, everything, args, workers=2) as cluster:
+    # With one thread, whoever waits for the others must not hold up what they wait for.
+    options = {"inter_op_threads": 1}
+    with tfspark.Cluster(spark, everything, args, workers=2, tensorflow_options=options) as cluster:
         cluster.feed(df, epochs=EPOCHS_FED, shapes={"x": 4})
     return args, [cluster.results["worker", i] for i in (0, 1)]
 
@@ -307,6 +317,48 @@ def test_dropout_differs_by_worker_and_not_from_run_to_run(done: Any) -> None:
     assert not np.array_equal(first["masks"][0], second["masks"][0])
 
 
+def test_tensorflow_is_told_what_it_takes_only_at_first(done: Any) -> None:
+    assert both(done, "threads") == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threads": 1}, "has no 'threads'"),
+        ({"memory_growth": 1}, "memory_growth must be True or False, got 1"),
+        ({"intra_op_threads": 0}, "intra_op_threads must be a whole number >= 1, got 0"),
+    ],
+)
+def test_wrong_options_of_tensorflow_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        TensorFlowOptions.of(options)
+
+
+def out_of_range(args: Any, ctx: Any) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    ctx.fit(model, batch_size=BATCH, label="id")
+
+
+def unpicklable(args: Any, ctx: Any) -> Any:
+    return iter(ctx.dataset(BATCH, ["x"]))
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (out_of_range, r"A label in column 'id' is \d+, but the model has 3 outputs, for labels from 0 to 2"),
+        (unpicklable, "main returned a OwnedIterator that cannot be pickled"),
+    ],
+)
+def test_what_a_node_raises_says_what_to_do(spark: Any, main: Callable[..., Any], words: str) -> None:
+    df = spark.range(0, 20, 1, 1).selectExpr("int(id) as id", "array(1f, 2f, 3f, 4f) as x")
+    with pytest.raises(NodeFailed, match=words), tfspark.Cluster(spark, main, workers=1) as cluster:
+        cluster.feed(df, shapes={"x": 4})
+
+
 def test_each_worker_predicts_for_itself(done: Any) -> None:
     assert both(done, "predict") == (ROWS[0], ROWS[1])
 
@@ -343,6 +395,7 @@ def test_of_a_large_table_only_the_rows_of_a_step_travel(done: Any) -> None:
         ("alone", "this optimizer is not synchronized"),
         ("loop_alone", "this optimizer is not synchronized"),
         ("different_models", "The workers' models have different variables"),
+        ("strings", "The label column 'unused' holds strings"),
         ("split", "validation_split does not work with several workers"),
         ("no_label", "ctx.fit was given no label"),
         ("not_compiled", "The model is not compiled"),

@@ -35,6 +35,7 @@ from tfspark.driver.watching import Watching, WatchOptions
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError, first_line
 from tfspark.schema import ColumnSpec, Shape, arrow_schema
 from tfspark.spec import ClusterSpec, NodeId, Role, plan_nodes, plan_strategy, resuming_nodes, training_nodes
+from tfspark.tensorflow_options import TensorFlowOptions
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 from tfspark.transport.ports import Ports, check_ports
@@ -111,6 +112,10 @@ class Cluster:
         Bytes of rows that may wait unread in one node; beyond it, feeding is held back.
     env
         Environment variables for the nodes' processes.
+    tensorflow_options
+        What TensorFlow takes only before it is first used, which in nodes is before `main`: ``inter_op_threads``,
+        ``intra_op_threads``, ``memory_growth``, ``gpu_memory_mb``, ``logical_cpus``; see
+        `tfspark.tensorflow_options.TensorFlowOptions`.
     tls
         Encrypt what nodes, feeding tasks and driver say to each other, with a certificate made for this cluster; by
         default if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
@@ -160,6 +165,7 @@ class Cluster:
         step_timeout: float | None = 600.0,
         spool_bytes: int = DEFAULT_CAPACITY_BYTES,
         env: Mapping[str, str] | None = None,
+        tensorflow_options: Mapping[str, Any] | None = None,
         tls: bool | None = None,
         progress: bool | None = None,
         log_dir: str | os.PathLike[str] | None = None,
@@ -198,6 +204,7 @@ class Cluster:
             options={
                 "strategy": self._strategy.value,
                 "own_strategy": own is not None,
+                "tensorflow": TensorFlowOptions.of(tensorflow_options).given(),
                 "checkpoint_dir": checkpoint_dir,
                 **watched.for_nodes(),
             },

@@ -545,7 +545,13 @@ class NodeContext:
             If nothing is fed, or all of it has been read.
         """
         from tfspark.node.keras.fit import as_number
-        from tfspark.node.keras.inputs import arranged, check_labels, columns_for
+        from tfspark.node.keras.inputs import (
+            arranged,
+            check_label_kind,
+            check_labels,
+            columns_for,
+            labels_in_words,
+        )
         from tfspark.node.keras.reporting import ReportMetrics
         from tfspark.node.keras.writing import flat
 
@@ -571,16 +577,19 @@ class NodeContext:
             seed=seed,
             drop_remainder=drop_remainder,
         )
-        history = self._trainer.fit(
-            model,
-            arranged(dataset, model, map_batch),
-            validation_data if map_batch is not None else arranged(validation_data, model),
-            initial_epoch=first,
-            epochs=first + to_train,
-            callbacks=[*saving, *flat(callbacks), ReportMetrics(self), *self._debugging.callbacks(callbacks)],
-            verbose=verbose,
-            **fit_args,
-        )
+        rows = arranged(dataset, model, map_batch)
+        check_label_kind(rows, label)
+        with labels_in_words(label):
+            history = self._trainer.fit(
+                model,
+                rows,
+                validation_data if map_batch is not None else arranged(validation_data, model),
+                initial_epoch=first,
+                epochs=first + to_train,
+                callbacks=[*saving, *flat(callbacks), ReportMetrics(self), *self._debugging.callbacks(callbacks)],
+                verbose=verbose,
+                **fit_args,
+            )
         return {k: [as_number(x) for x in v] for k, v in history.history.items()}
 
     def evaluate(self, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:

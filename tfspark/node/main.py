@@ -117,15 +117,18 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         times["rendezvous"] = time.time() - t
 
         from tfspark.node.context import NodeContext
-        from tfspark.node.training import sets_up_collectives
+        from tfspark.node.training import sets_up_collectives, warn_of_idle_gpus
         from tfspark.spec import server_nodes
+        from tfspark.tensorflow_options import TensorFlowOptions
 
         options = plan["options"]
+        TensorFlowOptions.of(options["tensorflow"]).apply()
         if sets_up_collectives(options["strategy"], options["own_strategy"], link.node, link.nodes):
             from tfspark.node.keras.collectives import set_up
 
             # Before main is unpickled: a model that it brings along is made then.
             collectives = set_up()  # noqa: F841 - lives as long as the process
+            warn_of_idle_gpus(options.get("gpus", ()))
         function, args, strategy = cloudpickle.loads(user_main)
         if link.node in server_nodes(link.nodes):
             from tfspark.node.parameter_server import run_server
@@ -138,7 +141,7 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         ctx = NodeContext(link, spec, {**options, "make_strategy": strategy})
         link.entered(times)
         try:
-            result = cloudpickle.dumps(function(args, ctx))
+            result = _pickled(function(args, ctx))
         finally:
             ctx.close()
     except BaseException as e:
@@ -148,6 +151,27 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
     if link.released:
         ctx.run_finished()
     return 0
+
+
+def _pickled(result: Any) -> bytes:
+    """Pickle what ``main`` has returned.
+
+    Raises
+    ------
+    ConfigurationError
+        If that cannot be.
+    """
+    import cloudpickle
+
+    from tfspark.errors import ConfigurationError, first_line
+
+    try:
+        return cloudpickle.dumps(result)
+    except Exception as e:
+        raise ConfigurationError(
+            f"main returned a {type(result).__name__} that cannot be pickled: {first_line(e)}",
+            hint="Return numbers, arrays and paths, such as model.get_weights() or what ctx.export returns.",
+        ) from e
 
 
 def _report_failure(e: BaseException, link: Any) -> int:

@@ -31,6 +31,16 @@ def sets_up_collectives(strategy: str, own: bool, node: NodeId, nodes: Sequence[
     return uses_engine(strategy, own, node) and len(training_nodes(nodes)) > 1
 
 
+def warn_of_idle_gpus(gpus: Sequence[str]) -> None:
+    """Say that the engine, which trains with one process a GPU, leaves GPUs of this node idle."""
+    if len(gpus) > 1:
+        logger.warning(
+            "This node has %d GPUs, and ctx.fit trains on one of them: run one worker for each GPU with "
+            "gpus_per_node=1, or pass strategy='multi_worker_mirrored'.",
+            len(gpus),
+        )
+
+
 class Trainer:
     """Trains in this process.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
@@ -115,6 +117,45 @@ def check_labels(model: Any, label: str | None, map_batch: Callable[..., Any] | 
             "The model has a loss, but ctx.fit was given no label.",
             hint='Name the column of the labels: ctx.fit(model, ..., label="y").',
         )
+
+
+def check_label_kind(dataset: tf.data.Dataset, label: str | None) -> None:
+    """Check that labels are numbers.
+
+    Raises
+    ------
+    ConfigurationError
+        If they are strings.
+    """
+    spec = dataset.element_spec
+    if label is not None and isinstance(spec, tuple) and len(spec) > 1 and getattr(spec[1], "dtype", None) == tf.string:
+        raise ConfigurationError(
+            f"The label column {label!r} holds strings, and losses take numbers.",
+            hint="Make numbers of them in Spark (pyspark.ml.feature.StringIndexer), or in map_batch.",
+        )
+
+
+@contextmanager
+def labels_in_words(label: str | None) -> Iterator[None]:
+    """Say in words what TensorFlow says of a label that is out of range.
+
+    Raises
+    ------
+    ConfigurationError
+        Instead of TensorFlow's error.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as e:
+        found = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(e))
+        if found is None:
+            raise
+        column = "the labels" if label is None else f"column {label!r}"
+        raise ConfigurationError(
+            f"A label in {column} is {found[1]}, but the model has {found[2]} outputs, for labels from 0 to "
+            f"{int(found[2]) - 1}.",
+            hint="Give the last layer as many units as there are classes, and number the classes from 0.",
+        ) from e
 
 
 def _shaped(value: Any, wanted: Any) -> Any:
