@@ -186,6 +186,18 @@ def mistakes(args: dict[str, Any], ctx: Any) -> dict[str, str]:
     }
 
 
+def one_stops(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """Only one worker sees what makes a callback stop."""
+    import keras
+
+    nan = float("nan") if ctx.index == 1 else 1.0
+    model = net()
+    ctx.synchronize(model)
+    dataset = own_share(args, ctx).map(lambda x, y: (x, y * nan))
+    history = model.fit(dataset, epochs=3, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+    return {"epochs": len(history.epoch), "loss": history.history["loss"]}
+
+
 def large_table(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     """A loop of one's own, without a scope, on an embedding table of which a step needs few rows."""
     import keras
@@ -193,7 +205,7 @@ def large_table(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
 
     from tfspark.node.keras.collectives import Group
 
-    keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(2 + ctx.index)  # The workers begin with the chief's weights all the same.
     table = keras.layers.Embedding(200_000, 16)
     model = keras.Sequential([keras.Input((), dtype="int32"), table, keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1)
@@ -201,7 +213,13 @@ def large_table(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     ctx.synchronize(model, optimizer)
     sent: list[int] = []
     reduce = Group.all_reduce
-    Group.all_reduce = lambda self, t, *a, **k: sent.append(t.shape.num_elements() or 0) or reduce(self, t, *a, **k)
+
+    def noting(self: Any, t: Any, *args: Any, **options: Any) -> Any:
+        if not tf.executing_eagerly():  # In a step; the chief's weights travel before.
+            sent.append(t.shape.num_elements() or 0)
+        return reduce(self, t, *args, **options)
+
+    Group.all_reduce = noting
 
     @tf.function
     def train_step(batch: Any) -> None:
@@ -232,6 +250,7 @@ def everything(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         columns,
         vectors,
         captured,
+        one_stops,
         large_table,
         mistakes,
     )
@@ -380,6 +399,12 @@ def test_a_model_of_the_driver_trains_on_all_workers(done: Any) -> None:
     first, second = both(done, "captured")
     equal(first, second)
     assert not np.array_equal(first[0], done[0]["model"].get_weights()[0])
+
+
+def test_a_callback_that_stops_one_worker_stops_all(done: Any) -> None:
+    first, second = both(done, "one_stops")
+    assert first["epochs"] == second["epochs"] == 1
+    np.testing.assert_equal(first["loss"], second["loss"])
 
 
 def test_of_a_large_table_only_the_rows_of_a_step_travel(done: Any) -> None:

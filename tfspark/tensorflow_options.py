@@ -60,7 +60,10 @@ class TensorFlowOptions:
                     raise ConfigurationError(f"tensorflow_options: {name} must be True or False, got {value!r}.")
             elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"tensorflow_options: {name} must be a whole number >= 1, got {value!r}.")
-        return cls(**(options or {}))
+        chosen = cls(**(options or {}))
+        if chosen.memory_growth and chosen.gpu_memory_mb is not None:
+            raise ConfigurationError("tensorflow_options: memory_growth and gpu_memory_mb exclude each other.")
+        return chosen
 
     def given(self) -> dict[str, Any]:
         """Return the options that are not ``None``."""

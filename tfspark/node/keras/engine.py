@@ -25,12 +25,12 @@ from tfspark.node.keras.joins import with_joins
 from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
 from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watch_normalization
-from tfspark.node.keras.step import NeedsCollective, SynchronizedFunction, current
+from tfspark.node.keras.step import NeedsCollective, StopWish, SynchronizedFunction, current
 from tfspark.transport.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS = range(5)
+_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP = range(6)
 """What the workers add up outside of steps; each has keys of its own."""
 
 
@@ -51,7 +51,8 @@ class Engine:
         self.group = group
         self.clock = clock or StepClock()
         self._reads_fed_rows = reads_fed_rows
-        self._synchronized: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._synchronized: list[weakref.ref[Any]] = []  # In the order of the program, which is that of all workers.
+        self._aligned: weakref.WeakSet[Any] = weakref.WeakSet()
         gradients.install(self.refuse)
 
     def synchronize(self, *objects: Any) -> None:
@@ -59,11 +60,43 @@ class Engine:
         for o in objects:
             if not isinstance(o, (keras.Model, keras.optimizers.Optimizer)):
                 raise ConfigurationError(f"synchronize() takes Keras models and optimizers, got {type(o).__name__}.")
-            self._synchronized.add(o)
+            if o not in self._objects():
+                self._synchronized.append(weakref.ref(o))
+
+    def _objects(self) -> list[Any]:
+        found = [ref() for ref in self._synchronized]
+        return [o for o in found if o is not None]
 
     def is_synchronized(self, model: Any) -> bool:
         """Whether a model trains together with the others'."""
-        return model in self._synchronized or getattr(model, "optimizer", None) in self._synchronized
+        optimizer = getattr(model, "optimizer", None)
+        return any(o is model or (o is optimizer and o is not None) for o in self._objects())
+
+    def align(self) -> None:
+        """Give all workers the chief's models and optimizers, once for each; for loops that do not use ``fit``.
+
+        Raises
+        ------
+        ConfigurationError
+            If a model has not been built, or the workers' models differ.
+        """
+        new = [o for o in self._objects() if o not in self._aligned]
+        if self.group.size == 1 or not new:
+            return
+        self.group.meet()
+        for o in new:
+            if isinstance(o, keras.Model) and not o.built:
+                raise ConfigurationError(
+                    f"The model {o.name!r} has not been built, so the workers cannot begin with the same weights.",
+                    hint="Begin it with keras.Input(...), or call it once on a batch before the loop.",
+                )
+        variables = {id(v.value): v.value for o in new for v in o.variables}
+        share_variables(self.group, list(variables.values()), self.group.new_keys())
+        for o in new:
+            self._aligned.add(o)
+            if isinstance(o, keras.Model):
+                differ_by_rank(seeds_of(o), self.group.rank)
+                watch_normalization(o)
 
     def refuse(self, optimizer: Any) -> None:
         """Refuse an optimizer that is applied outside of a step, where workers would drift apart.
@@ -75,7 +108,7 @@ class Engine:
         """
         if self.group.size == 1:
             return
-        if optimizer in self._synchronized:
+        if any(optimizer in (o, getattr(o, "optimizer", None)) for o in self._objects()):
             raise ConfigurationError(
                 "The optimizer was applied outside of ctx.strategy().run(step, args=batch): workers cannot meet there.",
                 hint="Call your step by ctx.strategy().run, on batches of ctx.distribute(dataset).",
@@ -102,6 +135,22 @@ class Engine:
         return with_joins(dataset, self.group) if isinstance(dataset, tf.data.Dataset) else dataset
 
 
+def share_variables(group: Group, variables: Sequence[tf.Variable], key: int) -> None:
+    """Give all workers the chief's values.
+
+    Raises
+    ------
+    ConfigurationError
+        If the workers' variables differ.
+    """
+    try:
+        group.broadcast([v for v in variables if v.dtype != tf.string], key)
+    except ValueError as e:
+        raise ConfigurationError(
+            f"{e}", hint="Build the same model on all workers: main must not depend on ctx.index there."
+        ) from None
+
+
 class Training:
     """A compiled model's steps, made so that all workers make them together.
 
@@ -126,6 +175,7 @@ class Training:
         self._last_rows = tf.Variable(0.0, trainable=False)
         self._rows_of_epoch = tf.Variable(0.0, trainable=False, dtype=tf.float64)
         self._state: SharedState | None = None
+        self._stop = StopWish()
 
     def _key_of(self, what: int) -> int:
         return self._key + what * 2 * VARYING_KEYS
@@ -161,17 +211,13 @@ class Training:
         if self._group.size > 1:
             self._group.meet()
             optimizer = [v.value for v in m.optimizer.variables] if m.optimizer is not None else []
-            variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer] if v.dtype != tf.string}
-            try:
-                self._group.broadcast(list(variables.values()), self._key_of(_WEIGHTS))
-            except ValueError as e:
-                raise ConfigurationError(
-                    f"{e}", hint="Build the same model on all workers: main must not depend on ctx.index there."
-                ) from None
+            variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer]}
+            share_variables(self._group, list(variables.values()), self._key_of(_WEIGHTS))
             epoch = -1 if m._initial_epoch is None else m._initial_epoch
             agreed = self._group.add([epoch if self._group.rank == 0 else 0], self._key_of(_EPOCH))[0]
             m._initial_epoch = None if agreed < 0 else int(agreed)
             differ_by_rank(seeds_of(m), self._group.rank)
+            self._stop.clear()
         self._state = SharedState(m, self._group)
 
     def begin_epoch(self) -> None:
@@ -182,6 +228,19 @@ class Training:
         """Bring moving statistics and the like of the workers together."""
         if self._state is not None:
             self._state.merge(float(self._rows_of_epoch))
+
+    def agree_to_stop(self, *, now: bool = False) -> None:
+        """Have a callback's wish to stop, which may be this worker's alone, end the fit of all workers alike.
+
+        After a step all know of it when they have made the next one; with `now` they ask one another.
+        """
+        if self._group.size == 1:
+            return
+        if self._model.stop_training:
+            self._stop.wanted.assign(1.0)
+        wanted = float(self._stop.wanted)
+        agreed = self._group.add([wanted], self._key_of(_STOP))[0] if now else float(self._stop.agreed)
+        self._model.stop_training = bool(agreed)
 
     def wait_for_all(self) -> None:
         """Wait until all workers have come here: what the chief has written is complete."""
@@ -254,7 +313,7 @@ class Training:
             function = Compiled(own)
         counts = [self._last_rows, *([self._rows_of_epoch] if kind == "train" else [])]
         counting = _counting(function, counts)
-        self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs)
+        self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs, self._stop)
         setattr(m, step_name, self._steps[kind])
         m.jit_compile = False  # The collectives stay outside of what XLA compiles.
         saved = getattr(m, f"{kind}_function")

@@ -193,6 +193,12 @@ class _Meet(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._training.begin()
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._training.agree_to_stop()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._training.agree_to_stop(now=True)
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._training.wait_for_all()
 

@@ -121,14 +121,17 @@ class GradientSum:
         """Return the sum of all workers' gradients times their weights, divided by the sum of weights."""
         merged: list[Any] = [None] * len(grads)
         total: Any = None
+        stop = self._step.stop
         for kind, indices, key in self._buckets:
             parts = [tf.reshape(tf.cast(grads[i], kind), [-1]) for i in indices]
             flat = tf.concat(parts, 0) * tf.cast(weight, kind) if parts else tf.zeros([0], kind)
             if total is None:
-                flat = tf.concat([weight[None], flat], 0)
+                flat = tf.concat([tf.stack([weight, 0.0 if stop is None else stop.wanted]), flat], 0)
             summed = self._step.in_order(lambda: self._group.sum_of_gradients(flat, key, self._on_gpu))  # noqa: B023
             if total is None:
-                total, summed = summed[0], summed[1:]
+                total, wishes, summed = summed[0], summed[1], summed[2:]
+                if stop is not None:
+                    stop.agreed.assign(wishes)
             if not self._sums:
                 summed = tf.math.divide_no_nan(summed, tf.cast(total, kind))
             for i, part in zip(indices, tf.split(summed, [tf.size(p) for p in parts]) if parts else (), strict=True):

@@ -28,6 +28,27 @@ def current() -> Step | None:
     return getattr(_local, "step", None)
 
 
+class StopWish:
+    """A worker's wish to stop, which travels with the gradients of its next step.
+
+    Attributes
+    ----------
+    wanted
+        1.0 if this worker wants to stop.
+    agreed
+        Number of workers that wanted to in the last step; the same on all.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = tf.Variable(0.0, trainable=False)
+        self.agreed = tf.Variable(0.0, trainable=False)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.wanted.assign(0.0)
+        self.agreed.assign(0.0)
+
+
 class Step:
     """What a step's hooks need: the rows of its batch, and collectives in the same order on all workers.
 
@@ -35,12 +56,14 @@ class Step:
     ----------
     rows
         float32 scalar: rows of this worker's batch.
+    stop
+        The worker's wish to stop, if anyone asks.
     sums_gradients
         Whether gradients are added up over rows instead of averaged, as for a loss without reduction.
     """
 
-    def __init__(self, group: Group, first_key: int, rows: tf.Tensor) -> None:
-        self.group, self.rows = group, rows
+    def __init__(self, group: Group, first_key: int, rows: tf.Tensor, stop: StopWish | None = None) -> None:
+        self.group, self.rows, self.stop = group, rows, stop
         self._first_key, self._next = first_key, 0
         self.replays: list[Callable[[], None]] = []
         self.sums_gradients = False
@@ -171,6 +194,11 @@ def _summable(value: tf.Tensor) -> tf.Tensor:
     return tf.cast(value, tf.int64 if value.dtype.size > 2 else tf.int32)
 
 
+def has_rows(batch: Any) -> bool:
+    """Whether a structure holds a tensor with rows."""
+    return any(getattr(getattr(t, "shape", None), "rank", 0) != 0 for t in tf.nest.flatten(batch) if t is not None)
+
+
 def rows_of(batch: Any) -> tf.Tensor:
     """Return the number of rows of a batch, an int32 scalar.
 
@@ -200,9 +228,18 @@ class SynchronizedFunction:
         The workers.
     joined
         Returns what a worker that joins returns, given zeros like what the others return.
+    stop
+        The worker's wish to stop, to be told to the others.
     """
 
-    def __init__(self, function: Callable[..., Any], group: Group, joined: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        group: Group,
+        joined: Callable[[Any], Any] | None = None,
+        stop: StopWish | None = None,
+    ) -> None:
+        self._stop = stop
         self.function, self._group, self._joined = function, group, joined
         self._first_key = group.new_keys()
         self._replays: list[Callable[[], None]] | None = None
@@ -211,10 +248,15 @@ class SynchronizedFunction:
     def __call__(self, *batch: Any, **more: Any) -> Any:
         """Run the step, or join it."""
         count = rows_of((batch, more))
-        step = Step(self._group, self._first_key, tf.cast(count, tf.float32))
+        step = self._step(count)
         if not tf.inside_function():
+            if not self.is_noted:
+                self.note(*tf.nest.map_structure(_spec_of, batch))
             return self._run(step, batch, more) if int(count) > 0 else self._join(step)
         return tf.cond(count > 0, lambda: self._run(step, batch, more), lambda: self._join(step))
+
+    def _step(self, rows: tf.Tensor) -> Step:
+        return Step(self._group, self._first_key, tf.cast(rows, tf.float32), self._stop)
 
     @property
     def is_noted(self) -> bool:
@@ -226,7 +268,7 @@ class SynchronizedFunction:
 
         @tf.function(autograph=False)
         def traced(*batch: Any) -> None:
-            self._run(Step(self._group, self._first_key, tf.cast(rows_of(batch), tf.float32)), batch, {})
+            self._run(self._step(rows_of(batch)), batch, {})
 
         traced.get_concrete_function(*batch_spec)
 
@@ -246,6 +288,12 @@ class SynchronizedFunction:
             return zeros
         with step:
             return self._joined(zeros)
+
+
+def _spec_of(value: Any) -> Any:
+    """Return the spec of batches like this one, of any number of rows."""
+    spec = tf.type_spec_from_value(value)
+    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
 
 
 def _as_tensor(value: Any) -> Any:
