@@ -2,15 +2,21 @@
 VENV ?= .venv
 SPARK ?= 4.0.5
 AT_ONCE ?= 2
-# Tests of how soon something happens.
-ALONE := $(patsubst %,tests/test_%.py,faults hosts parameter_server soak stopping)
+marked = $(shell grep -l 'pytest\.mark\.$(1)\b' tests/test_*.py)
+# The longest first: a long one that begins last leaves a core idle.
+LONGEST := $(patsubst %,tests/test_%.py,\
+	jobs gpus ml_fit model_server restarts exactness inputs inference environment exactly_once doctor faults conf)
+FILES := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
+AT_A_TIME = --numprocesses=$(AT_ONCE) --dist=loadfile --no-loadscope-reorder
 TESTS ?= tests/test_connector.py $(wildcard tests/test_tfrecord_*.py)
 usable = $(shell $(1) -c 'import ensurepip, sys, venv; print("y" if sys.version_info >= (3, 10) else "")' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(if $(call usable,$(p)),$(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLASSES := $(VENV)/spark-classes.jsa
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow airflow-test compose-check compose-test test browser spark-test lint docs format install clean help
+.PHONY: demo airflow airflow-test compose-check compose-test test unit exactness-test upstream-test browser spark-test lint \
+	docs format install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,9 +24,19 @@ help:  ## what there is to make
 demo: install  ## train on real flights in a local Spark cluster
 	$(BIN)/python jobs/flights.py
 
-test: install browser  ## run all tests but those of jobs/airflow, most of them AT_ONCE=2 files at a time
-	$(BIN)/python -m pytest --numprocesses=$(AT_ONCE) --dist=loadfile $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest $(ALONE)
+test: unit browser $(CLASSES)  ## run all tests but those of jobs/airflow, most of them AT_ONCE=2 files at a time
+	$(BIN)/python -m pytest $(AT_A_TIME) -m 'not (unit or alone or airflow or exactness)' $(FILES)
+	$(BIN)/python -m pytest -m alone $(call marked,alone)
+
+unit: install  ## run the tests that start neither Spark nor TensorFlow, in less than a minute
+	$(BIN)/python -m pytest $(AT_A_TIME) -m unit $(call marked,unit)
+
+exactness-test: install  ## train all models of tests/keras_cases.py against one process, on all sizes
+	$(BIN)/python -m pytest -m exactness tests/test_exactness.py
+
+upstream-test: install  ## the same on the newest Keras and TensorFlow that the index has
+	test -d build/upstream || $(BIN)/python -m pip install --quiet --upgrade --target build/upstream tensorflow keras
+	PYTHONPATH=$(abspath build/upstream) $(BIN)/python -m pytest tests/test_exactness.py tests/test_training_together.py
 
 airflow-test: install airflow  ## run the tests of jobs/airflow in a real Airflow
 	$(BIN)/python -m pytest -m airflow tests/test_airflow.py
@@ -63,6 +79,10 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs,java]'
 	$(BIN)/tfspark jar
 	touch $@
+
+# With it, JVMs of tests start in two thirds of their time.
+$(CLASSES): $(STAMP) tests/archive_classes.py
+	$(BIN)/python tests/archive_classes.py
 
 # An environment of its own, as Airflow pins much; all versions are given, so that nothing has to be resolved.
 $(AIRFLOW)/.installed: jobs/airflow/requirements.txt

@@ -17,6 +17,7 @@ from tfspark.transport.input_clock import InputClock, InputState
 from tfspark.transport.spool import Feed, Spool
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("times", "verdict", "words"),
     [
@@ -37,6 +38,7 @@ def test_training_is_input_bound_unless_its_input_is_ahead_of_it(
     assert describe(times).startswith(words)
 
 
+@pytest.mark.unit
 def test_the_clock_of_an_input_adds_up_and_looking_at_it_changes_nothing() -> None:
     now = 0.0
     clock = InputClock(lambda: now)
@@ -93,6 +95,7 @@ def test_a_dataset_tells_waiting_for_rows_from_being_ahead_of_training(tmp_path:
     }  # fmt: skip
 
 
+@pytest.mark.unit
 def test_rates_are_those_of_the_last_ten_seconds() -> None:
     monitor = NodeMonitor()
     for t in range(31):
@@ -103,6 +106,7 @@ def test_rates_are_those_of_the_last_ten_seconds() -> None:
     assert monitor.latest.rows_read == 20_100
 
 
+@pytest.mark.unit
 def test_a_node_that_was_started_again_has_no_negative_rates() -> None:
     monitor = NodeMonitor()
     for t, rows in enumerate((100, 200, 0, 50)):
@@ -110,6 +114,7 @@ def test_a_node_that_was_started_again_has_no_negative_rates() -> None:
     assert monitor.rates.rows_per_second == 50.0
 
 
+@pytest.mark.unit
 def test_a_long_curve_is_thinned_out_and_keeps_its_ends() -> None:
     curve = Curve(most=10)
     for step in range(1000):
@@ -120,6 +125,7 @@ def test_a_long_curve_is_thinned_out_and_keeps_its_ends() -> None:
     assert curve.series("auc") == [] and curve.names == ["loss"]
 
 
+@pytest.mark.unit
 def test_a_chart_leaves_out_what_is_not_finite_and_escapes_names() -> None:
     svg = line_chart("<b>", {"worker 0 <script>": [(1, 2.0), (2, float("nan")), (3, 1.0)], "worker 1": [(1, 5.0)]})
     assert svg.count("<polyline") == 1 and svg.count("<circle") == 1

@@ -68,6 +68,7 @@ def test_spark_knows_every_setting(spark: Any, file: Path) -> None:
             entry.valueConverter().apply(value)  # Raises for a value of the wrong kind.
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("file", DEFAULTS, ids=lambda f: f.stem)
 def test_files_that_are_named_exist(file: Path) -> None:
     named = re.findall(rf"{INSTALLED}/([\w./-]+)", file.read_text())
@@ -153,11 +154,13 @@ GPU 10: Tesla T4 (UUID: GPU-87654321-2222-3333-4444-555555555555)
 END"""
 
 
+@pytest.mark.unit
 def test_all_gpus_are_found_and_instances_of_those_that_are_cut(tmp_path: Path) -> None:
     instances = ["MIG-66666666-7777-8888-9999-aaaaaaaaaaaa", "MIG-bbbbbbbb-cccc-dddd-eeee-ffffffffffff"]
     assert gpus(nvidia_smi(tmp_path, LISTED)) == [*instances, "1", "10"]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("visible", "addresses"),
     [
@@ -173,6 +176,7 @@ def test_cuda_visible_devices_is_honoured(tmp_path: Path, visible: str, addresse
     assert gpus(nvidia_smi(tmp_path, LISTED), CUDA_VISIBLE_DEVICES=visible) == addresses
 
 
+@pytest.mark.unit
 def test_a_driver_that_fails_is_no_host_without_gpus(tmp_path: Path) -> None:
     done = discover(nvidia_smi(tmp_path, "echo couldn\\'t communicate with the NVIDIA driver; exit 9"))
     assert done.returncode == 1 and done.stdout == ""

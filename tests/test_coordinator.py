@@ -23,6 +23,8 @@ from tfspark.spec import NodeAddress, NodeId, plan_nodes
 from tfspark.transport import messages as m
 from tfspark.transport.auth import new_secret
 
+pytestmark = pytest.mark.unit
+
 Make = Callable[[tuple[NodeId, ...]], Coordinator]
 
 

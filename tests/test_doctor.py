@@ -164,10 +164,12 @@ def surveyed(*changes: dict[str, Any], **fields: Any) -> list[Finding]:
     return [f for f in verdicts.judge(found) if f.state is not State.OK]
 
 
+@pytest.mark.unit
 def test_healthy_facts_give_no_complaint() -> None:
     assert surveyed({}, {}) == []
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("change", "check", "text"),
     [
@@ -184,6 +186,7 @@ def test_an_executor_that_differs_is_named(change: dict[str, Any], check: str, t
     assert finding.check == check and text in finding.text and finding.hint
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("master", "settings", "text"),
     [
@@ -197,11 +200,13 @@ def test_settings_that_hurt(master: str, settings: dict[str, str], text: str) ->
     assert text in finding.text and finding.hint
 
 
+@pytest.mark.unit
 def test_a_lost_shared_file_is_noticed() -> None:
     (finding,) = surveyed({"paths": {"/x": None}}, {"paths": {"/x": None}}, paths={"/x": None}, seen={"/x": 1})
     assert finding.check == "paths" and "what 1 executors wrote to /x is not seen here" in finding.text
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("error", "text"),
     [

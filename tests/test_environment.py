@@ -95,6 +95,7 @@ def test_no_java_but_the_package(tmp_path: Path) -> None:
     assert json.loads(done.stdout.strip().splitlines()[-1]) == {"result": 42}, done.stderr[-3000:]
 
 
+@pytest.mark.unit
 def test_no_java_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -113,6 +114,7 @@ def fake_java(directory: Path, banner: str) -> Path:
     return command
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("banner", "message"),
     [
@@ -129,6 +131,7 @@ def test_a_wrong_java_home_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert f"JAVA_HOME={tmp_path}" in str(raised.value)
 
 
+@pytest.mark.unit
 def test_a_good_java_home_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_java(tmp_path, 'openjdk version "21.0.2" 2024-01-16')
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))

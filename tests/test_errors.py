@@ -6,6 +6,8 @@ import pytest
 
 from tfspark.errors import FeedError, first_line
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("error", "line"),

@@ -26,26 +26,34 @@ def test_whatever_dies_no_row_is_lost_or_doubled() -> None:
     assert outcome["partitions_of_later_attempts"] > 5, "the faults have had their effect"
 
 
-def read_ids(args: Any, ctx: Any) -> list[list[int]]:
-    dataset = ctx.dataset(64, shuffle=args["shuffle"])
-    return [[int(i) for batch in dataset for i in batch["id"]] for _ in ctx.epochs()]
+def read_ids(args: Any, ctx: Any) -> list[list[list[int]]]:
+    """Return the ids of every feed's two epochs; `args` says of each feed whether it is shuffled."""
+    return [
+        [[int(i) for batch in dataset for i in batch["id"]] for _ in range(2)]
+        for dataset in (ctx.dataset(64, shuffle=shuffle) for shuffle in args)
+    ]
 
 
-def read(spark: Any, seed: int | None, shuffle: bool = True, **options: Any) -> dict[Any, list[list[int]]]:
-    with tfspark.Cluster(spark, read_ids, {"shuffle": shuffle}, workers=2) as cluster:
-        cluster.feed(spark.range(0, 5000, 1, 12), epochs=2, seed=seed, **options)
-    for epoch in range(2):
-        assert sorted(i for r in cluster.results.values() for i in r[epoch]) == list(range(5000))
-    return cluster.results
+def read(spark: Any, *feeds: tuple[bool, dict[str, Any]]) -> list[dict[Any, list[list[int]]]]:
+    """Return what two workers read of each feed; shuffled or not, and with what options."""
+    with tfspark.Cluster(spark, read_ids, [shuffle for shuffle, _ in feeds], workers=2) as cluster:
+        for _, options in feeds:
+            cluster.feed(spark.range(0, 5000, 1, 12), epochs=2, **options)
+    found = [{worker: r[i] for worker, r in cluster.results.items()} for i in range(len(feeds))]
+    for by_worker in found:
+        for epoch in range(2):
+            assert sorted(i for epochs in by_worker.values() for i in epochs[epoch]) == list(range(5000))
+    return found
 
 
 def test_a_seed_makes_a_feed_reproducible(spark: Any) -> None:
-    first, second, other = read(spark, 1), read(spark, 1, cache=None), read(spark, 2)
+    first, other = read(spark, (True, {"seed": 1}), (True, {"seed": 2}))
+    second, plain = read(spark, (True, {"seed": 1, "cache": None}), (False, {"seed": 1}))
     for worker, epochs in first.items():
         assert epochs[0] == second[worker][0], "the same seed, the same rows in the same order"
         assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]), "a new order each epoch"
-        assert sorted(epochs[0]) != sorted(other[worker][0])
-    plain = read(spark, 1, shuffle=False)
+        assert sorted(epochs[0]) == sorted(plain[worker][0]), "in a later feed, too"
+        assert sorted(plain[worker][0]) != sorted(other[worker][0])
     for epochs in plain.values():
         assert epochs[0] == epochs[1] == sorted(epochs[0])
 
@@ -65,7 +73,7 @@ def test_data_that_falls_apart_differently_when_recomputed_is_refused(spark: Any
     monkeypatch.setattr(ledger.FeedLedger, "assign", twice)
     with (
         pytest.raises(FeedError, match=r"rows can fall into other partitions"),
-        tfspark.Cluster(spark, read_ids, {"shuffle": False}, workers=1) as cluster,
+        tfspark.Cluster(spark, read_ids, [False], workers=1) as cluster,
     ):
         cluster.feed(spark.range(0, 100, 1, 8))
 
@@ -88,7 +96,7 @@ def test_workers_get_equally_many_rows_if_partitions_are_small(spark: Any) -> No
     sizes = [(7 * i) % 40 * 20 + 100 for i in range(80)]
     wanted = " or ".join(f"(id >= {i * 1000} and id < {i * 1000 + n})" for i, n in enumerate(sizes))
     df = spark.range(0, 80_000, 1, 80).where(wanted)
-    with tfspark.Cluster(spark, read_ids, {"shuffle": False}, workers=2) as cluster:
+    with tfspark.Cluster(spark, lambda args, ctx: [None for _ in ctx.dataset(64)], workers=2) as cluster:
         report = cluster.feed(df)
     assert report.rows == sum(sizes)
     share = report.rows / 2

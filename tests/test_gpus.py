@@ -155,6 +155,7 @@ def test_ports_that_are_no_range(spark: Any, ports: Any) -> None:
         tfspark.Cluster(spark, print, workers=1, ports=ports)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("assigned", "executor_sees", "devices"),
     [
@@ -174,12 +175,14 @@ def test_addresses_are_those_that_cuda_knows_in_the_executor(
     assert visible_devices(assigned, executor_sees) == devices
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("assigned", "executor_sees"), [("2", "4,6"), ("GPU-cc", "GPU-aa"), ("0", "-1"), ("0", "")])
 def test_a_device_that_is_hidden_is_not_given(assigned: str, executor_sees: str) -> None:
     with pytest.raises(ResourceError, match=f"Spark assigned GPU '{assigned}', but"):
         visible_devices([assigned], executor_sees)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("amount", "assigned", "env", "executor_sees", "gpus", "told"),
     [

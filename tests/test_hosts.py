@@ -20,7 +20,7 @@ from hosts import Hosts, why_not
 PROGRAM = Path(__file__).parent / "programs" / "train_across.py"
 WORKERS = ("one", "two", "three")
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 
 class SparkHosts(Hosts):

@@ -88,19 +88,29 @@ def test_pandas_and_iterators_of_dataframes(spark: Any) -> None:
 
 
 def test_columns_are_chosen_ordered_and_renamed(spark: Any) -> None:
-    df = spark.range(5).selectExpr("id", "id * 2 as `a.b`", "'x' as unused")
-    (epoch,) = fed(spark, df, columns={"double": "a.b", "id": "id"})
-    assert list(epoch) == ["double", "id"] and by(epoch, "id") == [(i, 2 * i) for i in range(5)]
-    (epoch,) = fed(spark, df.drop("unused"))
-    assert by(epoch, "id") == [(i, 2 * i) for i in range(5)] and list(epoch) == ["id", "a.b"]
+    def main(args: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
+        (first,), (second,) = ([{k: t.numpy().tolist() for k, t in b.items()} for b in ctx.dataset(5)] for _ in "12")
+        return [first, second]
+
+    df = spark.range(0, 5, 1, 1).selectExpr("id", "id * 2 as `a.b`", "'x' as unused")
+    with tfspark.Cluster(spark, main, {}, workers=1) as cluster:
+        cluster.feed(df, columns={"double": "a.b", "id": "id"})
+        cluster.feed(df.drop("unused"))
+    chosen, all_of_them = cluster.results["worker", 0]
+    assert list(chosen) == ["double", "id"] and by(chosen, "id") == [(i, 2 * i) for i in range(5)]
+    assert list(all_of_them) == ["id", "a.b"] and by(all_of_them, "id") == [(i, 2 * i) for i in range(5)]
 
 
-def nested(args: dict[str, Any], ctx: Any) -> Any:
-    """Return the only batch as nested dicts of lists, and the shapes of the dataset."""
-    dataset = ctx.dataset(100, **args)
-    (batch,) = list(dataset)
+def nested(feeds: int, ctx: Any) -> list[Any]:
+    """Return the only batch of each feed as nested dicts of lists, and the shapes of its dataset."""
     leaves = lambda d, f: {k: leaves(v, f) if isinstance(v, dict) else f(v) for k, v in d.items()}  # noqa: E731
-    return leaves(batch, lambda t: t.numpy().tolist()), leaves(dataset.element_spec, lambda s: s.shape.as_list())
+    found = []
+    for _ in range(feeds):
+        dataset = ctx.dataset(100)
+        (batch,) = list(dataset)
+        shapes = leaves(dataset.element_spec, lambda s: s.shape.as_list())
+        found.append((leaves(batch, lambda t: t.numpy().tolist()), shapes))
+    return found
 
 
 def test_structs_vectors_and_masks(spark: Any) -> None:
@@ -114,9 +124,14 @@ def test_structs_vectors_and_masks(spark: Any) -> None:
         "if(id = 1, null, 7L) as maybe",
         "if(id = 1, null, date'1970-01-03') as day",
     )
-    with tfspark.Cluster(spark, nested, {}, workers=1) as cluster:
+    with tfspark.Cluster(spark, nested, 2, workers=1) as cluster:
         cluster.feed(df, mask=["maybe", "day"])
-    values, shapes = cluster.results["worker", 0]
+        with pytest.raises(SchemaError, match=r"mask names \['nope'\]"):
+            cluster.feed(df, mask=["nope"])
+        with pytest.raises(ConfigurationError, match="mask is for DataFrames"):
+            cluster.feed(spark.sparkContext.parallelize([(1,)]), mask=["_1"])
+        cluster.feed(df.select("outer"))
+    (values, shapes), (only_outer, _) = cluster.results["worker", 0]
     assert values == {
         "features": [[1.0, 2.0, 1.0], [0.0, 5.0, 2.0]],
         "outer": {"n": [1, 2], "deep": {"s": [b"s1", b"s2"]}},
@@ -126,13 +141,7 @@ def test_structs_vectors_and_masks(spark: Any) -> None:
         "day_mask": [False, True],
     }
     assert shapes["features"] == [None, 3]
-    with tfspark.Cluster(spark, nested, {}, workers=1) as cluster:
-        with pytest.raises(SchemaError, match=r"mask names \['nope'\]"):
-            cluster.feed(df, mask=["nope"])
-        with pytest.raises(ConfigurationError, match="mask is for DataFrames"):
-            cluster.feed(spark.sparkContext.parallelize([(1,)]), mask=["_1"])
-        cluster.feed(df.select("outer"))
-    assert cluster.results["worker", 0][0] == {"outer": values["outer"]}
+    assert only_outer == {"outer": values["outer"]}
 
 
 def test_arrays_of_arrays_and_sparse_vectors(spark: Any) -> None:
@@ -308,26 +317,27 @@ def test_rows_become_the_columns_that_they_hold(rows: list[tuple[Any, ...]]) -> 
         np.testing.assert_equal(table[name].to_pylist(), list(values))
 
 
-@pytest.mark.parametrize("cache", ["disk", "memory", None])
-def test_epochs_see_the_same_rows_wherever_they_are_kept(spark: Any, cache: str | None) -> None:
-    accumulator = spark.sparkContext.accumulator(0)
+def test_epochs_see_the_same_rows_wherever_they_are_kept(spark: Any) -> None:
+    def main(args: int, ctx: Any) -> Any:
+        def read() -> list[int]:
+            return sorted(i for b in ctx.dataset(16, shuffle=True) for i in b["id"].numpy())
 
-    def count(batches: Any) -> Any:
-        for batch in batches:
-            accumulator.add(batch.num_rows)
-            yield batch
+        return [(ctx.fed_epochs, [read() for _ in range(3)]) for _ in range(args)]
 
-    df = spark.range(0, 100, 1, 3).mapInArrow(count, "id long")
+    caches = ["disk", "memory", None]
+    with tfspark.Cluster(spark, main, len(caches), workers=1) as cluster:
+        for cache in caches:
+            made = spark.sparkContext.accumulator(0)
 
-    def main(args: dict[str, Any], ctx: Any) -> Any:
-        fed = ctx.fed_epochs
-        return fed, [sorted(i for b in ctx.dataset(16, shuffle=True) for i in b["id"].numpy()) for _ in ctx.epochs()]
+            def count(batches: Any, made: Any = made) -> Any:
+                for batch in batches:
+                    made.add(batch.num_rows)
+                    yield batch
 
-    with tfspark.Cluster(spark, main, {}, workers=1) as cluster:
-        report = cluster.feed(df, epochs=3, cache=cache)
+            df = spark.range(0, 100, 1, 3).mapInArrow(count, "id long")
+            report = cluster.feed(df, epochs=3, cache=cache)
+            assert made.value == (300 if cache is None else 100)
+            assert report.rows == (300 if cache is None else 100) and report.epochs == 3
         with pytest.raises(ConfigurationError, match="cache must be"):
             cluster.feed(df, cache="tape")
-    fed, epochs = cluster.results["worker", 0]
-    assert fed == 3 and epochs == [list(range(100))] * 3
-    assert accumulator.value == (300 if cache is None else 100)
-    assert report.rows == (300 if cache is None else 100) and report.epochs == 3
+    assert cluster.results["worker", 0] == [(3, [list(range(100))] * 3)] * 3

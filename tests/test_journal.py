@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tfspark.driver.journal import FeedEntry, Journal
 from tfspark.driver.recovery import worth_a_restart
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, SchemaError, StartTimeout
 from tfspark.transport.messages import FeedBegins
+
+pytestmark = pytest.mark.unit
 
 
 def entry(epochs: int, name: str = "") -> FeedEntry:

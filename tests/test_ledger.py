@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tfspark.driver.ledger import FeedLedger, Target
 from tfspark.spec import NodeId
+
+pytestmark = pytest.mark.unit
 
 A, B, C = (NodeId("worker", i) for i in range(3))
 

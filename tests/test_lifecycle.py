@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from tfspark.driver import events as ev
 from tfspark.driver import lifecycle as lc
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, StepTimeout
 from tfspark.spec import NodeAddress, NodeId
+
+pytestmark = pytest.mark.unit
 
 NODES = (NodeId("worker", 0), NodeId("worker", 1))
 LIMITS = lc.Limits(start=100.0, silence=8.0, last_words=2.0, grace=5.0, job_end=8.0)

@@ -17,6 +17,8 @@ from tfspark.transport.auth import new_secret
 from tfspark.transport.ports import Claim
 from tfspark.transport.server import MessageServer
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,8 @@ import pytest
 from tfspark.model_server.faults import RequestError
 from tfspark.model_server.gate import check
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("host", "given", "allowed"),

@@ -33,6 +33,7 @@ def test_every_row_is_trained_on_once_per_epoch_by_the_worker_that_was_fed_it() 
     assert abs(kernel[0][0] - 1) < 0.4 and abs(kernel[1][0] + 1) < 0.4
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("sig", ["SIGKILL", "SIGSTOP"])
 def test_training_goes_on_when_a_worker_is_lost_and_takes_it_back(sig: str, tmp_path: Path) -> None:
     program = PROGRAM.with_name("lost_worker.py")
@@ -51,6 +52,7 @@ def test_training_goes_on_when_a_worker_is_lost_and_takes_it_back(sig: str, tmp_
     assert set(outcome["counts"]) <= {epochs, epochs + 1}
 
 
+@pytest.mark.unit
 def test_who_does_what() -> None:
     nodes = plan_nodes(2, ps=1)
     assert [str(n) for n in nodes] == ["chief 0", "worker 0", "worker 1", "ps 0"]

@@ -18,6 +18,8 @@ from tfspark.transport.messages import Pulse
 from tfspark.transport.ports import Claim
 from tfspark.transport.server import MessageServer, location_of
 
+pytestmark = pytest.mark.unit
+
 HOSTS = ["127.0.0.1", "::1"]
 
 

@@ -26,6 +26,8 @@ from tfspark.driver.resources import (
 from tfspark.errors import ConfigurationError, ResourceError
 from tfspark.spec import NodeId, plan_nodes
 
+pytestmark = pytest.mark.unit
+
 STANDALONE = Settings(Manager.STANDALONE)
 GPUS = Settings(Manager.STANDALONE, executor_gpus=2)
 WORKERS = plan_nodes(2)

@@ -15,6 +15,8 @@ from tfspark.errors import SchemaError
 from tfspark.prepare import prepare_batch
 from tfspark.schema import ColumnSpec, arrow_schema, plan_columns
 
+pytestmark = pytest.mark.unit
+
 
 def prepare(values: list[Any], t: pa.DataType, **rules: Any) -> pa.Array:
     batch = pa.RecordBatch.from_arrays([pa.array(values, t)], names=["x"])

@@ -29,6 +29,8 @@ from tfspark.transport.serving import Serving
 from tfspark.transport.shared_memory import LEAST_BYTES, MESSAGE_BYTES, SLOT_BYTES, GrantedSlots, SlotPool, SlotWriter
 from tfspark.transport.spool import Feed, Spool
 
+pytestmark = pytest.mark.unit
+
 COLUMNS = (ColumnSpec("x", "float32", (256,)), ColumnSpec("id", "int64"))
 SCHEMA = arrow_schema(COLUMNS)
 

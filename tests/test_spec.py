@@ -17,6 +17,8 @@ from tfspark.spec import (
     spec_to_json,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def test_worker_zero_is_the_chief_unless_there_is_one() -> None:
     assert [is_chief(n, plan_nodes(2)) for n in plan_nodes(2)] == [True, False]

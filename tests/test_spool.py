@@ -16,6 +16,8 @@ from tfspark.schema import ColumnSpec
 from tfspark.transport import spool as spool_module
 from tfspark.transport.spool import Feed, Spool
 
+pytestmark = pytest.mark.unit
+
 SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
 BATCH = pa.record_batch([pa.array(range(1000), pa.int64())], schema=SCHEMA)
 

@@ -85,6 +85,7 @@ def test_stop_from_another_thread(spark: Any, tmp_path: Path, phase: Any) -> Non
     cluster.stop()
 
 
+@pytest.mark.alone
 def test_main_that_does_not_return_is_killed_after_the_grace_that_stop_was_given(spark: Any) -> None:
     def busy(args: Any, ctx: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -126,6 +127,7 @@ def test_a_job_can_be_cancelled_from_another_thread_than_its_own(spark: Any, tmp
     assert job.join(10.0) and ended.is_set()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("phase", [launched, feeding])
 def test_ctrl_c(spark: Any, tmp_path: Path, phase: Any) -> None:
     args = {"directory": str(tmp_path)}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow.flight as flight
+import pytest
 
 from tfspark.executor import task
 from tfspark.spec import NodeId
 from tfspark.transport.auth import new_secret
+
+pytestmark = pytest.mark.unit
 
 NODE = NodeId("worker", 0)
 

@@ -30,6 +30,8 @@ from tfspark.transport.server import MessageServer
 from tfspark.transport.serving import Serving
 from tfspark.transport.spool import Feed, Spool
 
+pytestmark = pytest.mark.unit
+
 SCHEMA = pa.schema([pa.field("x", pa.int64(), nullable=False)])
 BATCH = pa.record_batch([pa.array(range(1000), pa.int64())], schema=SCHEMA)
 

@@ -223,6 +223,7 @@ def server() -> Iterator[WebServer]:
     server.close()
 
 
+@pytest.mark.unit
 def test_the_page_answers_only_those_who_know_its_token(server: WebServer) -> None:
     root = server.url.removesuffix("right/")
     assert "input-bound" in fetch(server.url + "view")
@@ -235,6 +236,7 @@ def test_the_page_answers_only_those_who_know_its_token(server: WebServer) -> No
         urllib.request.urlopen(server.url, data=b"x")
 
 
+@pytest.mark.unit
 def test_the_page_takes_only_so_many_connections_at_a_time(server: WebServer) -> None:
     port = int(re.findall(r":(\d+)/", server.url)[0])
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(MOST_CONNECTIONS)]
@@ -246,6 +248,7 @@ def test_the_page_takes_only_so_many_connections_at_a_time(server: WebServer) ->
             connection.close()
 
 
+@pytest.mark.unit
 def test_what_nodes_say_is_shown_as_text(server: WebServer) -> None:
     view = fetch(server.url + "view")
     assert "<script>" not in view and "&lt;script&gt;" in view
@@ -253,6 +256,7 @@ def test_what_nodes_say_is_shown_as_text(server: WebServer) -> None:
     assert json.loads(fetch(server.url + "status.json"))["nodes"][1]["metrics"] == {"nan": None}
 
 
+@pytest.mark.unit
 def test_the_terminal_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
