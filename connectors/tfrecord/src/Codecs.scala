@@ -34,7 +34,7 @@ object Codecs {
   def of(path: Path, conf: Configuration): CompressionCodec = of(path, new CompressionCodecFactory(conf))
 
   def of(path: Path, known: CompressionCodecFactory): CompressionCodec =
-    if (path.getName.endsWith(ZstdCodec.Extension)) new ZstdCodec else known.getCodec(path)
+    if (ZstdCodec.knows(path.getName)) new ZstdCodec else known.getCodec(path)
 
   /** Opens a file and undoes its compression. Compressed data that end early are an error to whoever reads them. */
   def open(path: Path, conf: Configuration): InputStream = {
