@@ -75,8 +75,10 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     ensure_pyspark()
     options: dict[str, Any] = builder._options  # type: ignore[attr-defined]
     if not _is_connect(options):
-        # The environment of a Connect server is not ours to set.
         _set_options(builder, options)
+    else:
+        # For a server that the builder starts here; the environment of another one is not ours to set.
+        _choose_python(options)
     for name in ("getOrCreate", "create"):
         if make := getattr(builder, name, None):
             setattr(builder, name, _giving_connector(make))

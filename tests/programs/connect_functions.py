@@ -35,9 +35,8 @@ def main() -> None:
     """Do it all in a Connect server of this machine."""
     place = sys.argv[1]
     rows = []
-    for n, spark in enumerate(
-        make() for make in (lambda: tfspark.session("one"), lambda: tfspark.session("two"), configured)
-    ):
+    for n, make in enumerate([configured, lambda: tfspark.session("one"), lambda: tfspark.session("two")]):
+        spark = make()
         spark.range(10).write.format("tfrecord").save(f"{place}/{n}")
         rows.append(spark.read.format("tfrecord").load(f"{place}/{n}").count())
     df = spark.sql("SELECT id, if(id = 0, array(0f, 0.5f), array()) AS x, 'a' AS s FROM range(0, 2, 1, 1)")
@@ -62,7 +61,7 @@ def main() -> None:
 
 def configured() -> SparkSession:
     """Make a session by the builder."""
-    return tfspark.configure(SparkSession.builder.appName("three")).create()
+    return tfspark.configure(SparkSession.builder.appName("zero")).getOrCreate()
 
 
 if __name__ == "__main__":
