@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import tensorflow as tf
 from hypothesis import given
@@ -193,3 +196,98 @@ def test_every_mutation_is_parsed_as_protobuf_does_it_or_refused() -> None:
 def test_values_are_those_that_were_written(ints: list[int], floats: list[float], blobs: list[bytes]) -> None:
     features = parse(example(i=("int64", ints), f=("float", floats), s=("bytes", blobs)), RecordType.EXAMPLE).features
     assert [list(features[n].values) for n in "ifs"] == [ints, floats, blobs]
+
+
+def test_sizes_of_bytes_and_numbers_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in (1, 2, 3, 4, 1500):
+        path = write(tmp_path / "x", example(b=("bytes", [b"\xff" * size])))
+        assert f"[<{size} bytes>]" in run(capsys, "head", path)[1]
+        assert f"[<{size} bytes>]" in run(capsys, "schema", path)[1]
+    path = write(tmp_path / "y", *[example(i=("int64", [n])) for n in range(1500)])
+    size = Path(path).stat().st_size
+    assert run(capsys, "count", path)[1] == f"file\trecords\tbytes\n{path}\t1500\t{size}\n# 1500 records in 1 files\n"
+    assert "\tbigint\t1000\t1\t" in run(capsys, "schema", path)[1]
+    assert run(capsys, "verify", path)[1] == f"1500 records ({size - 1500 * 16} bytes) of 1 files are good\n"
+
+
+def test_names_break_no_lines_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "a\tb\nc\x1b[31m\u2028d"
+    place = tmp_path / "p\tq"
+    place.mkdir()
+    path = Path(write(tmp_path / "x", example(**{odd: ("bytes", [b"v\tw\n"])}))).rename(place / "x\n\udcff")
+    shown = "a\\tb\\nc\\x1b[31m\\u2028d"
+    for action in ("schema", "head", "count"):
+        lines = run(capsys, action, path)[1].split("\n")
+        assert len(lines) == 4 and {line.count("\t") for line in lines[:2]} == {lines[0].count("\t")}
+        assert shown in lines[1] or (action == "count" and "p\\tq/x\\n\\udcff" in lines[1])
+    assert list(json.loads(run(capsys, "head", "--json", path)[1])) == [odd]
+
+
+def test_one_bad_file_hides_no_good_one(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "aa").write_bytes(b"this is no TFRecord file")
+    (directory / "b.snappy").write_bytes(b"x")
+    good = {"a.tfrecord": 3, "p=1/b.tfrecord": 1}
+    code, out, err = run(capsys, "count", directory)
+    assert code == 1 and out.splitlines()[-1] == "# 4 records in 2 files"
+    assert [line.split("\t")[:2] for line in out.splitlines()[1:-1]] == [
+        [f"{directory}/{name}", str(n)] for name, n in good.items()
+    ]
+    assert f"{directory}/aa, record 0 at offset 0: this is no TFRecord" in err and "b.snappy is compressed" in err
+    code, out, _ = run(capsys, "count", "--json", directory)
+    found = json.loads(out)
+    assert code == 1 and found["records"] == 4 and [b["record"] for b in found["bad"]] == [0, None]
+    code, out, err = run(capsys, "schema", "--json", directory)
+    assert code == 1 and json.loads(out)["records"] == 4 and "aa, record 0" in err
+    code, out, _ = run(capsys, "verify", "--json", directory)
+    assert code == 1 and json.loads(out)["records"] == 4 and len(json.loads(out)["bad"]) == 2
+    code, out, err = run(capsys, "head", directory)
+    assert code == 1 and out.count("feature\tvalues") == 4 and "aa, record 0" in err
+
+
+def test_records_without_a_feature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = tf.train.FeatureLists(feature_list={"f": tf.train.FeatureList(feature=[feature("int64", [1])])})
+    path = write(tmp_path / "x", *[tf.train.SequenceExample(feature_lists=lists).SerializeToString()] * 3)
+    code, _, err = run(capsys, "schema", path)
+    assert code == 1 and "3 records, none with a feature" in err
+    assert "Try --record-type SequenceExample or ByteArray" in err
+    found = json.loads(run(capsys, "schema", "--json", "--record-type", "ByteArray", path)[1])
+    assert found["schema"] == "struct<byteArray:binary>" and found["records"] == 3
+
+
+def test_spark_and_the_command_agree_on_compressed_files(
+    spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Path(write(tmp_path / "plain", *[example(i=("int64", [n])) for n in range(100)])).read_bytes()
+    packed = {
+        ".bz2": bz2.compress(plain),
+        ".gz": gzip.compress(plain),
+        ".deflate": zlib.compress(plain),
+        ".zst": pyarrow.compress(plain, "zstd", asbytes=True),
+        ".zlib": zlib.compress(plain),
+        ".tfrecord": plain,
+    }
+    cases = {
+        "whole": lambda body: body,
+        "twice": lambda body: body * 2,
+        "cut": lambda body: body[:-3],
+        "zeros": lambda body: body + bytes(30),
+        "text": lambda body: body + b"something else",
+        "byte": lambda body: body + b"x",
+        "empty": lambda body: b"",
+    }
+    counts = {}
+    for end, body in packed.items():
+        for case, change in cases.items():
+            path = tmp_path / f"{case}{end}"
+            path.write_bytes(change(body))
+            code, out, _ = run(capsys, "count", "--json", path)
+            by_command = json.loads(out)["records"] if code == 0 else "error"
+            try:
+                by_spark = spark.read.format("tfrecord").schema("i long").load(str(path)).count()
+            except Exception as e:
+                assert path.name in str(e)
+                by_spark = "error"
+            counts[case, end] = by_command, by_spark
+    assert {k: v for k, v in counts.items() if v[0] != v[1]} == {}
+    expected = {"whole": 100, "twice": 200, "empty": 0}
+    assert {k: v for k, v in counts.items() if v[0] != expected.get(k[0], "error")} == {}

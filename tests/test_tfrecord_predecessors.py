@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import decimal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,30 +104,6 @@ def test_9_large_binaries_make_the_round_trip(spark: Any, tmp_path: Path) -> Non
     read(spark, path).write.format("tfrecord").save(str(tmp_path / "y"))
     (back,) = (tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(files(tmp_path / "y")))
     assert back.features.feature["b"].bytes_list.value[0] == blob
-
-
-ADD_JAR = """
-import os, sys
-os.environ["PYSPARK_PYTHON"] = sys.executable
-from pyspark.sql import SparkSession
-from tfspark.connector import connector_jar
-spark = SparkSession.builder.master(sys.argv[2]).config("spark.ui.enabled", "false").getOrCreate()
-spark.range(3).count()
-spark.sql(f"ADD JAR '{connector_jar()}'")
-for s in (spark, spark.newSession()):
-    s.range(10).write.format("tfrecord").mode("overwrite").save(sys.argv[1])
-    assert s.read.format("tfrecord").load(sys.argv[1]).count() == 10
-    assert s.sql(f"SELECT sum(id) FROM tfrecord.`{sys.argv[1]}`").first()[0] == 45
-spark.stop()
-"""
-
-
-@pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,1,1024]"])
-def test_10_a_jar_added_to_a_running_session(tmp_path: Path, master: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ADD_JAR, str(tmp_path / "x"), master], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_every_spelling_of_options_and_formats(spark: Any, tmp_path: Path) -> None:

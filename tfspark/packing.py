@@ -7,22 +7,20 @@ is not to be had (Spark Connect, a session without the jar), arrays travel as th
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from tfspark.errors import SchemaError
+from tfspark.expressions import bridge_of
 from tfspark.schema import ColumnSpec
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import DataType
-
-logger = logging.getLogger(__name__)
 
 SHORTEST = 16
 """Arrays of fewer values gain nothing by it."""
@@ -74,25 +72,10 @@ def _gains(c: ColumnSpec) -> bool:
 
 def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
     """Return a function that makes the packing column, or None if this session does not have it."""
-    try:
-        from py4j.java_gateway import JavaClass
-        from pyspark.sql.classic.column import Column as ClassicColumn
-
-        jvm: Any = df.sparkSession._jvm  # type: ignore[attr-defined]
-        packed, bridge = jvm.tfspark.tfrecord.PackedArray, jvm.org.apache.spark.sql.classic.ExpressionUtils
-    except (ImportError, AttributeError):
+    bridge = bridge_of(df.sparkSession)
+    if bridge is None:
         return None
-    except Exception as e:
-        # Spark Connect has no JVM and says so with an error of its own.
-        logger.debug("arrays travel as they are: %s", e)
-        return None
-    if not isinstance(packed, JavaClass) or not isinstance(bridge, JavaClass):
-        return None
-
-    def column(of: Column, narrow: bool) -> Column:
-        return ClassicColumn(bridge.column(packed(bridge.expression(of._jc), narrow)))  # type: ignore[attr-defined]
-
-    return column
+    return lambda of, narrow: bridge.column(bridge.connector.PackedArray(bridge.expression(of), narrow))
 
 
 def unpacked(batch: pa.RecordBatch, packed: Packed) -> pa.RecordBatch:

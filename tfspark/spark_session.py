@@ -6,17 +6,19 @@ never overridden; the connector's jar is added to the user's own jars.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.connector import connector_jar
-from tfspark.errors import ConfigurationError
+from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.expressions import register_functions
 from tfspark.java import ensure_java
 from tfspark.spark_home import ensure_pyspark
 
@@ -38,6 +40,9 @@ DEFAULTS = {
 }
 
 
+EXTENSION = "tfspark.tfrecord.TFRecordExtensions"
+"""For ``spark.sql.extensions``: the SQL functions ``to_example`` and ``from_example``."""
+
 _PROPERTY = re.compile(r"\s*([^\s#!=:][^\s=:]*)[\s=:]+(.*)")
 
 
@@ -45,7 +50,8 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     """Prepare a session builder for tfspark.
 
     Adds the TFRecord connector to ``spark.jars``, sets ``PYSPARK_PYTHON`` and ``PYSPARK_DRIVER_PYTHON`` to the running
-    interpreter if they are unset, enables Arrow with a batch size in bytes, and finds Java.
+    interpreter if they are unset, enables Arrow with a batch size in bytes, and finds Java. A session that is running
+    already, and one of Spark Connect, gets the connector when the builder returns it.
 
     Parameters
     ----------
@@ -68,9 +74,19 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     """
     ensure_pyspark()
     options: dict[str, Any] = builder._options  # type: ignore[attr-defined]
-    if _is_connect(options):
-        # The server's environment is not ours to set; its jars come by addArtifacts.
-        return builder
+    if not _is_connect(options):
+        _set_options(builder, options)
+    else:
+        # For a server that the builder starts here; the environment of another one is not ours to set.
+        _choose_python(options)
+    for name in ("getOrCreate", "create"):
+        if make := getattr(builder, name, None):
+            setattr(builder, name, _giving_connector(make))
+    return builder
+
+
+def _set_options(builder: SparkSession.Builder, options: Mapping[str, Any]) -> None:
+    """Set what a new classic session is made with."""
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         ensure_java()
     settings = {**_settings_outside_the_builder(), **{k: str(v) for k, v in options.items()}}
@@ -80,10 +96,35 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     if jar not in jars:
         builder.config("spark.jars", ",".join([*jars, jar]))
         _show_to_running_driver(jar)
+    _add_extension(builder, settings)
     for key, value in DEFAULTS.items():
         if key not in settings:
             builder.config(key, value)
-    return builder
+
+
+def _add_extension(builder: SparkSession.Builder, settings: Mapping[str, str]) -> None:
+    """Have each session of a new program know the connector's SQL functions."""
+    from pyspark import SparkContext
+
+    extensions = [e for e in settings.get("spark.sql.extensions", "").split(",") if e]
+    if EXTENSION not in extensions and SparkContext._active_spark_context is None:
+        builder.config("spark.sql.extensions", ",".join([*extensions, EXTENSION]))
+
+
+def _giving_connector(make: Callable[[], SparkSession]) -> Callable[[], SparkSession]:
+    """Return what makes a session, or finds one that runs, and gives it the connector."""
+
+    @functools.wraps(make)
+    def made() -> SparkSession:
+        spark = make()
+        try:
+            add_connector(spark)
+        except DependencyError as e:
+            # Installations of pyspark-client have no compiler; all else works without the connector.
+            logger.warning("this session has no format('tfrecord'): %s", e)
+        return spark
+
+    return made
 
 
 def session(app: str, master: str | None = None, **conf: Any) -> SparkSession:
@@ -120,15 +161,12 @@ def session(app: str, master: str | None = None, **conf: Any) -> SparkSession:
         builder = builder.master(master)
     for key, value in _named(conf).items():
         builder = builder.config(key, value)
-    running = SparkSession.getActiveSession()
-    spark = configure(builder).getOrCreate()
-    if running is not None:
-        add_connector(spark)
-    return spark
+    return configure(builder).getOrCreate()
 
 
 def add_connector(spark: SparkSession) -> None:
-    """Give a running session the TFRecord connector, if it has none yet.
+    """Give a running session the TFRecord connector, if it has none yet: the format, and in a classic session the SQL
+    functions ``to_example`` and ``from_example``.
 
     Parameters
     ----------
@@ -136,13 +174,23 @@ def add_connector(spark: SparkSession) -> None:
         A classic or a Spark Connect session.
     """
     jar = connector_jar()
-    if not hasattr(spark, "_jsparkSession"):
+    if is_connect(spark):
         spark.addArtifacts(str(jar))
         return
-    listed = [*spark.sparkContext.getConf().get("spark.jars", "").split(",")]  # type: ignore[union-attr]
-    listed += [row[0] for row in spark.sql("LIST JARS").collect()]
-    if not any(Path(name).name == jar.name for name in listed):
+    if not any(Path(name).name == jar.name for name in _jars_of(spark)):
         spark.sql(f"ADD JAR '{jar}'")
+    register_functions(spark)
+
+
+def _jars_of(spark: SparkSession) -> Iterator[str]:
+    """Yield the jars of a classic session: those it was made with, then those that were added."""
+    yield from spark.sparkContext.getConf().get("spark.jars", "").split(",")  # type: ignore[union-attr]
+    yield from (row[0] for row in spark.sql("LIST JARS").collect())
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Tell whether a session is one of Spark Connect, which has no JVM here."""
+    return not hasattr(spark, "_jsparkSession")
 
 
 def _show_to_running_driver(jar: str) -> None:

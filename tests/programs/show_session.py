@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 if __name__ == "__main__":
     from pyspark.sql import SparkSession
@@ -13,8 +14,10 @@ if __name__ == "__main__":
 
     master, path = sys.argv[1:]
     if master == "running":
-        SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-        spark = tfspark.session("show")
+        # The session of another thread, which is none of this thread's, with executors of their own.
+        SparkSession.builder.master("local-cluster[1,2,1024]").config("spark.ui.enabled", "false").getOrCreate()
+        with ThreadPoolExecutor(1) as pool:
+            spark = pool.submit(tfspark.session, "show").result()
     else:
         builder = SparkSession.builder.appName("show").config("spark.ui.enabled", "false")
         spark = tfspark.configure(builder if master == "-" else builder.master(master)).getOrCreate()

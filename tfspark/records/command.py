@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfspark.errors import TFSparkError
-from tfspark.records.example import Feature, RecordType, parse
+from tfspark.records.example import Feature, Kind, Record, RecordType, parse
 from tfspark.records.faults import BadRecord, MalformedMessage
 from tfspark.records.files import ReadOptions, RecordFile, find, open_records, spread
 from tfspark.records.framing import MAX_RECORD_BYTES, RecordReader
-from tfspark.records.inference import Observer
+from tfspark.records.inference import Observer, Seen
 
 SAMPLED_FILES = 16
 SAMPLED_RECORDS = 1000
@@ -87,44 +87,97 @@ def _located(reader: RecordReader) -> Iterator[None]:
         raise reader.fault(e.message, e.hint) from e
 
 
+class _BadFiles:
+    """What is wrong with files: the others are looked at all the same."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[RecordFile, TFSparkError]] = []
+
+    @contextmanager
+    def noting(self, file: RecordFile) -> Iterator[None]:
+        """Note what is wrong with a file, and go on."""
+        try:
+            yield
+        except TFSparkError as e:
+            self.errors.append((file, e))
+
+    def plain(self) -> list[dict[str, Any]]:
+        """Return them for JSON; a file that cannot be opened has no bad record."""
+        return [
+            {"file": f.name, "record": e.record, "offset": e.offset, "reason": e.reason}
+            if isinstance(e, BadRecord)
+            else {"file": f.name, "record": None, "offset": None, "reason": e.message}
+            for f, e in self.errors
+        ]
+
+    def complain(self) -> int:
+        """Say on standard error what is wrong; return the exit code."""
+        for _, e in self.errors:
+            sys.stderr.write(f"tfspark: {e}\n")
+        return 1 if self.errors else 0
+
+
 def _schema(options: argparse.Namespace) -> int:
     observer = Observer()
+    bad = _BadFiles()
     files = _files(options)
     for file in files if options.full else spread([f for f in files if f.size], options.files):
-        with open_records(file, _read_options(options)) as reader:
+        with bad.noting(file), open_records(file, _read_options(options)) as reader:
             for data in itertools.islice(reader, None if options.full else options.records):
                 with _located(reader):
-                    observer.add(parse(data, options.record_type))
-    types = observer.types()
+                    observer.add(_parsed(data, options.record_type))
+    types = _types(observer, options.record_type, bad)
     rows = [(name, types.get(name), observer.seen[name]) for name in sorted(observer.seen)]
     if options.json:
         features = [
             {"name": n, "type": t, "records": s.records, "fewest": s.fewest, "most": s.most} for n, t, s in rows
         ]
         struct = f"struct<{','.join(f'{n}:{t}' for n, t in types.items())}>"
-        _json({"records": observer.records, "schema": struct, "features": features})
+        _json({"records": observer.records, "schema": struct, "features": features, "bad": bad.plain()})
     else:
         _table(
             ["feature", "Spark type", "records", "values", "for example"],
             [
-                (n, t or "no list", f"{s.records:,}", _range(s.fewest, s.most), _shorten(_shown(s.example)))
+                (n, t or "no list", _number(s.records), _range(s.fewest, s.most), _shorten(_shown(_example(s))))
                 for n, t, s in rows
             ],
-            f"{observer.records:,} records of {len(files):,} files",
+            f"{_number(observer.records)} records of {_number(len(files))} files",
         )
-    return 0
+    return bad.complain()
+
+
+def _parsed(data: bytes, record_type: RecordType) -> Record:
+    """Parse a record; one that is any bytes is a feature of its own."""
+    if record_type is RecordType.BYTE_ARRAY:
+        return Record({"byteArray": Feature(Kind.BYTES, [data])})
+    return parse(data, record_type)
+
+
+def _types(observer: Observer, record_type: RecordType, bad: _BadFiles) -> dict[str, str]:
+    if record_type is RecordType.BYTE_ARRAY:
+        return {"byteArray": "binary"}
+    types = observer.types()
+    if observer.records and not types and not bad.errors:
+        others = "ByteArray" if record_type is RecordType.SEQUENCE_EXAMPLE else "SequenceExample or ByteArray"
+        raise TFSparkError(f"{_number(observer.records)} records, none with a feature", f"Try --record-type {others}.")
+    return types
+
+
+def _example(seen: Seen) -> Any:
+    return None if seen.example is None else [_value(v) for v in seen.example]
 
 
 def _head(options: argparse.Namespace) -> int:
     left = options.n
+    bad = _BadFiles()
     for file in _files(options):
         if not left:
             break
-        with open_records(file, _read_options(options)) as reader:
+        with bad.noting(file), open_records(file, _read_options(options)) as reader:
             for data in itertools.islice(reader, left):
                 left -= 1
                 with _located(reader):
-                    record = parse(data, options.record_type)
+                    record = _parsed(data, options.record_type)
                 values: dict[str, Any] = {n: _plain(f) for n, f in record.features.items()}
                 values |= {n: [_plain(f) for f in fs] for n, fs in record.lists.items()}
                 if options.record_type is RecordType.BYTE_ARRAY:
@@ -133,49 +186,59 @@ def _head(options: argparse.Namespace) -> int:
                     _json(values)
                 else:
                     rows = [(n, _shorten(_shown(values[n]))) for n in sorted(values)]
-                    _table(["feature", "values"], rows, f"{file.name}, record {reader.record}, {len(data):,} bytes")
-    return 0
+                    title = f"{file.name}, record {_number(reader.record)}, {_number(len(data))} bytes"
+                    _table(["feature", "values"], rows, title)
+    return bad.complain()
 
 
 def _count(options: argparse.Namespace) -> int:
     counts = []
+    bad = _BadFiles()
     for file in _files(options):
-        with open_records(file, _read_options(options)) as reader:
+        with bad.noting(file), open_records(file, _read_options(options)) as reader:
             while reader.skip():
                 pass
             counts.append((file, reader.record))
     total = sum(n for _, n in counts)
     if options.json:
-        _json({"records": total, "files": [{"file": f.name, "records": n, "bytes": f.size} for f, n in counts]})
+        found = [{"file": f.name, "records": n, "bytes": f.size} for f, n in counts]
+        _json({"records": total, "files": found, "bad": bad.plain()})
     else:
-        rows = [(f.name, f"{n:,}", f"{f.size:,}") for f, n in counts]
-        _table(["file", "records", "bytes"], rows, f"{total:,} records in {len(counts):,} files")
-    return 0
+        rows = [(f.name, _number(n), _number(f.size)) for f, n in counts]
+        _table(["file", "records", "bytes"], rows, f"{_number(total)} records in {_number(len(counts))} files")
+    return bad.complain()
 
 
 def _verify(options: argparse.Namespace) -> int:
-    bad: list[BadRecord] = []
+    bad = _BadFiles()
     records = nbytes = 0
     files = _files(options)
     for file in files:
-        try:
-            with open_records(file, _read_options(options)) as reader:
-                for data in reader:
-                    with _located(reader):
-                        parse(data, options.record_type)
-                    records += 1
-                    nbytes += len(data)
-        except BadRecord as e:
-            bad.append(e)
+        with bad.noting(file), open_records(file, _read_options(options)) as reader:
+            for data in reader:
+                with _located(reader):
+                    parse(data, options.record_type)
+                records += 1
+                nbytes += len(data)
+    faults = bad.plain()
     if options.json:
-        faults = [{"file": e.path, "record": e.record, "offset": e.offset, "reason": e.reason} for e in bad]
         _json({"files": len(files), "records": records, "bytes": nbytes, "bad": faults})
     else:
-        if bad:
-            rows = [(e.path, str(e.record), str(e.offset), e.reason) for e in bad]
+        if faults:
+            rows = [(f["file"], _optional(f["record"]), _optional(f["offset"]), f["reason"]) for f in faults]
             _table(["file", "record", "offset", "what is wrong"], rows, "The first bad record of each bad file")
-        _console().print(f"{records:,} records ({nbytes:,} bytes) of {len(files):,} files are good", highlight=False)
-    return 1 if bad else 0
+        said = f"{_number(records)} records ({_number(nbytes)} bytes) of {_number(len(files))} files are good"
+        _console().print(said, highlight=False)
+    return 1 if faults else 0
+
+
+def _number(n: int) -> str:
+    """Write a number for people, or for programs where the output is no terminal."""
+    return f"{n:,}" if sys.stdout.isatty() else str(n)
+
+
+def _optional(n: int | None) -> str:
+    return "" if n is None else str(n)
 
 
 def _plain(feature: Feature) -> Any:
@@ -200,8 +263,8 @@ def _shown(values: Any) -> str:
     if isinstance(values, list):
         return "[" + ", ".join(_shown(v) for v in values[:20]) + (", ..." if len(values) > 20 else "") + "]"
     if isinstance(values, dict):
-        return f"<{len(values['base64']) * 3 // 4} bytes>"
-    return repr(_value(values) if isinstance(values, bytes) else values)
+        return f"<{_number(len(base64.b64decode(values['base64'])))} bytes>"
+    return repr(values)
 
 
 def _shorten(text: str) -> str:
@@ -223,10 +286,17 @@ def _console() -> Any:
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
+def _printable(cell: str) -> str:
+    """Escape what would break lines and columns, or reach the terminal as a command: names come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell)
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    title = _printable(title)
     if not sys.stdout.isatty():
         for row in [header, *rows]:
             sys.stdout.write("\t".join(row) + "\n")

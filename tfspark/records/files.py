@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bz2
 import fnmatch
-import gzip
 import io
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -26,6 +25,7 @@ _UNREADABLE = {
     ".br": "Brotli",
 }
 _ZSTD = (".zst", ".zstd")
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) ->
         raw = file.storage.open(file.path)
     except OSError as e:
         raise TFSparkError(f"{file.name} cannot be opened: {e.strerror or e}") from e
-    with raw, _decompressed(file, raw) as stream:
+    with raw, raw if not file.size else _decompressed(file, raw) as stream:
         yield RecordReader(
             stream,
             file.name,
@@ -138,11 +138,11 @@ def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
             'spark.read.format("tfrecord") reads what Hadoop has a codec for.',
         )
     if end == ".bz2":
-        return cast(BinaryIO, bz2.BZ2File(raw))
+        return _members(raw, bz2.BZ2Decompressor)
     if end in _ZSTD:
         return _zstd(raw)
     if end == ".deflate":
-        return _zlib(raw)
+        return _members(raw, _Zlib)
     try:
         head = raw.read(HEADER_BYTES)
         raw.seek(0)
@@ -151,36 +151,76 @@ def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
     if is_header(head) or len(head) < 2:
         return raw
     if head[:2] == b"\x1f\x8b":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+        return _members(raw, _Gzip)
     if head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0:
-        return _zlib(raw)
+        return _members(raw, _Zlib)
     return raw
 
 
-def _zlib(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Inflating(raw), 1 << 16))
+def _members(raw: BinaryIO, new: Callable[[], Any]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Members(raw, new), 1 << 16))
 
 
-class _Inflating(io.RawIOBase):
-    """A zlib stream, decompressed; one that ends early is an error."""
+class _Members(io.RawIOBase):
+    """Compressed streams one after the other, as Spark reads them.
 
-    def __init__(self, raw: BinaryIO) -> None:
+    One that ends early is an error, and so is anything else behind the first.
+    """
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
         self._raw = raw
-        self._inflate = zlib.decompressobj()
+        self._new = new
+        self._stream = new()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._inflate.eof:
-            piece = self._inflate.unconsumed_tail or self._raw.read(1 << 16)
-            data = self._inflate.decompress(piece, len(buffer))
+        while True:
+            if self._stream.eof:
+                piece = self._stream.unused_data or self._raw.read(_PIECE_BYTES)
+                if not piece:
+                    return 0
+                self._stream = self._new()
+            else:
+                piece = self._raw.read(_PIECE_BYTES) if self._stream.needs_input else b""
+            ended = self._stream.needs_input and not piece
+            data = self._stream.decompress(piece, len(buffer))
             if data:
                 buffer[: len(data)] = data
                 return len(data)
-            if not piece:
+            if ended and not self._stream.eof:
                 raise EOFError("the compressed data end early")
-        return 0
+
+
+class _Zlib:
+    """A stream of zlib with the interface of `bz2.BZ2Decompressor`."""
+
+    bits = zlib.MAX_WBITS
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(self.bits)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    def decompress(self, piece: bytes, most: int) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + piece, most)
+
+
+class _Gzip(_Zlib):
+    """A member of a gzip file."""
+
+    bits = zlib.MAX_WBITS | 16
 
 
 def _zstd(raw: BinaryIO) -> BinaryIO:

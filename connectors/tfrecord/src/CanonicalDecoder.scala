@@ -13,13 +13,16 @@ import org.apache.spark.unsafe.Platform
  * Whatever looks different, a wrong kind and damage included, is left to [[FeaturesDecoder]], which knows all of
  * protobuf's rules and words its errors. So a doubt here costs time, never a wrong row.
  */
-final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter) {
+final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseSensitive: Boolean) {
   import CanonicalDecoder._
 
   private val ordinals = columns.map(_.ordinal)
   private val shapes = columns.map(c => shapeOf(c.dataType))
   private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
-  private val layout = new RememberedLayout(columns.map(_.name))
+  private val layout = new RememberedLayout(columns.map(_.name), caseSensitive)
+
+  // A vector may be there in another form, which is not for this decoder to tell.
+  private val vectors = columns.map(c => Vectors.isVector(c.dataType))
   private val values = new FeatureValues
 
   // The record in which each column was seen last.
@@ -28,6 +31,8 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter) {
 
   // Where the varint that was read last ends.
   private var at = 0
+
+  def table: NameTable = layout.table
 
   /** Returns false if the record is not of this kind; the row is then to be reset. */
   def decode(bytes: Array[Byte], start: Int, end: Int): Boolean =
@@ -62,7 +67,10 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter) {
     if (missing > 0) {
       var c = 0
       while (c < columns.length) {
-        if (seenIn(c) != record) row.setNullAt(ordinals(c))
+        if (seenIn(c) != record) {
+          if (vectors(c)) return false
+          row.setNullAt(ordinals(c))
+        }
         c += 1
       }
     }
@@ -220,10 +228,10 @@ object CanonicalDecoder {
  * place last time is tried first, then the next one, for a feature may be missing; a hash table answers where both
  * fail.
  */
-final class RememberedLayout(names: Array[String]) {
+final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
   import RememberedLayout._
 
-  private val table = new NameTable(names)
+  val table = new NameTable(names, caseSensitive)
   private var room = 64
 
   // Of each place: the first 16 bytes of the entry up to its value, masked, and whether and where it goes.
@@ -271,6 +279,7 @@ final class RememberedLayout(names: Array[String]) {
     val size = bytes(start + 1) + 3
     if (size >= until - start || bytes(start + size - 1) != 0x12) return Odd
     valueAt = start + size
+    table.sawValue = true
     val column = table.find(bytes, start + 2, start + size - 1)
     if (place < MostPlaces && budget > 0) {
       budget -= 1

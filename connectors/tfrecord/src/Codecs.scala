@@ -1,12 +1,15 @@
 package tfspark.tfrecord
 
-import java.io.{InputStream, OutputStream}
+import java.io.{BufferedInputStream, FileNotFoundException, IOException, InputStream, OutputStream}
 import java.util.Locale
-import java.util.zip.{CRC32C, InflaterInputStream}
+import java.util.zip.CRC32C
+
+import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream
 
 import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{ChecksumFileSystem, FSDataInputStream, FileSystem, Path}
-import org.apache.hadoop.io.compress.{CompressionCodec, CompressionCodecFactory, GzipCodec}
+import org.apache.hadoop.io.compress.{BZip2Codec, BlockDecompressorStream, CompressionCodec, CompressionCodecFactory}
+import org.apache.hadoop.io.compress.{DefaultCodec, GzipCodec}
 import org.apache.hadoop.mapreduce.JobContext
 import org.apache.hadoop.mapreduce.lib.output.FileOutputFormat
 import org.apache.hadoop.util.ReflectionUtils
@@ -31,20 +34,40 @@ object Codecs {
   def of(path: Path, conf: Configuration): CompressionCodec = of(path, new CompressionCodecFactory(conf))
 
   def of(path: Path, known: CompressionCodecFactory): CompressionCodec =
-    if (path.getName.endsWith(ZstdCodec.Extension)) new ZstdCodec else known.getCodec(path)
+    if (ZstdCodec.knows(path.getName)) new ZstdCodec else known.getCodec(path)
 
-  /** Opens a file and undoes its compression. */
+  /** Opens a file and undoes its compression. Compressed data that end early are an error to whoever reads them. */
   def open(path: Path, conf: Configuration): InputStream = {
     val in = openRaw(path, conf)
-    try {
-      val codec = of(path, conf)
-      if (codec != null && !codec.getClass.getName.endsWith(".GzipCodec")) codec.createInputStream(in)
-      else sniff(in, conf).getOrElse(in)
-    } catch {
+    try
+      of(path, conf) match {
+        case null | _: GzipCodec => sniff(in, conf).getOrElse(in)
+        case codec => decompressed(in, codec)
+      }
+    catch {
       case e: Throwable =>
         in.close()
-        throw e
+        throw (e match {
+          case missing: FileNotFoundException => missing
+          case io: IOException => Errors.of(s"$path cannot be read: ${Errors.reason(io)}", io)
+          case other => other
+        })
     }
+  }
+
+  private def decompressed(in: InputStream, codec: CompressionCodec): InputStream = codec match {
+    case _: BZip2Codec =>
+      // Hadoop's own takes what is no bzip2 for an empty file, and does not miss the end of a stream.
+      new BZip2CompressorInputStream(new BufferedInputStream(in, BufferBytes), true)
+    case _: DefaultCodec | _: ZstdCodec => codec.createInputStream(in)
+    case other =>
+      val decompressor = other.createDecompressor()
+      if (decompressor == null) other.createInputStream(in)
+      else
+        other.createInputStream(in, decompressor) match {
+          case _: BlockDecompressorStream => new BlockInputStream(in, decompressor)
+          case stream => stream
+        }
   }
 
   /** Creates a file, compressed as the job says. */
@@ -93,14 +116,15 @@ object Codecs {
     in.seek(0)
     val (first, second) = (head(0) & 0xff, head(1) & 0xff)
     if (n < 2 || n == head.length && isHeader(head)) None
-    else if (first == 0x1f && second == 0x8b) Some(gzip(conf).createInputStream(in))
+    else if (first == 0x1f && second == 0x8b) Some(decompressed(in, codec(classOf[GzipCodec], conf)))
     else if ((first & 0x0f) == 8 && (first << 8 | second) % 31 == 0)
-      Some(new InflaterInputStream(in, new java.util.zip.Inflater(), BufferBytes))
+      Some(decompressed(in, codec(classOf[DefaultCodec], conf)))
     else None
   }
 
-  /** Java's own stream may stop after the first of several members where it cannot tell that there are more. */
-  private def gzip(conf: Configuration): CompressionCodec = ReflectionUtils.newInstance(classOf[GzipCodec], conf)
+  /** Hadoop's streams read all of several members, and nothing else behind the first; Java's own may stop after it. */
+  private def codec(of: Class[_ <: CompressionCodec], conf: Configuration): CompressionCodec =
+    ReflectionUtils.newInstance(of, conf)
 
   private def isHeader(head: Array[Byte]): Boolean = {
     val stored = java.nio.ByteBuffer.wrap(head).order(java.nio.ByteOrder.LITTLE_ENDIAN).getInt(8)

@@ -17,10 +17,12 @@ abstract class FieldWriter {
   def write(values: FeatureValues, ordinal: Int): Unit
 
   protected def wrongKind(values: FeatureValues): Nothing =
-    throw new RecordFault(s"expected $expected, found ${Kind.name(values.kind)}")
+    throw new RecordFault(s"expected $expected, found ${Kind.name(values.kind)}. ${FieldWriter.Hint}")
 }
 
 object FieldWriter {
+  private val Hint =
+    "Hint: give a schema with a column of that kind, or inferSchema=full, which looks at all records"
 
   /** Types whose values a single list of a Feature holds one of. */
   def isScalar(t: DataType): Boolean = t match {
@@ -154,7 +156,10 @@ final class ScalarField(element: ElementWriter, into: UnsafeWriter) extends Fiel
     values.readAll()
     if (values.count == 1) element.put(values, 0, into, ordinal)
     else if (values.count == 0) into.setNull8Bytes(ordinal)
-    else throw new RecordFault(s"expected a single value, found ${values.count}; read the column as an array")
+    else
+      throw new RecordFault(
+        s"expected a single value, found ${values.count}. Hint: read the column as an array; if the schema was " +
+          "inferred, inferSchema=full looks at all records")
   }
 }
 

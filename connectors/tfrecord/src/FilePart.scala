@@ -19,7 +19,8 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
 
   /** Opens the records; None if no record begins in this part. */
   def open(options: TFRecordOptions): Option[(RecordReader, () => Unit)] =
-    if (whole) Some((reader(Codecs.open(path, conf), options, 0L, Long.MaxValue), () => ()))
+    if (start == end) None
+    else if (whole) Some((reader(Codecs.open(path, conf), options, 0L, Long.MaxValue), () => ()))
     else {
       val in = Codecs.openRaw(path, conf)
       try {

@@ -1,8 +1,12 @@
 package tfspark.tfrecord
 
-import java.io.{Closeable, IOException, InputStream, OutputStream}
+import java.io.{Closeable, FileNotFoundException, IOException, InputStream, InterruptedIOException, OutputStream}
 import java.nio.{ByteBuffer, ByteOrder}
+import java.nio.channels.ClosedByInterruptException
 import java.util.zip.CRC32C
+
+import org.apache.hadoop.hdfs.BlockMissingException
+import org.apache.hadoop.security.AccessControlException
 
 /**
  * The TFRecord file format: per record, a little-endian 64-bit length, the masked CRC32C of the length, the data, and
@@ -106,7 +110,7 @@ final class RecordReader(
       while (rest > 1 && skipped > 0) {
         skipped =
           try in.skip(rest - 1)
-          catch { case e: IOException => fail(s"cannot move past a record of $length bytes: ${e.getMessage}", e) }
+          catch { case e: Exception => unreadable(e) }
         base += skipped
         rest -= skipped
       }
@@ -158,7 +162,9 @@ final class RecordReader(
         words = wordsOf(buffer)
       }
       val room = buffer.length - CanonicalDecoder.Slack - limit
-      val got = in.read(buffer, limit, math.min(room, math.max(n - (limit - position), ahead)))
+      val got =
+        try in.read(buffer, limit, math.min(room, math.max(n - (limit - position), ahead)))
+        catch { case e: Exception => unreadable(e) }
       if (got < 0) return false
       limit += got
     }
@@ -168,8 +174,15 @@ final class RecordReader(
   private def truncated(what: String): Nothing =
     fail(s"the file ends within $what: it was cut off, or is still being written")
 
+  /** Adds the place to what a stream throws; Spark treats a file that is gone or forbidden in ways of its own. */
+  private def unreadable(e: Exception): Nothing = e match {
+    case _: FileNotFoundException | _: AccessControlException | _: BlockMissingException => throw e
+    case _: InterruptedIOException | _: ClosedByInterruptException | _: InterruptedException => throw e
+    case _ => fail(s"the file cannot be read further: ${Errors.reason(e)}", e)
+  }
+
   def fail(what: String, cause: Throwable = null): Nothing =
-    throw new TFRecordException(s"$name, record at offset $offset: $what", cause)
+    throw Errors.of(s"$name, record at offset $offset: $what", cause)
 
   override def close(): Unit = {
     in.close()
@@ -186,21 +199,24 @@ object RecordReader {
   private val HeaderAhead = 1 << 12
 }
 
-/** Writes records, several at a time; each is built in `sink` between `begin` and `finish`. */
-final class RecordWriter(out: OutputStream) extends Closeable {
+/** Writes records, several at a time. */
+final class RecordWriter(out: OutputStream, name: String) extends Closeable {
   import Framing._
 
-  val sink = new ByteSink
+  private val sink = new ByteSink
   private val crc = new CRC32C
-  private var start = 0
 
-  def begin(): Unit = {
-    sink.ensure(HeaderBytes)
-    sink.position += HeaderBytes
-    start = sink.position
-  }
+  /** Writes the record that `build` appends to the sink. */
+  def write(build: RecordBuilder): Unit =
+    try {
+      sink.ensure(HeaderBytes)
+      sink.position += HeaderBytes
+      val start = sink.position
+      build.appendTo(sink)
+      finish(start)
+    } catch { case e: RecordFault => throw Errors.of(s"$name: ${e.getMessage}") }
 
-  def finish(): Unit = {
+  private def finish(start: Int): Unit = {
     val end = sink.position
     sink.ensure(FooterBytes)
     val words = ByteBuffer.wrap(sink.bytes).order(ByteOrder.LITTLE_ENDIAN)
@@ -220,6 +236,11 @@ final class RecordWriter(out: OutputStream) extends Closeable {
   override def close(): Unit =
     try flush()
     finally out.close()
+}
+
+/** Appends one record to a sink. */
+trait RecordBuilder {
+  def appendTo(sink: ByteSink): Unit
 }
 
 object RecordWriter {

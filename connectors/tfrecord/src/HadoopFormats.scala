@@ -11,7 +11,8 @@ import org.apache.hadoop.mapreduce.lib.output.FileOutputFormat
  * Records of TFRecord files for MapReduce and `sc.newAPIHadoopFile`: the key is the record, the value nothing.
  *
  * Options are those of the data source, in the configuration after `tfspark.tfrecord.`, e.g.
- * `tfspark.tfrecord.verifyChecksum`.
+ * `tfspark.tfrecord.verifyChecksum`. With `mode=DROPMALFORMED`, and with `PERMISSIVE`, records whose data miss their
+ * checksum are left out.
  */
 class TFRecordInputFormat extends FileInputFormat[BytesWritable, NullWritable] {
 
@@ -53,7 +54,10 @@ final class TFRecordHadoopReader extends HadoopReader[BytesWritable, NullWritabl
 
   override def nextKeyValue(): Boolean = {
     if (records == null) return false
-    if (records.next()) {
+    // A record that misses its checksum has no place among keys; in FAILFAST it is an error.
+    var more = records.next()
+    while (more && !records.intact) more = records.next()
+    if (more) {
       key.set(records.bytes, records.start, records.end - records.start)
       true
     } else {
@@ -79,15 +83,14 @@ final class TFRecordHadoopReader extends HadoopReader[BytesWritable, NullWritabl
 /** Writes the keys, which are whole records, to TFRecord files; values are ignored. */
 class TFRecordOutputFormat extends FileOutputFormat[BytesWritable, NullWritable] {
   override def getRecordWriter(context: TaskAttemptContext): HadoopWriter[BytesWritable, NullWritable] = {
-    val extension = ".tfrecord" + Codecs.extension(context)
-    val records = new RecordWriter(Codecs.create(getDefaultWorkFile(context, extension), context))
+    val path = getDefaultWorkFile(context, ".tfrecord" + Codecs.extension(context))
+    val records = new RecordWriter(Codecs.create(path, context), path.toString)
     new HadoopWriter[BytesWritable, NullWritable] {
-      override def write(key: BytesWritable, value: NullWritable): Unit = {
-        records.begin()
-        records.sink.ensure(key.getLength)
-        records.sink.put(key.getBytes, 0, key.getLength)
-        records.finish()
-      }
+      override def write(key: BytesWritable, value: NullWritable): Unit =
+        records.write { sink =>
+          sink.ensure(key.getLength)
+          sink.put(key.getBytes, 0, key.getLength)
+        }
       override def close(context: TaskAttemptContext): Unit = records.close()
     }
   }

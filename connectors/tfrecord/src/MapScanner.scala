@@ -1,11 +1,13 @@
 package tfspark.tfrecord
 
+import java.nio.charset.StandardCharsets.UTF_8
+
 /**
  * Finds the requested entries of a protobuf map from names to messages: tf.train.Features, and the feature lists of a
  * tf.train.SequenceExample. Others are never parsed. Of a name that comes twice the last counts, as in every such map.
  */
-final class MapScanner(names: Array[String]) {
-  private val table = new NameTable(names)
+final class MapScanner(names: Array[String], caseSensitive: Boolean) {
+  val table = new NameTable(names, caseSensitive)
   private val wire = new Wire
   private val entry = new Wire
 
@@ -13,8 +15,24 @@ final class MapScanner(names: Array[String]) {
   val starts = new Array[Int](names.length)
   val ends = new Array[Int](names.length)
 
+  // Of each name, how the record spells it, and another way in which it does so too, if case makes no difference.
+  private val keyStarts = new Array[Int](names.length)
+  private val keyEnds = new Array[Int](names.length)
+  private val others = new Array[String](names.length)
+
   /** Called before the first map of a record. */
-  def begin(): Unit = java.util.Arrays.fill(starts, -1)
+  def begin(): Unit = {
+    java.util.Arrays.fill(starts, -1)
+    java.util.Arrays.fill(others.asInstanceOf[Array[AnyRef]], null)
+  }
+
+  /** Whether the record has entry `i`; an error if it has two that differ in case only. */
+  def has(i: Int): Boolean = {
+    if (others(i) != null)
+      throw new RecordFault(
+        s"the record has '${others(i)}' too, which differs in case only. Hint: set spark.sql.caseSensitive=true")
+    starts(i) >= 0
+  }
 
   /** Notes the entries of one map; a record may have several, which are taken together. */
   def scan(bytes: Array[Byte], start: Int, end: Int): Unit = {
@@ -45,12 +63,24 @@ final class MapScanner(names: Array[String]) {
         from = entry.position
         until = entry.fieldEnd
         entry.position = until
+        table.sawValue = true
       } else entry.skip(tag)
     }
     val column = table.find(bytes, keyStart, keyEnd)
     if (column >= 0) {
+      if (starts(column) >= 0 && table.folds) compareSpelling(bytes, keyStart, keyEnd, column)
+      keyStarts(column) = keyStart
+      keyEnds(column) = keyEnd
       starts(column) = from
       ends(column) = until
+    }
+  }
+
+  private def compareSpelling(bytes: Array[Byte], start: Int, end: Int, column: Int): Unit = {
+    val (from, until) = (keyStarts(column), keyEnds(column))
+    if (!java.util.Arrays.equals(bytes, from, until, bytes, start, end)) {
+      val spellings = Seq(new String(bytes, from, until - from, UTF_8), new String(bytes, start, end - start, UTF_8))
+      others(column) = spellings.find(_ != names(column)).orNull
     }
   }
 }

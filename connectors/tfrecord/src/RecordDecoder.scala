@@ -16,25 +16,33 @@ trait RecordDecoder {
    * @throws RecordFault if the record cannot be decoded
    */
   def decode(bytes: Array[Byte], start: Int, end: Int): String
+
+  /** What finds the columns; they remember what they have seen. */
+  def tables: Seq[NameTable]
 }
 
 object RecordDecoder {
 
   /** A fault of one column leaves the others, unless the options say that it is an error. */
-  def of(options: TFRecordOptions, columns: Array[Column], row: UnsafeRowWriter): RecordDecoder = {
+  def of(
+      options: TFRecordOptions,
+      columns: Array[Column],
+      row: UnsafeRowWriter,
+      caseSensitive: Boolean): RecordDecoder = {
+    val rules = DecodingRules(options.recordType, options.tolerant, caseSensitive)
     def features(columns: Array[Column]) = {
       val (vectors, others) = columns.partition(c => options.sparseVectors && Vectors.isVector(c.dataType))
-      val plain = new FeaturesDecoder(others, row, options.tolerant)
-      if (vectors.isEmpty) Seq(plain) else Seq(plain, new SparseVectorsDecoder(vectors, row, options.tolerant))
+      val plain = new FeaturesDecoder(others, row, rules)
+      if (vectors.isEmpty) Seq(plain) else Seq(plain, new SparseVectorsDecoder(vectors, row, rules))
     }
     options.recordType match {
       case RecordType.Example =>
         val general = new GeneralDecoder(features(columns), Nil)
         if (general.parts.length > 1) general
-        else new ExampleDecoder(new CanonicalDecoder(columns, row), general, row)
+        else new ExampleDecoder(new CanonicalDecoder(columns, row, caseSensitive), general, row)
       case RecordType.SequenceExample =>
         val (nested, flat) = columns.partition(c => RecordType.isFeatureList(c.dataType))
-        new GeneralDecoder(features(flat), Seq(new FeatureListsDecoder(nested, row, options.tolerant)))
+        new GeneralDecoder(features(flat), Seq(new FeatureListsDecoder(nested, row, rules)))
       case RecordType.ByteArray => new ByteArrayDecoder(columns, row)
     }
   }
@@ -43,33 +51,65 @@ object RecordDecoder {
     schema.fields.zipWithIndex.map { case (f, i) => Column(f.name, f.dataType, i) }
 }
 
-/** Decodes columns one after the other once it is known where their bytes lie. */
-abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean) {
+/**
+ * What holds for all columns of a reader.
+ *
+ * @param tolerant      whether a fault of one column leaves the others
+ * @param caseSensitive whether names that differ in case only are different ones
+ */
+final case class DecodingRules(recordType: RecordType, tolerant: Boolean, caseSensitive: Boolean)
 
-  /** Finds the entries of all columns; the first one of a column is there if the column is. */
-  val scanner = new MapScanner(columns.flatMap(c => entriesOf(c.name)))
+/** Decodes columns one after the other once it is known where their bytes lie. */
+abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules) {
+
+  /** Finds the entries of all columns, as many for each. */
+  val scanner = new MapScanner(columns.flatMap(c => entriesOf(c.name)), rules.caseSensitive)
+  val otherForms = new OtherForms(formsOf, rules.caseSensitive)
   private val perColumn = if (columns.isEmpty) 1 else entriesOf(columns.head.name).length
 
   protected def entriesOf(column: String): Seq[String] = Seq(column)
 
-  /** Decodes column `i`, whose first entry is bytes `start` until `end`. */
+  /** Returns the forms in which records may hold the columns instead. */
+  protected def formsOf: Seq[OtherForm]
+
+  /** Decodes column `i`, which has at least one of its entries; the first one is bytes `start` until `end`. */
   protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit
+
+  private def isThere(i: Int): Boolean = {
+    var there = false
+    var e = i * perColumn
+    while (e < (i + 1) * perColumn) {
+      if (scanner.has(e)) there = true
+      e += 1
+    }
+    there
+  }
+
+  /** Whether the record lacks a column. */
+  def misses: Boolean = {
+    var i = 0
+    while (i < columns.length && scanner.starts(i * perColumn) >= 0) i += 1
+    i < columns.length
+  }
 
   def finish(bytes: Array[Byte]): String = {
     var fault: String = null
     var i = 0
     while (i < columns.length) {
       val e = i * perColumn
-      if (scanner.starts(e) < 0) row.setNullAt(columns(i).ordinal)
-      else
-        try decode(bytes, scanner.starts(e), scanner.ends(e), i)
-        catch {
-          case e: RecordFault =>
-            val message = s"$what '${columns(i).name}': ${e.getMessage}"
-            if (!tolerant) throw new RecordFault(message)
-            row.setNullAt(columns(i).ordinal)
-            if (fault == null) fault = message
+      try
+        if (isThere(i)) decode(bytes, scanner.starts(e), scanner.ends(e), i)
+        else {
+          otherForms.check(i)
+          row.setNullAt(columns(i).ordinal)
         }
+      catch {
+        case e: RecordFault =>
+          val message = s"$what '${columns(i).name}': ${e.getMessage}"
+          if (!rules.tolerant) throw new RecordFault(message)
+          row.setNullAt(columns(i).ordinal)
+          if (fault == null) fault = message
+      }
       i += 1
     }
     fault
@@ -77,8 +117,8 @@ abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeR
 }
 
 /** Decodes tf.train.Features (tensorflow/core/example/feature.proto), whatever way they are encoded. */
-final class FeaturesDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
-    extends ColumnsDecoder("feature", columns, row, tolerant) {
+final class FeaturesDecoder(columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules)
+    extends ColumnsDecoder("feature", columns, row, rules) {
   private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
   private val values = new FeatureValues
 
@@ -86,11 +126,13 @@ final class FeaturesDecoder(columns: Array[Column], row: UnsafeRowWriter, tolera
     values.open(bytes, start, end)
     if (values.kind == Kind.Unset) row.setNullAt(columns(i).ordinal) else fields(i).write(values, columns(i).ordinal)
   }
+
+  override protected def formsOf: Seq[OtherForm] = OtherForms.ofFeatures(columns, rules.recordType)
 }
 
 /** Decodes tf.train.FeatureLists. */
-final class FeatureListsDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
-    extends ColumnsDecoder("feature list", columns, row, tolerant) {
+final class FeatureListsDecoder(columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules)
+    extends ColumnsDecoder("feature list", columns, row, rules) {
   private val fields =
     columns.map(c => new FeatureListField(c.dataType.asInstanceOf[ArrayType].elementType, row))
   private val wire = new Wire
@@ -116,25 +158,28 @@ final class FeatureListsDecoder(columns: Array[Column], row: UnsafeRowWriter, to
     }
     fields(i).write(bytes, starts, ends, n, columns(i).ordinal)
   }
+
+  override protected def formsOf: Seq[OtherForm] = OtherForms.ofFeatureLists(columns)
 }
 
 /** Decodes ML vectors that were written as features of their indices, values and size. */
-final class SparseVectorsDecoder(columns: Array[Column], row: UnsafeRowWriter, tolerant: Boolean)
-    extends ColumnsDecoder("sparse vector", columns, row, tolerant) {
+final class SparseVectorsDecoder(columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules)
+    extends ColumnsDecoder("sparse vector", columns, row, rules) {
   private val fields = columns.map(_ => new SparseVectorField(row))
   private val (indices, values, size) = (new FeatureValues, new FeatureValues, new FeatureValues)
 
   override protected def entriesOf(column: String): Seq[String] = Vectors.sparseNames(column)
 
   override protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit = {
-    indices.open(bytes, start, end)
-    for ((part, k) <- Seq(values -> 1, size -> 2)) {
+    for ((part, k) <- Seq(indices, values, size).zipWithIndex) {
       val e = 3 * i + k
-      if (scanner.starts(e) < 0) throw new RecordFault("its values or its size are missing")
+      if (scanner.starts(e) < 0) throw new RecordFault("its indices, its values or its size are missing")
       part.open(bytes, scanner.starts(e), scanner.ends(e))
     }
     fields(i).write(indices, values, size, columns(i).ordinal)
   }
+
+  override protected def formsOf: Seq[OtherForm] = OtherForms.ofSparseVectors(columns, rules.recordType)
 }
 
 /**
@@ -147,25 +192,40 @@ final class GeneralDecoder(val parts: Seq[ColumnsDecoder], lists: Seq[ColumnsDec
   private val wire = new Wire
   private val all = (parts ++ lists).toArray
 
+  override def tables: Seq[NameTable] = all.map(_.scanner.table).toSeq
+
   override def decode(bytes: Array[Byte], start: Int, end: Int): String = {
     all.foreach(_.scanner.begin())
+    each(bytes, start, end) { field =>
+      val those = if (field == 1) parts else lists
+      those.foreach(_.scanner.scan(bytes, wire.position, wire.fieldEnd))
+    }
+    all.foreach { d =>
+      d.otherForms.begin()
+      if (d.misses) each(bytes, start, end)(d.otherForms.scan(_, bytes, wire.position, wire.fieldEnd))
+    }
+    all.map(_.finish(bytes)).find(_ != null).orNull
+  }
+
+  private def each(bytes: Array[Byte], start: Int, end: Int)(map: Int => Unit): Unit = {
     wire.reset(bytes, start, end)
     while (wire.hasMore) {
       val tag = wire.tag()
       if (tag == Wire.delimited(1) || tag == Wire.delimited(2)) {
         wire.enter()
-        val those = if (tag == Wire.delimited(1)) parts else lists
-        those.foreach(_.scanner.scan(bytes, wire.position, wire.fieldEnd))
-        wire.position = wire.fieldEnd
+        val until = wire.fieldEnd
+        map(tag >>> 3)
+        wire.position = until
       } else wire.skip(tag)
     }
-    all.map(_.finish(bytes)).find(_ != null).orNull
   }
 }
 
 /** Decodes tf.train.Examples, those that look as usual in a faster way. */
 final class ExampleDecoder(canonical: CanonicalDecoder, general: GeneralDecoder, row: UnsafeRowWriter)
     extends RecordDecoder {
+  override def tables: Seq[NameTable] = canonical.table +: general.tables
+
   override def decode(bytes: Array[Byte], start: Int, end: Int): String =
     if (canonical.decode(bytes, start, end)) null
     else {
@@ -177,6 +237,8 @@ final class ExampleDecoder(canonical: CanonicalDecoder, general: GeneralDecoder,
 
 /** The record as it is, in the one binary column there is. */
 final class ByteArrayDecoder(columns: Array[Column], row: UnsafeRowWriter) extends RecordDecoder {
+  override def tables: Seq[NameTable] = Nil
+
   override def decode(bytes: Array[Byte], start: Int, end: Int): String = {
     columns.foreach(c => row.write(c.ordinal, bytes, start, end - start))
     null

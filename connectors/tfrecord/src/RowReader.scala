@@ -2,6 +2,7 @@ package tfspark.tfrecord
 
 import java.io.Closeable
 
+import org.apache.spark.TaskContext
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{UnsafeProjection, UnsafeRow}
 import org.apache.spark.sql.catalyst.expressions.codegen.{GenerateUnsafeRowJoiner, UnsafeRowWriter}
@@ -13,9 +14,10 @@ import org.apache.spark.sql.types.{BinaryType, StructType}
  * Records are decoded into these rows directly: a detour over columns would have to be undone for nearly every use
  * that Spark makes of them.
  *
- * @param data     the columns of the files
- * @param required those of them to read; where there are none, only the framing is read
- * @param atEnd    called when all records have been read
+ * @param data          the columns of the files
+ * @param required      those of them to read; where there are none, only the framing is read
+ * @param caseSensitive whether names that differ in case only are different ones
+ * @param atEnd         called when all records have been read
  */
 final class RowReader(
     records: RecordReader,
@@ -25,6 +27,7 @@ final class RowReader(
     required: StructType,
     partition: StructType,
     partitionValues: InternalRow,
+    caseSensitive: Boolean,
     atEnd: () => Unit)
     extends Iterator[InternalRow]
     with Closeable {
@@ -54,9 +57,11 @@ final class RowReader(
 
   private var ready = false
   private var ended = false
+  private var rows = 0L
+  private var largest = 0
 
   private def decoderOf(schema: StructType, row: UnsafeRowWriter): RecordDecoder =
-    RecordDecoder.of(options, RecordDecoder.columnsOf(schema).filterNot(_.name == corruptColumn), row)
+    RecordDecoder.of(options, RecordDecoder.columnsOf(schema).filterNot(_.name == corruptColumn), row, caseSensitive)
 
   override def hasNext: Boolean = {
     if (!ready && !ended) {
@@ -64,6 +69,7 @@ final class RowReader(
       if (!ready) {
         ended = true
         atEnd()
+        if (!framingOnly) checkNames()
         // A task may read thousands of files: none of them holds on to anything once it has been read.
         close()
       }
@@ -79,9 +85,12 @@ final class RowReader(
 
   private def advance(): Boolean = {
     while (records.next()) {
+      rows += 1
+      largest = math.max(largest, records.end - records.start)
       if (!options.tolerant) {
         try decode(decoder, row)
         catch { case e: RecordFault => records.fail(e.getMessage) }
+        if (corruptOrdinal >= 0) row.setNullAt(corruptOrdinal)
         return true
       }
       val fault = firstFault()
@@ -122,16 +131,45 @@ final class RowReader(
     fault
   }
 
+  /** Says what the names in the records tell about the schema, now that all have been seen. */
+  private def checkNames(): Unit = {
+    val tables = decoder.tables ++ unaskedDecoder.tables
+    if (largest > RowReader.EmptyBytes && tables.nonEmpty && !tables.exists(_.sawValue)) {
+      val what = RecordType.withoutFeature(rows, options.recordType)
+      if (!options.tolerant) throw Errors.of(s"${records.name}: $what")
+      RowReader.warnOnce(records.name, what)
+    }
+    for ((column, seen) <- NameTable.nearMisses(tables))
+      RowReader.warnOnce(
+        records.name,
+        s"column '$column' is null: no record has it, but there is '$seen', and spark.sql.caseSensitive is true")
+  }
+
   override def close(): Unit = records.close()
 }
 
 object RowReader {
+
+  /** What records without any feature have at most. */
+  private val EmptyBytes = 4
+  private val MostWarnings = 1000
+
+  private val logger = org.slf4j.LoggerFactory.getLogger(classOf[TFRecordFileFormat])
+  private val warned = java.util.concurrent.ConcurrentHashMap.newKeySet[String]()
+
+  /** Logs a warning about a file, once for all files of its directory that a stage reads in this JVM. */
+  def warnOnce(file: String, what: String): Unit = {
+    val stage = Option(TaskContext.get()).fold("")(c => s"${c.stageId()}")
+    if (warned.size >= MostWarnings) warned.clear()
+    if (warned.add(s"$stage ${file.substring(0, file.lastIndexOf('/') + 1)} $what")) logger.warn(s"$file: $what")
+  }
 
   /** Checks, before any task runs, that the column for malformed records is one that can hold them. */
   def checkCorruptColumn(schema: StructType, name: String): Unit =
     schema.fields.find(_.name == name).foreach { f =>
       if (f.dataType != BinaryType || !f.nullable)
         throw new IllegalArgumentException(
-          s"The column '$name' for malformed records must be binary and nullable, not ${f.dataType.simpleString}.")
+          s"The column '$name' for malformed records must be binary and nullable, not ${f.dataType.simpleString}. " +
+            s"Hint: if '$name' is a feature, set columnNameOfCorruptRecord to another name.")
     }
 }

@@ -4,9 +4,10 @@ import java.nio.charset.StandardCharsets.UTF_8
 
 import scala.collection.mutable
 
-import org.apache.hadoop.conf.Configuration
-import org.apache.hadoop.fs.{FileStatus, Path}
-import org.apache.spark.sql.SparkSession
+import org.apache.hadoop.fs.FileStatus
+import org.apache.spark.sql.{AnalysisException, SparkSession}
+import org.apache.spark.sql.catalyst.FileSourceOptions
+import org.apache.spark.sql.internal.SQLConf
 import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.types.UTF8String
 import org.apache.spark.util.SerializableConfiguration
@@ -29,8 +30,7 @@ object SchemaInference {
   val SampledFiles = 16
   val SampledRecords = 1000
 
-  /** More files than this are looked at by a Spark job. */
-  private val MostFilesOnDriver = 4
+  private val logger = org.slf4j.LoggerFactory.getLogger(classOf[TFRecordFileFormat])
 
   private val Ints = 1
   private val Floats = 2
@@ -42,32 +42,65 @@ object SchemaInference {
 
   type Evidence = Map[String, Int]
 
-  def infer(spark: SparkSession, options: TFRecordOptions, files: Seq[FileStatus]): Option[StructType] = {
+  /** What was seen, in how many records, and what is wrong with the first malformed one, if there is one. */
+  private type Seen = (Evidence, Long, Option[String])
+
+  def infer(spark: SparkSession, parameters: Map[String, String], files: Seq[FileStatus]): Option[StructType] = {
+    val options = new TFRecordOptions(parameters)
     if (options.recordType == RecordType.ByteArray) return Some(StructType(Seq(StructField("byteArray", BinaryType))))
     if (options.inferSchema == "none")
       throw new IllegalArgumentException("inferSchema=none needs a schema: spark.read.schema(...).")
-    val whole = options.inferSchema == "full"
+    val session = spark.sessionState.conf
+    val look = new InferenceTask(
+      options,
+      if (options.inferSchema == "full") Long.MaxValue else SampledRecords.toLong,
+      options.ignores(FileSourceOptions.IGNORE_CORRUPT_FILES, session.ignoreCorruptFiles),
+      options.ignores(FileSourceOptions.IGNORE_MISSING_FILES, session.ignoreMissingFiles))
+    val conf = spark.sessionState.newHadoopConfWithOptions(parameters)
     val nonEmpty = files.filter(_.getLen > 0).sortBy(_.getPath.toString)
-    val chosen = if (whole) nonEmpty else spread(nonEmpty, SampledFiles)
-    val most = if (whole) Long.MaxValue else SampledRecords.toLong
-    val conf = spark.sessionState.newHadoopConfWithOptions(Map.empty)
-    val seen: Seq[Evidence] =
-      if (chosen.length <= MostFilesOnDriver) chosen.map(f => look(f.getPath.toString, conf, options, most))
+    val tasks = InferenceTask.plan(spark, options, look.ignoreCorrupt, conf, nonEmpty)
+    val seen: Seq[Seen] =
+      if (tasks.length <= 1) tasks.flatten.map(look(_, conf))
       else {
         val shared = new SerializableConfiguration(conf)
         spark.sparkContext
-          .parallelize(chosen.map(_.getPath.toString), chosen.length)
-          .map(path => look(path, shared.value, options, most))
+          .parallelize(tasks, tasks.length)
+          .map(_.map(look(_, shared.value)).reduce(SchemaInference.joined))
           .collect()
           .toSeq
       }
-    val all = seen.foldLeft(Map.empty[String, Int])(join)
-    if (all.isEmpty) None else Some(schemaOf(all))
+    if (seen.isEmpty) None
+    else {
+      val (evidence, records, fault) = seen.reduce(SchemaInference.joined)
+      val schema = schemaOf(evidence)
+      if (records > 0 && schema.isEmpty)
+        throw new IllegalArgumentException(
+          s"${nonEmpty.head.getPath.getParent}: ${RecordType.withoutFeature(records, options.recordType)}" +
+            fault.fold("")(f => s". $f"))
+      if (!options.tolerant) fault.foreach(f => throw Errors.of(f))
+      if (schema.isEmpty) None else Some(readable(schema, options, session))
+    }
   }
 
-  /** Takes at most `n` of them, evenly spread. */
-  private def spread[A](all: Seq[A], n: Int): Seq[A] =
-    if (all.length <= n) all else (0 until n).map(i => all((i.toLong * all.length / n).toInt))
+  def joined(a: Seen, b: Seen): Seen = (join(a._1, b._1), a._2 + b._2, a._3.orElse(b._3))
+
+  /** Refuses names that differ in case only where that makes no difference; leaves out that of malformed records. */
+  private def readable(schema: StructType, options: TFRecordOptions, session: SQLConf): StructType = {
+    val caseSensitive = session.caseSensitiveAnalysis
+    if (!caseSensitive)
+      for (same <- schema.fieldNames.groupBy(NameTable.lower).values.toSeq.sortBy(_.head) if same.length > 1)
+        throw new AnalysisException(
+          errorClass = "COLUMN_ALREADY_EXISTS",
+          messageParameters = Map(
+            "columnName" -> (s"`${same.last}`, which differs from the feature `${same.head}` in case only " +
+              "(Hint: spark.sql.caseSensitive=true keeps both),")))
+    val corrupt = options.corruptColumnOf(schema, session.columnNameOfCorruptRecord, caseSensitive)
+    if (schema.fieldNames.contains(corrupt))
+      logger.warn(
+        s"feature '$corrupt' is left out of the schema, as this is the name of the column for malformed records. To " +
+          "read it, set columnNameOfCorruptRecord to another name.")
+    StructType(schema.filterNot(_.name == corrupt))
+  }
 
   def join(a: Evidence, b: Evidence): Evidence =
     b.foldLeft(a) { case (m, (name, bits)) => m.updated(name, m.getOrElse(name, 0) | bits) }
@@ -82,7 +115,7 @@ object SchemaInference {
       throw new IllegalArgumentException(
         s"Feature '$name' is a BytesList in some records and a list of numbers in others: no column holds both. " +
           "Read it with a schema that leaves it out.")
-    if ((bits & InList) != 0 && (bits & InContext) != 0)
+    if ((bits & InList) != 0 && (bits & InContext) != 0 && (numbers | bytes) != 0)
       throw new IllegalArgumentException(
         s"'$name' is a feature list in some records and a context feature in others: no column holds both.")
     val element = (numbers, bytes) match {
@@ -98,32 +131,16 @@ object SchemaInference {
     }
   }
 
-  private def look(path: String, conf: Configuration, options: TFRecordOptions, most: Long): Evidence = {
-    val file = new Path(path)
-    val records = new RecordReader(
-      Codecs.open(file, conf),
-      path,
-      options.verifyChecksum,
-      options.maxRecordBytes,
-      strict = !options.tolerant)
-    try {
-      val seen = mutable.HashMap.empty[String, Int]
-      val observer = new Observer(seen, options.recordType)
-      var n = 0L
-      while (n < most && records.next()) {
-        try if (records.intact) observer.record(records.bytes, records.start, records.end)
-        catch { case e: RecordFault => if (!options.tolerant) records.fail(e.getMessage) }
-        n += 1
-      }
-      seen.toMap
-    } finally records.close()
-  }
-
   /** Notes what the features of records are. */
-  private final class Observer(seen: mutable.HashMap[String, Int], recordType: RecordType) {
+  private[tfrecord] final class Observer(recordType: RecordType) {
+    val seen = mutable.HashMap.empty[String, Int]
+
+    private var oddName = false
     private val values = new FeatureValues
 
-    def record(bytes: Array[Byte], start: Int, end: Int): Unit =
+    /** Notes a record; returns what is wrong with its names, or null. */
+    def record(bytes: Array[Byte], start: Int, end: Int): String = {
+      oddName = false
       each(bytes, start, end) { (tag, from, until) =>
         if (tag == Wire.delimited(1)) entries(bytes, from, until)((n, f, u) => note(n, InContext | kind(bytes, f, u)))
         else if (tag == Wire.delimited(2) && recordType == RecordType.SequenceExample)
@@ -132,6 +149,8 @@ object SchemaInference {
             each(bytes, f, u)((t, a, b) => if (t == Wire.delimited(1)) note(name, InList | kind(bytes, a, b)))
           }
       }
+      if (oddName) "the name of a feature is no UTF-8, so this is no tf.Example; try recordType=ByteArray" else null
+    }
 
     private def note(name: String, bits: Int): Unit = seen.update(name, seen.getOrElse(name, 0) | bits)
 
@@ -156,14 +175,18 @@ object SchemaInference {
         if (tag == Wire.delimited(1)) {
           var name = ""
           var (a, b) = (from, from)
+          var odd = false
           each(bytes, from, until) { (t, x, y) =>
-            if (t == Wire.delimited(1)) name = new String(bytes, x, y - x, UTF_8)
+            if (t == Wire.delimited(1)) {
+              odd = !UTF8String.fromBytes(bytes, x, y - x).isValid
+              name = if (odd) "" else new String(bytes, x, y - x, UTF_8)
+            }
             else if (t == Wire.delimited(2)) {
               a = x
               b = y
             }
           }
-          f(name, a, b)
+          if (odd) oddName = true else f(name, a, b)
         }
       }
 

@@ -7,7 +7,7 @@ import org.apache.hadoop.mapreduce.{Job, TaskAttemptContext}
 import org.apache.spark.TaskContext
 import org.apache.spark.sql.SparkSession
 import org.apache.spark.sql.catalyst.{FileSourceOptions, InternalRow}
-import org.apache.spark.sql.catalyst.util.{CaseInsensitiveMap, CompressionCodecs}
+import org.apache.spark.sql.catalyst.util.CompressionCodecs
 import org.apache.spark.sql.execution.datasources.{FileFormat, OutputWriter, OutputWriterFactory, PartitionedFile}
 import org.apache.spark.sql.sources.{DataSourceRegister, Filter}
 import org.apache.spark.sql.types.{DataType, StructType}
@@ -38,16 +38,14 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       spark: SparkSession,
       options: Map[String, String],
       files: Seq[FileStatus]): Option[StructType] =
-    SchemaInference.infer(spark, new TFRecordOptions(options), files)
+    SchemaInference.infer(spark, options, files)
 
   /** A damaged file is read in one piece, because what follows the damage cannot be told from what is in a record. */
   override def isSplitable(spark: SparkSession, options: Map[String, String], path: Path): Boolean = {
     val parsed = new TFRecordOptions(options)
     if (codecs == null) codecs = new CompressionCodecFactory(spark.sessionState.newHadoopConfWithOptions(options))
-    val toleratesDamage = CaseInsensitiveMap(options)
-      .get(FileSourceOptions.IGNORE_CORRUPT_FILES)
-      .map(_.toBoolean)
-      .getOrElse(spark.sessionState.conf.ignoreCorruptFiles)
+    val toleratesDamage =
+      parsed.ignores(FileSourceOptions.IGNORE_CORRUPT_FILES, spark.sessionState.conf.ignoreCorruptFiles)
     parsed.splitFiles && !toleratesDamage && Codecs.of(path, codecs) == null
   }
 
@@ -60,7 +58,9 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       options: Map[String, String],
       hadoopConf: Configuration): PartitionedFile => Iterator[InternalRow] = {
     val parsed = new TFRecordOptions(options)
-    val corruptColumn = parsed.corruptColumn.getOrElse(spark.sessionState.conf.columnNameOfCorruptRecord)
+    val session = spark.sessionState.conf
+    val caseSensitive = session.caseSensitiveAnalysis
+    val corruptColumn = parsed.corruptColumnOf(dataSchema, session.columnNameOfCorruptRecord, caseSensitive)
     RowReader.checkCorruptColumn(dataSchema, corruptColumn)
     def withoutCorrupt(schema: StructType) = StructType(schema.filterNot(_.name == corruptColumn))
     val whole = parsed.recordType == RecordType.ByteArray || parsed.tolerant
@@ -77,6 +77,7 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
           requiredSchema,
           partitionSchema,
           file.partitionValues,
+          caseSensitive,
           atEnd)
         Option(TaskContext.get()).foreach(_.addTaskCompletionListener[Unit](_ => rows.close()))
         rows
@@ -111,15 +112,17 @@ final class TFRecordWriterFactory(recordType: RecordType, sparseVectors: Boolean
 }
 
 final class TFRecordOutputWriter(val path: String, encoder: RecordEncoder, context: TaskAttemptContext)
-    extends OutputWriter {
-  private val records = new RecordWriter(Codecs.create(new Path(path), context))
+    extends OutputWriter
+    with RecordBuilder {
+  private val records = new RecordWriter(Codecs.create(new Path(path), context), path)
+  private var row: InternalRow = null
 
-  override def write(row: InternalRow): Unit = {
-    records.begin()
-    try encoder.encode(row, records.sink)
-    catch { case e: RecordFault => throw new TFRecordException(e.getMessage) }
-    records.finish()
+  override def write(given: InternalRow): Unit = {
+    row = given
+    records.write(this)
   }
+
+  override def appendTo(sink: ByteSink): Unit = encoder.encode(row, sink)
 
   override def close(): Unit = records.close()
 }

@@ -53,6 +53,12 @@ object RecordType {
     case _ => false
   }
 
+  /** Says that records of this type have nothing that a column could hold. */
+  def withoutFeature(records: Long, read: RecordType): String = {
+    val others = if (read == Example) "recordType=SequenceExample or ByteArray" else "recordType=ByteArray"
+    s"$records records, none with a feature; try $others"
+  }
+
   def of(name: String): RecordType =
     Seq(Example, SequenceExample, ByteArray)
       .find(_.name.equalsIgnoreCase(name))
@@ -102,9 +108,24 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   /** Whether uncompressed files may be read by several tasks. */
   val splitFiles: Boolean = boolean("splitFiles", default = true)
 
+  /** Spark places the files that are written; spark-tfrecord's `local` has each executor write to its own disk. */
+  if (oneOf("writeLocality", "distributed", "local") == "local")
+    throw new IllegalArgumentException(
+      "writeLocality=local is not supported: files on the disks of executors are not seen by Spark's commit protocol. " +
+        "Write to a file system that all executors share.")
+
   /** Codec of written files: a short name or a class name; None is uncompressed. */
   val compression: Option[String] =
     given.get("compression").orElse(given.get("codec")).filter(_.nonEmpty).flatMap(Codecs.className)
+
+  /** Returns whether files that cannot be read are passed over: by the option, else by Spark's setting. */
+  def ignores(option: String, setting: => Boolean): Boolean = given.get(option).fold(setting)(_.toBoolean)
+
+  /** Returns the column of malformed records as the schema spells it; its name in the session is `default`. */
+  def corruptColumnOf(schema: StructType, default: => String, caseSensitive: Boolean): String = {
+    val name = corruptColumn.getOrElse(default)
+    if (caseSensitive) name else schema.fieldNames.find(_.equalsIgnoreCase(name)).getOrElse(name)
+  }
 
   /** Returns the option in lower case; the first of the choices is the default. */
   private def oneOf(name: String, choices: String*): String = {
@@ -122,7 +143,8 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   }
 
   private def number(name: String, text: String): Long =
-    text.trim.toLongOption.getOrElse(throw new IllegalArgumentException(s"$name must be a number, not '$text'."))
+    try text.trim.toLong
+    catch { case _: NumberFormatException => throw new IllegalArgumentException(s"$name must be a number, not '$text'.") }
 }
 
 object TFRecordOptions {

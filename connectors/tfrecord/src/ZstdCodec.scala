@@ -41,4 +41,7 @@ final class ZstdCodec extends CompressionCodec {
 
 object ZstdCodec {
   val Extension = ".zst"
+
+  /** Whether a file of this name is one. */
+  def knows(name: String): Boolean = name.endsWith(Extension) || name.endsWith(".zstd")
 }
