@@ -30,8 +30,11 @@ def answers(call: Callable[[Any], Any], *inputs: Any) -> tuple[list[Any], list[i
 
     async def ask() -> list[Any]:
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(called, pool, BatchLimits(), joins=True)
-            one = lambda x: asyncio.ensure_future(batcher.submit({"x": np.array(x)}, np.size(x)))  # noqa: E731
+            batcher = Batcher(called, pool, BatchLimits(join=True), joins=True)
+
+            def one(x: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(batcher.submit({"x": np.array(x)}, np.size(x) if np.ndim(x) else None))
+
             first = one([0])
             await asyncio.to_thread(entered.wait, 30)
             waiting = [one(x) for x in inputs]
@@ -96,7 +99,7 @@ def test_errors_do_not_keep_what_raised_them() -> None:
             return found.call(inputs)
 
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(), joins=True)
+            batcher = Batcher(call, pool, BatchLimits(join=True), joins=True)
             assert await asyncio.gather(*(refused(batcher) for _ in range(3))) == [True] * 3
             del model
             return seen() is None
@@ -120,7 +123,7 @@ def test_too_many_waiting_rows_are_refused() -> None:
 
     async def ask() -> None:
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(rows=4, waiting_rows=6), joins=True)
+            batcher = Batcher(call, pool, BatchLimits(join=True, rows=4, waiting_rows=6), joins=True)
             one = lambda n: asyncio.ensure_future(batcher.submit({"x": np.arange(n)}, n))  # noqa: E731
             first = one(1)
             await asyncio.to_thread(entered.wait, 30)
