@@ -8,12 +8,7 @@ import json
 import math
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,65 +17,10 @@ import keras
 import pytest
 import tensorflow as tf
 from browser import chromium
+from model_servers import Server, linear, until
 
 from tfspark.cli import main
 from tfspark.saved_models.export import export_model
-
-READY_SECONDS = 120.0
-
-
-class Server:
-    """A `tfspark serve` of its own."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "tfspark",
-            "serve",
-            str(directory),
-            "--port",
-            "0",
-            "--grpc-port",
-            "0",
-            *options,
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self.url = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"models are at (http://\S+)", line):
-                self.url = found[1]
-                break
-        assert self.url, "".join(self.lines)
-        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or []), daemon=True)
-        self._drain.start()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-
-    def stop(self) -> int:
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(30)
-        self._drain.join(10)
-        return code
-
-    def post(self, path: str, body: Any) -> httpx.Response:
-        content = body if isinstance(body, (bytes, str)) else json.dumps(body)
-        return self.http.post(f"/v1/models/{path}", content=content)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    pause, deadline = threading.Event(), time.monotonic() + READY_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.05)
-
-
-def linear(factor: float) -> Any:
-    x = keras.Input((3,), name="x")
-    return keras.Model(x, keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(factor))(x))
 
 
 class Odd(tf.Module):
