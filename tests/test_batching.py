@@ -139,3 +139,39 @@ def test_too_many_waiting_rows_are_refused() -> None:
 
     asyncio.run(ask())
     assert sizes == [1, 4]
+
+
+def test_requests_wait_for_others_and_are_padded_to_sizes_that_are_allowed() -> None:
+    seen: list[Any] = []
+
+    def call(inputs: Any) -> Any:
+        seen.append(inputs["x"].tolist())
+        return {"y": inputs["x"] * 2}
+
+    async def ask() -> list[Any]:
+        limits = BatchLimits(join=True, rows=8, wait_seconds=0.05, allowed_rows=(4, 8), pad=True)
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(call, pool, limits, joins=True)
+            return await asyncio.gather(
+                batcher.submit({"x": np.array([[1, 2, 3]])}, 1), batcher.submit({"x": np.array([[5], [6]])}, 2)
+            )
+
+    found = asyncio.run(ask())
+    assert seen == [[[1, 2, 3], [5, 5, 5], [6, 5, 5], [1, 2, 3]]]
+    assert [a["y"].tolist() for a in found] == [[[2, 4, 6]], [[10, 10, 10], [12, 10, 10]]]
+
+
+def test_requests_do_not_share_a_call_unless_that_is_asked_for() -> None:
+    sizes: list[int] = []
+
+    def call(inputs: Any) -> Any:
+        sizes.append(len(inputs["x"]))
+        return {"y": inputs["x"]}
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            batcher = Batcher(call, pool, BatchLimits(calls=2), joins=False)
+            await asyncio.gather(*(batcher.submit({"x": np.arange(3)}, 3) for _ in range(10)))
+
+    asyncio.run(ask())
+    assert sizes == [3] * 10 and not BatchLimits().join
