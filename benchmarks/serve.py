@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,26 +92,25 @@ def bare(base: str, rows: int, seconds: float) -> None:
 
 def rest_client(address: str, load: Load, connections: int) -> list[float]:
     """Return how long each answer took."""
-    import httpx
+    body = json.dumps({"instances": [[1.0] * FEATURES] * load.rows}).encode()
+    times: list[float] = []
+    end = time.perf_counter() + load.seconds
 
-    body = json.dumps({"instances": [[1.0] * FEATURES] * load.rows})
-
-    async def ask(http: httpx.AsyncClient, end: float, times: list[float]) -> None:
+    def ask() -> None:
+        connection = http.client.HTTPConnection(address, timeout=60)
         while (now := time.perf_counter()) < end:
-            answer = await http.post("/v1/models/m:predict", content=body)
+            connection.request("POST", "/v1/models/m:predict", body)
+            answer = connection.getresponse()
+            text = answer.read()
             times.append(time.perf_counter() - now)
-            if answer.status_code != 200 or len(answer.json()["predictions"]) != load.rows:
-                raise RuntimeError(f"REST answered {answer.status_code}: {answer.text[:200]}")
+            if answer.status != 200 or len(json.loads(text)["predictions"]) != load.rows:
+                raise RuntimeError(f"REST answered {answer.status}: {text[:200]!r}")
+        connection.close()
 
-    async def run() -> list[float]:
-        times: list[float] = []
-        limits = httpx.Limits(max_connections=connections)
-        async with httpx.AsyncClient(base_url=f"http://{address}", limits=limits, timeout=60) as http:
-            end = time.perf_counter() + load.seconds
-            await asyncio.gather(*(ask(http, end, times) for _ in range(connections)))
-        return times
-
-    return asyncio.run(run())
+    with ThreadPoolExecutor(connections) as threads:
+        for asking in [threads.submit(ask) for _ in range(connections)]:
+            asking.result()
+    return times
 
 
 def grpc_client(address: str, load: Load, connections: int) -> list[float]:
