@@ -22,8 +22,9 @@ READY_SECONDS = 60.0
 class Server:
     """A `tfspark serve` of its own."""
 
-    def __init__(self, *options: Path | str, grpc_port: str = "0") -> None:
-        command = [sys.executable, "-m", "tfspark", "serve", "--port", "0", "--grpc-port", grpc_port]
+    def __init__(self, *options: Path | str, grpc_port: str | None = "0") -> None:
+        command = [sys.executable, "-m", "tfspark", "serve", "--port", "0"]
+        command += [] if grpc_port is None else ["--grpc-port", grpc_port]
         command += map(str, options)
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,8 +239,13 @@ def test_web_pages_of_others_are_refused(server: Server) -> None:
 
 def test_a_server_answers_on_the_address_that_it_was_given(tmp_path: Path) -> None:
     export_model(linear(1.0), str(tmp_path / "m"))
-    server = Server(tmp_path / "m", "--host", "::1")
+    with contextlib.ExitStack() as usual:
+        # The usual port for gRPC is taken: by this test, or by somebody else.
+        with contextlib.suppress(OSError):
+            usual.enter_context(socket.create_server(("::1", 8500), family=socket.AF_INET6))
+        server = Server(tmp_path / "m", "--host", "::1", grpc_port=None)
     try:
+        assert server.grpc == "" and any("Only REST is served" in line for line in server.lines)
         assert server.url.startswith("http://[::1]:")
         assert server.post("m:predict", {"instances": [[1, 1, 1]]}).json() == {"predictions": [[3.0]]}
     finally:

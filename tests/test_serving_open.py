@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import threading
@@ -194,26 +193,23 @@ def test_it_ends_soon_after_a_signal_whatever_the_model_does(base: Path) -> None
         port = taken.getsockname()[1]
         with pytest.raises(AssertionError, match=f"Cannot listen on 127.0.0.1:{port} for gRPC"):
             Server(base, grpc_port=str(port))
-    server = Server(base, "--shutdown-seconds", "2", "--calls", "1", grpc_port="off")
-    assert server.grpc == ""
-
-    def ask() -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            server.post("m:predict", {"signature_name": "endless", "inputs": 0.0})
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-
-    def is_asked() -> bool:
-        (model,) = httpx.get(f"{server.url}/overview").json()["models"]
-        return bool(model["versions"][0]["calls"])
-
-    until(is_asked)
+    server = Server(base, "--shutdown-seconds", "2", "--calls", "1")
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "m", "endless"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(0.0))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        # The second waits for the first, of which only the answer is dropped.
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as late:
+                stub.Predict(request, timeout=1)
+            assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    (model,) = server.http.get("/overview").json()["models"]
+    assert (model["versions"][0]["requests"], model["versions"][0]["calls"]) == (2, 1)
     began = time.monotonic()
     server.process.terminate()
     assert server.process.wait(30) == 1
     assert time.monotonic() - began < 6
-    thread.join()
     assert any("calls are still under way: they are dropped" in line for line in server.lines)
     server.stop()
 

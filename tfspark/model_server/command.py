@@ -75,9 +75,6 @@ def run(options: argparse.Namespace) -> int:
         repository = Repository(source_of(options))
         repository.watch(options.poll_seconds)
         core = Core(repository, core_limits)
-        # uvicorn ends well on a signal and then sends it again, to whoever handled it before.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
         asyncio.run(_serve(core, options, listener, tls))
     finally:
         listener.close()
@@ -116,6 +113,9 @@ async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket
     )
     config.timeout_graceful_shutdown = max(options.shutdown_seconds - 2 * ENDING_SECONDS, 0.0)  # type: ignore[assignment]
     server = Server(config)
+    # uvicorn handles signals while it serves, and afterwards sends them again to whoever handled them before.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
     if front is not None:
         await front.start()
         logger.info("gRPC is at %s:%d", in_url(options.host), grpc_port)

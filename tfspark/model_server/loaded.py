@@ -78,7 +78,7 @@ class LoadedVersion:
             produced = self._callable(names, fetches)(*(feeds[n] for n in names))
         except tf.errors.OpError as e:
             raise ModelFailed(e) from None
-        return {n: np.asarray(p) for n, p in zip(wanted, produced, strict=True)}
+        return {n: _array(p) for n, p in zip(wanted, produced, strict=True)}
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         with self._lock:
@@ -94,3 +94,12 @@ def _tensor(name: str, info: TensorInfo) -> str:
     if not info.tensor:
         raise RequestError(f'"{name}" is no dense tensor, and cannot be served.')
     return info.tensor
+
+
+def _array(value: Any) -> np.ndarray:
+    if not isinstance(value, bytes):
+        return np.asarray(value)
+    # NumPy's own strings lose zeros at their end.
+    array = np.empty((), object)
+    array[()] = value
+    return array

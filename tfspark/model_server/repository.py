@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tfspark.errors import ConfigurationError, first_line
+from tfspark.errors import ConfigurationError, TFSparkError, first_line
 from tfspark.model_server import metrics
 from tfspark.model_server.faults import NotFound, RequestError
 from tfspark.model_server.loaded import LoadedVersion
@@ -91,6 +91,7 @@ class Repository:
         self._configs: Configs = {}
         self._models: dict[str, dict[int, VersionStatus]] = {}
         self._unreachable: dict[str, str] = {}
+        self._problem = ""
         self._dropped: list[weakref.ref[LoadedVersion]] = []
         self._poll_seconds = POLL_SECONDS
         self._closing = threading.Event()
@@ -144,13 +145,16 @@ class Repository:
     def refresh(self) -> None:
         """Load what is wanted and not loaded, then let go what is no longer wanted."""
         with self._refreshing:
+            read = None
             try:
                 read = self._source.read() if self._source is not None else None
-            except ConfigurationError as e:
+                self._problem = ""
+            except TFSparkError as e:
                 if not self._configs:
                     raise
-                logger.error("the models stay as they were: %s", e)
-                read = None
+                if e.message != self._problem:
+                    logger.error("the models stay as they were: %s", e)
+                self._problem = e.message
             self._configs = self._configs if read is None else read
             self._refresh_models()
 

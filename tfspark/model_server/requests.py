@@ -248,8 +248,8 @@ def classes(call: Call, outputs: Mapping[str, np.ndarray]) -> list[list[tuple[by
         If the outputs are not so many for each example.
     """
     some = next(iter(outputs.values()))
-    scores = _per_example(call, "scores", outputs.get("scores", np.zeros(some.shape, np.float32)))
-    labels = _per_example(call, "classes", outputs.get("classes", np.full(scores.shape, b"", object)))
+    scores = _per_example(call, "scores", outputs.get("scores", np.zeros(some.shape, np.float32)), "f")
+    labels = _per_example(call, "classes", outputs.get("classes", np.full(scores.shape, b"", object)), "O")
     if labels.shape != scores.shape:
         raise RequestError(f"The model has {labels.shape} classes for {scores.shape} scores.")
     return [
@@ -257,7 +257,9 @@ def classes(call: Call, outputs: Mapping[str, np.ndarray]) -> list[list[tuple[by
     ]
 
 
-def _per_example(call: Call, name: str, array: np.ndarray) -> np.ndarray:
+def _per_example(call: Call, name: str, array: np.ndarray, kind: str) -> np.ndarray:
+    if array.dtype.kind != kind:
+        raise RequestError(f'Output "{name}" is {array.dtype.name}; classes are strings, scores and values are floats.')
     if array.shape[:1] != (call.rows,) or array.ndim > 2:
         raise RequestError(f'Output "{name}" has shape {array.shape} for {call.rows} examples.')
     return array.reshape(array.shape[0], -1)
@@ -271,9 +273,9 @@ def values(call: Call, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     RequestError
         If there is not one for each.
     """
-    found = outputs["outputs"]
-    if found.shape not in ((call.rows,), (call.rows, 1)):
-        raise RequestError(f'Output "outputs" has shape {found.shape} for {call.rows} examples.')
+    found = _per_example(call, "outputs", outputs["outputs"], "f")
+    if found.shape[1] != 1:
+        raise RequestError(f'Output "outputs" has {found.shape[1]} values for each example, not one.')
     return found.reshape(-1)
 
 
