@@ -30,8 +30,11 @@ def answers(call: Callable[[Any], Any], *inputs: Any) -> tuple[list[Any], list[i
 
     async def ask() -> list[Any]:
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(called, pool, BatchLimits(), joins=True)
-            one = lambda x: asyncio.ensure_future(batcher.submit({"x": np.array(x)}, np.size(x)))  # noqa: E731
+            batcher = Batcher(called, pool, BatchLimits(join=True), joins=True)
+
+            def one(x: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(batcher.submit({"x": np.array(x)}, np.size(x) if np.ndim(x) else None))
+
             first = one([0])
             await asyncio.to_thread(entered.wait, 30)
             waiting = [one(x) for x in inputs]
@@ -96,7 +99,7 @@ def test_errors_do_not_keep_what_raised_them() -> None:
             return found.call(inputs)
 
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(), joins=True)
+            batcher = Batcher(call, pool, BatchLimits(join=True), joins=True)
             assert await asyncio.gather(*(refused(batcher) for _ in range(3))) == [True] * 3
             del model
             return seen() is None
@@ -120,7 +123,7 @@ def test_too_many_waiting_rows_are_refused() -> None:
 
     async def ask() -> None:
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(call, pool, BatchLimits(rows=4, waiting_rows=6), joins=True)
+            batcher = Batcher(call, pool, BatchLimits(join=True, rows=4, waiting_rows=6), joins=True)
             one = lambda n: asyncio.ensure_future(batcher.submit({"x": np.arange(n)}, n))  # noqa: E731
             first = one(1)
             await asyncio.to_thread(entered.wait, 30)
@@ -136,3 +139,39 @@ def test_too_many_waiting_rows_are_refused() -> None:
 
     asyncio.run(ask())
     assert sizes == [1, 4]
+
+
+def test_requests_wait_for_others_and_are_padded_to_sizes_that_are_allowed() -> None:
+    seen: list[Any] = []
+
+    def call(inputs: Any) -> Any:
+        seen.append(inputs["x"].tolist())
+        return {"y": inputs["x"] * 2}
+
+    async def ask() -> list[Any]:
+        limits = BatchLimits(join=True, rows=8, wait_seconds=0.05, allowed_rows=(4, 8), pad=True)
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(call, pool, limits, joins=True)
+            return await asyncio.gather(
+                batcher.submit({"x": np.array([[1, 2, 3]])}, 1), batcher.submit({"x": np.array([[5], [6]])}, 2)
+            )
+
+    found = asyncio.run(ask())
+    assert seen == [[[1, 2, 3], [5, 5, 5], [6, 5, 5], [1, 2, 3]]]
+    assert [a["y"].tolist() for a in found] == [[[2, 4, 6]], [[10, 10, 10], [12, 10, 10]]]
+
+
+def test_requests_do_not_share_a_call_unless_that_is_asked_for() -> None:
+    sizes: list[int] = []
+
+    def call(inputs: Any) -> Any:
+        sizes.append(len(inputs["x"]))
+        return {"y": inputs["x"]}
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            batcher = Batcher(call, pool, BatchLimits(calls=2), joins=False)
+            await asyncio.gather(*(batcher.submit({"x": np.arange(3)}, 3) for _ in range(10)))
+
+    asyncio.run(ask())
+    assert sizes == [3] * 10 and not BatchLimits().join

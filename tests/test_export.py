@@ -20,7 +20,7 @@ from tfspark.errors import ConfigurationError
 from tfspark.saved_models.card import ModelCard
 from tfspark.saved_models.description import read_signatures
 from tfspark.saved_models.signatures import CLASSIFY, PREDICT, REGRESS, Signature, TensorInfo
-from tfspark.saved_models.versions import new_version, newest_version, versions_of
+from tfspark.saved_models.versions import new_version, newest_version, version_paths, versions_of
 
 
 def word_model(outputs: int = 2, activation: str = "softmax") -> Any:
@@ -192,6 +192,9 @@ def test_versions_count_up_and_old_ones_go(tmp_path: Path) -> None:
     (tmp_path / "007").mkdir()
     assert Path(write(tmp_path, keep=2)).name == "13"
     assert versions_of(str(tmp_path)) == [3, 13]
+    (tmp_path / "007" / "saved_model.pb").write_bytes(b"")
+    assert version_paths(str(tmp_path))[7] == str(tmp_path / "007")
+    (tmp_path / "007" / "saved_model.pb").unlink()
     assert newest_version(f"file://{tmp_path}") == str(tmp_path / "13")
     with pytest.raises(RuntimeError), new_version(str(tmp_path)):
         raise RuntimeError

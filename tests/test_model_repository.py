@@ -17,7 +17,10 @@ import tensorflow as tf
 
 from tfspark.model_server import repository as repository_module
 from tfspark.model_server.app import make_app
-from tfspark.model_server.repository import Repository, Stamp, VersionPolicy, VersionStatus, stamp_of
+from tfspark.model_server.core import Core
+from tfspark.model_server.model_config import VersionPolicy
+from tfspark.model_server.places import Stamp, stamp_of
+from tfspark.model_server.repository import Repository, VersionStatus
 
 
 class Times(tf.Module):
@@ -152,9 +155,9 @@ def test_the_stamp_of_a_version_is_of_all_its_files(base: Path, monkeypatch: pyt
 
 def test_a_version_that_is_replaced_leaves_memory(base: Path, saved: Path) -> None:
     repository = Repository(str(base))
-    app = make_app(repository)
+    app = make_app(Core(repository))
     version = weakref.ref(repository.find("m"))
-    weights = weakref.ref(repository.find("m")._model.factor.handle)
+    weights = weakref.ref(repository.find("m")._session)
     requests = [("POST", "/v1/models/m:predict", {"instances": [x]}) for x in (1.0, 200.0, 2.0, 300.0)]
     gc.collect()
     gc.disable()
@@ -172,15 +175,16 @@ def test_a_card_with_numbers_that_json_does_not_know_is_shown(base: Path) -> Non
     card = base / "m" / "2" / "assets.extra" / "model_card.json"
     card.parent.mkdir()
     card.write_text('{"metrics": {"loss": NaN, "auc": 0.5}, "data": [Infinity]}')
-    (shown,) = asyncio.run(ask(make_app(Repository(str(base))), ("GET", "/overview", None)))
+    (shown,) = asyncio.run(ask(make_app(Core(Repository(str(base)))), ("GET", "/overview", None)))
     assert "NaN" not in shown.text and "Infinity" not in shown.text
     (version,) = shown.json()["models"][0]["versions"]
     assert version["card"] == {"metrics": {"loss": None, "auc": 0.5}, "data": [None]}
 
 
 def test_versions_that_are_loaded() -> None:
-    labels = {"m": {"stable": 1, "gone": 7}}
-    assert VersionPolicy(1, labels).wanted("m", [3, 1, 2]) == [1, 3]
-    assert VersionPolicy(2).wanted("m", [3, 1, 2]) == [2, 3]
-    assert VersionPolicy(None).wanted("m", [3, 1, 2]) == [1, 2, 3]
-    assert VersionPolicy(1, labels).wanted("other", []) == []
+    labels = {"stable": 1, "gone": 7}
+    assert VersionPolicy(1, labels=labels).wanted([3, 1, 2]) == [1, 3]
+    assert VersionPolicy(2).wanted([3, 1, 2]) == [2, 3]
+    assert VersionPolicy(None).wanted([3, 1, 2]) == [1, 2, 3]
+    assert VersionPolicy(specific=(1, 5)).wanted([3, 1, 2]) == [1]
+    assert VersionPolicy(1, labels=labels).wanted([]) == []

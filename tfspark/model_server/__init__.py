@@ -1,6 +1,6 @@
-"""``tfspark serve``: SavedModels behind the REST API of TensorFlow Serving, in one process, to try and load-test them.
+"""``tfspark serve``: SavedModels behind TensorFlow Serving's REST and gRPC APIs, in one process.
 
-The way of a request: `gate` (who is let in), `app` (paths, bodies, errors), `requests` (JSON to tensors and back, by
-the signature), `batching` (requests that wait together run together), `repository` (which versions there are and are
-loaded). The same directory can be given to a fleet of TensorFlow Serving afterwards.
+The way of a request: `http` and `gate` (who is let in), `app` and `requests` (REST) or `grpc_front` and `messages`
+(gRPC) make a call of it by the signature; `core` hands the call to a batcher (`batching`) of a version (`loaded`) that
+`repository` has found. The same directory can be given to a fleet of TensorFlow Serving afterwards.
 """

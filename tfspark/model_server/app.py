@@ -1,45 +1,41 @@
-"""The ASGI application: TensorFlow Serving's paths, and a page for people."""
+"""The ASGI application: the paths of TensorFlow Serving's REST API, and a page for people."""
 
 from __future__ import annotations
 
 import json
 import re
-import weakref
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import time
+import zlib
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib import resources
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tfspark.finite import finite
-from tfspark.model_server import gate
+from tfspark.model_server import gate, metrics
 from tfspark.model_server import requests as rq
-from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
-from tfspark.model_server.describe import metadata, overview, version_status
-from tfspark.model_server.faults import RequestError, TooLarge
-from tfspark.model_server.repository import LoadedVersion, Repository
-from tfspark.saved_models.signatures import CLASSIFY, REGRESS, Signature
-
-MAX_BODY_BYTES = 64 << 20
+from tfspark.model_server.core import Core
+from tfspark.model_server.describe import gauges, metadata, overview, version_status
+from tfspark.model_server.faults import NotFound, RequestError, TooLarge
+from tfspark.model_server.json_values import parse_object
+from tfspark.model_server.loaded import LoadedVersion
+from tfspark.saved_models.signatures import CLASSIFY, REGRESS
 
 PATH = re.compile(
     r"/v1/models/(?P<model>[^/:]+)"
     r"(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
-    r"(?:(?P<metadata>/metadata)|:(?P<verb>predict|classify|regress))?"
+    r"(?:(?P<metadata>/metadata)|:(?P<verb>predict|classify|regress))?",
+    re.IGNORECASE,
 )
 
 PAGE = {
@@ -55,17 +51,7 @@ SECURITY = {
 }
 
 
-@dataclass(frozen=True)
-class ServerLimits:
-    """Attributes are those of `BatchLimits`, and the size of a body that is read, in bytes."""
-
-    batch: BatchLimits = field(default_factory=BatchLimits)
-    body_bytes: int = MAX_BODY_BYTES
-
-
-def make_app(
-    repository: Repository, limits: ServerLimits = ServerLimits(), hosts: list[str] | None = None
-) -> Starlette:
+def make_app(core: Core, hosts: Collection[str] | None = None, origins: Collection[str] = ()) -> Starlette:
     """Return the application that serves a repository.
 
     Parameters
@@ -73,44 +59,37 @@ def make_app(
     hosts
         Host names and addresses that requests may be addressed to; by default any. A server on the loopback interface
         names its own, so that a web page from elsewhere cannot reach it by a host name that it controls.
+    origins
+        Web pages that may ask, beside the server's own: ``scheme://host:port``, or ``*`` for all.
     """
-    executor = ThreadPoolExecutor(limits.batch.calls, thread_name_prefix="tfspark-model")
-    server = _Server(repository, limits, executor)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        executor.shutdown()
-
+    server = _Server(core)
+    cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
     return Starlette(
         routes=[
-            Route("/healthz", server.health),
+            Route("/healthz/live", server.live),
+            Route("/healthz/models/{model}", server.ready_model),
+            *[Route(path, server.ready) for path in ("/healthz", "/healthz/ready")],
             Route("/overview", server.overview),
+            Route(metrics.PATH, server.metrics),
             *[Route(path, partial(_page, *page)) for path, page in PAGE.items()],
             Route("/{path:path}", server.api, methods=["GET", "HEAD", "POST"]),
         ],
-        middleware=[Middleware(_Gate, hosts=hosts)],
-        exception_handlers={
-            RequestError: _refuse,
-            HTTPException: _refuse_http,
-            tf.errors.OpError: _refuse_op,
-            Exception: _fail,
-        },
-        lifespan=lifespan,
+        middleware=[Middleware(_Gate, hosts=hosts, origins=origins), *([cors] if origins else [])],
+        exception_handlers={RequestError: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )
 
 
 class _Gate:
     """Answers requests that `gate` does not let in; before anything else of them is looked at."""
 
-    def __init__(self, app: ASGIApp, hosts: list[str] | None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             try:
-                gate.check(scope["scheme"], headers.get("host", ""), headers.get("origin"), self._hosts)
+                gate.check(scope["scheme"], headers.get("host", ""), headers.get("origin"), self._hosts, self._origins)
             except RequestError as e:
                 await _answer({"error": e.message}, e.status)(scope, receive, send)
                 return
@@ -118,15 +97,29 @@ class _Gate:
 
 
 class _Server:
-    def __init__(self, repository: Repository, limits: ServerLimits, executor: ThreadPoolExecutor) -> None:
-        self._repository, self._limits, self._executor = repository, limits, executor
+    def __init__(self, core: Core) -> None:
+        self._core, self._repository = core, core.repository
 
-    async def health(self, _: Request) -> Response:
+    async def live(self, _: Request) -> Response:
+        return _answer({"alive": True})
+
+    async def ready(self, _: Request) -> Response:
         healthy = self._repository.healthy
-        return _answer({"healthy": healthy}, 200 if healthy else 503)
+        return _answer({"healthy": healthy, "models": self._repository.readiness()}, 200 if healthy else 503)
+
+    async def ready_model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        ready = self._repository.readiness().get(name)
+        if ready is None:
+            raise NotFound(f"Could not find any versions of model {name}")
+        return _answer({"healthy": ready}, 200 if ready else 503)
 
     async def overview(self, _: Request) -> Response:
         return _answer(finite(overview(self._repository)))
+
+    async def metrics(self, _: Request) -> Response:
+        text = metrics.METRICS.exposition(gauges(self._repository))
+        return Response(text, headers={**SECURITY, "content-type": metrics.CONTENT_TYPE})
 
     async def api(self, request: Request) -> Response:
         """Answer everything under ``/v1/models``."""
@@ -136,14 +129,29 @@ class _Server:
             raise RequestError(f"Malformed request: {request.method} {request.url.path}")
         version = None if path["version"] is None else int(path["version"])
         if asks:
-            loaded = self._repository.find(path["model"], version, path["label"])
-            return await self._ask(loaded, path["verb"], await self._body(request))
+            return await self._counted(path["model"], version, path["label"], path["verb"].lower(), request)
         if path["metadata"]:
             return _answer(metadata(self._repository.find(path["model"], version, path["label"])))
         return _answer(version_status(self._repository.statuses(path["model"], version, path["label"])))
 
+    async def _counted(
+        self, model: str, version: int | None, label: str | None, verb: str, request: Request
+    ) -> Response:
+        began, known, status = time.monotonic(), metrics.UNKNOWN_MODEL, "INTERNAL"
+        try:
+            loaded = self._repository.find(model, version, label)
+            known = loaded.model
+            response = await self._ask(loaded, verb, await self._body(request))
+            status = "OK"
+            return response
+        except RequestError as e:
+            status = e.code.name
+            raise
+        finally:
+            metrics.requested(known, verb.capitalize(), "REST", status, time.monotonic() - began)
+
     async def _body(self, request: Request) -> bytes:
-        most = self._limits.body_bytes
+        most = self._core.limits.body_bytes
         body = bytearray()
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > most:
@@ -155,37 +163,36 @@ class _Server:
                     raise TooLarge(f"The body has more than the {most} bytes that are allowed.")
         except ClientDisconnect:
             raise RequestError("The client left before it had sent its request.") from None
+        if request.headers.get("content-encoding", "").strip().lower() == "gzip":
+            return await self._core.parse(len(body), partial(_unzipped, bytes(body), most))
         return bytes(body)
 
     async def _ask(self, loaded: LoadedVersion, verb: str, body: bytes) -> Response:
-        # Large bodies take a while to parse, during which others are served.
-        call = await run_in_threadpool(_parse, loaded, verb, body, self._limits.body_bytes)
-        batcher = self._batcher(loaded, loaded.signatures[call.signature])
-        outputs = await batcher.submit(call.inputs, call.rows)
+        call = await self._core.parse(len(body), partial(_parse, loaded, verb, body, self._core.limits.body_bytes))
+        outputs = await self._core.ask(loaded, call)
         answers: dict[str, Callable[..., Any]] = {"classify": rq.classify_answer, "regress": rq.regress_answer}
-        return await run_in_threadpool(lambda: _answer(answers.get(verb, rq.predict_answer)(call, outputs)))
-
-    def _batcher(self, loaded: LoadedVersion, signature: Signature) -> Batcher:
-        if signature.name not in loaded.batchers:
-            joins = all(i.has_rows for i in (*signature.inputs.values(), *signature.outputs.values()))
-            call = partial(_call, weakref.ref(loaded), signature.name)
-            loaded.batchers[signature.name] = Batcher(call, self._executor, self._limits.batch, joins)
-        return loaded.batchers[signature.name]
+        answer = partial(answers.get(verb, rq.predict_answer), call, outputs)
+        return await self._core.parse(sum(a.nbytes for a in outputs.values()), lambda: _answer(answer()))
 
 
-def _call(version: weakref.ref[LoadedVersion], signature: str, inputs: Arrays) -> dict[str, np.ndarray]:
-    """Call a version that holds the batcher, which would keep it alive if it held the version in its turn."""
-    loaded = version()
-    if loaded is None:
-        raise RuntimeError("The version has been dropped, and nobody waits for the answer.")
-    return loaded.call(signature, inputs)
+def _unzipped(body: bytes, most: int) -> bytes:
+    inflating = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        found = inflating.decompress(body, most + 1)
+    except zlib.error as e:
+        raise RequestError(f"The body cannot be decompressed: {e}") from None
+    if len(found) > most:
+        raise TooLarge(f"The decompressed body has more than the {most} bytes that are allowed.")
+    if not inflating.eof or inflating.unused_data:
+        raise RequestError("The body is not one whole gzip stream.")
+    return found
 
 
 def _parse(loaded: LoadedVersion, verb: str, body: bytes, most_bytes: int) -> rq.Call:
-    content = rq.parse_json(body)
-    signature = rq.signature_of(content, loaded.signatures)
+    content = parse_object(body)
+    signature = rq.signature_of(content.get("signature_name", ""), loaded.signatures)
     if verb == "predict":
-        return rq.predict_call(content, signature)
+        return rq.predict_call(content, signature, loaded.defaults.get(signature.name))
     return rq.example_call(content, signature, {"classify": CLASSIFY, "regress": REGRESS}[verb], most_bytes)
 
 
@@ -207,20 +214,6 @@ async def _refuse(_: Request, error: Exception) -> Response:
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _answer({"error": f"Malformed request: {request.method} {request.url.path}"}, error.status_code)
-
-
-async def _refuse_op(_: Request, error: Exception) -> Response:
-    """Answer for what the model's graph did not accept."""
-    assert isinstance(error, tf.errors.OpError)
-    theirs = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError))
-    return _answer({"error": _what_failed(str(error.message))}, 400 if theirs else 500)
-
-
-def _what_failed(message: str) -> str:
-    """Return the line of TensorFlow's message that says what failed, without where in the graph."""
-    noise = ("Graph execution error", "Detected at node", "<stack traces", " ", "\t", "Stack trace")
-    lines = [line for line in message.splitlines() if line and not line.startswith(noise)]
-    return re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else message.strip())
 
 
 async def _fail(_: Request, error: Exception) -> Response:

@@ -1,15 +1,16 @@
-"""Requests that wait while the model is busy run together in one call.
+"""Calls of a model, so many at the same time; requests that wait can be joined into one call, if that is asked for.
 
-There is no delay to fill a batch: an idle model answers at once, a busy one finds more rows the busier it is.
+Joining is right only for models whose rows do not look at each other, which nothing in a SavedModel tells.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -21,19 +22,31 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How requests are joined.
+    """How many calls are made, and how requests are joined.
 
     Attributes
     ----------
+    join
+        Whether requests are joined at all.
     rows
-        Most rows in one call, unless a single request has more; 1 joins nothing.
+        Most rows in one call, unless a single request has more.
+    wait_seconds
+        How long a request waits for others when the model is idle.
+    allowed_rows
+        Numbers of rows that calls may have, ascending; the first row is repeated until one is reached. Any by default.
+    pad
+        Whether inputs of different shapes are joined too, by repeating the first value of the smaller ones.
     waiting_rows
         Most rows that may wait; further requests are refused.
     calls
         Calls at the same time.
     """
 
+    join: bool = False
     rows: int = 1024
+    wait_seconds: float = 0.0
+    allowed_rows: tuple[int, ...] = ()
+    pad: bool = False
     waiting_rows: int = 65_536
     calls: int = 1
 
@@ -42,16 +55,17 @@ class BatchLimits:
 class _Waiting:
     inputs: Arrays
     rows: int
+    joins: bool
     answer: asyncio.Future[dict[str, np.ndarray]]
+    since: float = field(default_factory=time.monotonic)
 
-    @property
-    def form(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    def form(self, pad: bool) -> tuple[tuple[str, str, int | tuple[int, ...]], ...]:
         """Requests of the same form can be joined."""
-        return tuple((n, a.dtype.str, a.shape[1:]) for n, a in sorted(self.inputs.items()))
+        return tuple((n, a.dtype.str, a.ndim if pad else a.shape[1:]) for n, a in sorted(self.inputs.items()))
 
 
 class Batcher:
-    """Joins the requests for one signature; used by one event loop.
+    """Makes the calls for one signature; used by one event loop.
 
     Parameters
     ----------
@@ -69,22 +83,34 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._waiting_rows = 0
         self._running: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self.requests = 0
         self.calls = 0
 
-    async def submit(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
+    @property
+    def waiting_rows(self) -> int:
+        """How many rows wait."""
+        return self._waiting_rows
+
+    async def submit(self, inputs: Arrays, rows: int | None) -> dict[str, np.ndarray]:
         """Return the outputs for these inputs.
+
+        Parameters
+        ----------
+        rows
+            How many rows all inputs have; None if they do not agree.
 
         Raises
         ------
         Overloaded
             If too many rows wait.
         """
-        if self._waiting and self._waiting_rows + rows > self._limits.waiting_rows:
+        counted = 1 if rows is None else rows
+        if self._waiting and self._waiting_rows + counted > self._limits.waiting_rows:
             raise Overloaded(f"{self._waiting_rows} rows wait for the model; try again later.")
         answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(inputs, rows, answer))
-        self._waiting_rows += rows
+        self._waiting.append(_Waiting(inputs, counted, rows is not None, answer))
+        self._waiting_rows += counted
         self.requests += 1
         self._start()
         try:
@@ -94,27 +120,47 @@ class Batcher:
             del answer
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self._limits.calls:
-            group = self._next_group()
+        while self._waiting and len(self._running) < self._limits.calls and not self._waits_for_more():
+            group = self._next_group() if self._joins else self._next_alone()
             if group:
                 task = asyncio.get_running_loop().create_task(self._run(group))
                 self._running.add(task)
                 task.add_done_callback(self._ended)
 
+    def _waits_for_more(self) -> bool:
+        """Whether the waiting requests are too few and too new; then `_start` is called again in time."""
+        left = self._waiting[0].since + self._limits.wait_seconds - time.monotonic()
+        if not self._joins or left <= 0 or self._waiting_rows >= self._limits.rows:
+            return False
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(left, self._waited)
+        return True
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._start()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start()
+
+    def _next_alone(self) -> list[_Waiting]:
+        w = self._waiting.popleft()
+        self._waiting_rows -= w.rows
+        return [] if w.answer.done() else [w]
 
     def _next_group(self) -> list[_Waiting]:
         """Take the request that waits longest, and those behind it that fit; requests given up are left out."""
         group: list[_Waiting] = []
         left: deque[_Waiting] = deque()
-        rows = 0
+        rows, pad = 0, self._limits.pad
         while self._waiting:
             w = self._waiting.popleft()
             if w.answer.done():
                 self._waiting_rows -= w.rows
-            elif not group or (self._joins and w.form == group[0].form and rows + w.rows <= self._limits.rows):
+            elif not group or (
+                w.joins and group[0].joins and rows + w.rows <= self._limits.rows and w.form(pad) == group[0].form(pad)
+            ):
                 group.append(w)
                 rows += w.rows
             else:
@@ -144,16 +190,36 @@ class Batcher:
 
     async def _answers(self, group: list[_Waiting]) -> list[dict[str, np.ndarray]]:
         """Return the outputs for each request of a group, from one call."""
-        if len(group) == 1:
-            return [await self._called(group[0].inputs)]
         ends = list(accumulate(w.rows for w in group))
-        outputs = await self._called({n: np.concatenate([w.inputs[n] for w in group]) for n in group[0].inputs})
-        if any(a.shape[:1] != (ends[-1],) for a in outputs.values()):
+        target = next((n for n in self._limits.allowed_rows if n >= ends[-1]), ends[-1])
+        if len(group) == 1 and (not self._joins or not group[0].joins or target == ends[-1]):
+            return [await self._called(group[0].inputs)]
+        joined = {n: _joined([w.inputs[n] for w in group], target) for n in group[0].inputs}
+        outputs = await self._called(joined)
+        if any(a.shape[:1] != (target,) for a in outputs.values()):
             # A dimension of unknown size is not always that of the rows: the model may select among them.
             self._joins = False
+            if len(group) == 1:
+                return [await self._called(group[0].inputs)]
             raise ValueError("An output does not have one value per row.")
         return [{n: a[e - w.rows : e] for n, a in outputs.items()} for w, e in zip(group, ends, strict=True)]
 
     async def _called(self, inputs: Arrays) -> dict[str, np.ndarray]:
         self.calls += 1
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._call, inputs)
+
+
+def _joined(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Return arrays one after the other, padded to one shape, and to so many rows."""
+    shape = tuple(map(max, zip(*(a.shape[1:] for a in arrays), strict=True)))
+    padded = [a if a.shape[1:] == shape else _padded(a, shape) for a in arrays]
+    missing = rows - sum(len(a) for a in arrays)
+    first = next(a for a in padded if len(a)) if missing else padded[0]
+    return np.concatenate([*padded, *([np.repeat(first[:1], missing, axis=0)] if missing else [])])
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    filler = array.flat[0] if array.size else np.zeros((), array.dtype) if array.dtype != object else b""
+    full = np.full((len(array), *shape), filler, array.dtype)
+    full[tuple(slice(n) for n in array.shape)] = array
+    return full

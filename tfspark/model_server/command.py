@@ -1,135 +1,175 @@
-"""``tfspark serve``."""
+"""``tfspark serve``: REST, gRPC and the page in one process, until a signal comes."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import asyncio
 import logging
 import os
 import signal
 import socket
+import threading
+import time
+from importlib.util import find_spec
+from types import FrameType
 from typing import Any
 
 from tfspark.distribution import install_command
 from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.model_server.options import (
+    DEFAULT_GRPC_PORT,
+    add_options,
+    in_url,
+    is_loopback,
+    limits_of,
+    source_of,
+    tls_of,
+)
 from tfspark.tensorflow_import import import_tensorflow
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8501
-"""TensorFlow Serving's for REST."""
-
 KEEP_ALIVE_SECONDS = 60
 """How long a connection without requests stays open: shorter, and busy clients often write to one that just closes."""
+
+ENDING_SECONDS = 0.5
+"""What the server needs for itself of the time it has to end in."""
 
 
 def add_parser(verbs: Any) -> None:
     """Add the command to those of ``tfspark``."""
     parser = verbs.add_parser(
         "serve",
-        help="serve SavedModels by TensorFlow Serving's REST API",
-        description="Serve SavedModels by TensorFlow Serving's REST API, with a page to try them. There is no "
-        "authentication: listen on other interfaces than loopback only where everybody may use the models.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="serve SavedModels by TensorFlow Serving's REST and gRPC APIs",
+        description="Serve SavedModels by TensorFlow Serving's REST and gRPC APIs, with a page to try them. There is "
+        "no authentication: listen on other interfaces than loopback only where everybody may use the models.",
+        formatter_class=_Defaults,
     )
-    parser.add_argument(
-        "directory", metavar="DIR", help="numbered versions of a model, or one such directory per model"
-    )
-    parser.add_argument("--name", help="name of the model, if DIR holds one; by default that of DIR")
-    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 for any that is free")
-    parser.add_argument("--versions", type=_versions, default=1, metavar="N|all", help="serve so many of the newest")
-    parser.add_argument(
-        "--label",
-        action="append",
-        default=[],
-        type=_label,
-        metavar="[MODEL:]LABEL=VERSION",
-        help="name a version, which is then served however old it is; may be given often",
-    )
-    parser.add_argument("--poll-seconds", type=float, default=2.0, help="how often to look for new versions")
-    parser.add_argument("--batch-rows", type=_positive, default=1024, help="most rows in one call of the model")
-    parser.add_argument("--waiting-rows", type=_positive, default=65_536, help="refuse requests if more rows wait")
-    parser.add_argument("--calls", type=_positive, default=1, help="calls of the model at the same time")
-    parser.add_argument("--max-body-mb", type=_positive, default=64, help="refuse larger requests")
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
-def _positive(text: str) -> int:
-    n = int(text)
-    if n < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {n}")
-    return n
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, except those that are nothing."""
 
-
-def _versions(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
-
-
-def _label(text: str) -> tuple[str | None, str, int]:
-    """Read ``[MODEL:]LABEL=VERSION``."""
-    name, separator, version = text.partition("=")
-    if not separator or not version.isdecimal() or not name:
-        raise argparse.ArgumentTypeError(f"must be LABEL=VERSION or MODEL:LABEL=VERSION, not {text!r}")
-    model, colon, label = name.rpartition(":")
-    return (model if colon else None, label, int(version))
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as e:
-        raise DependencyError(
-            f"tfspark serve needs {e.name}, which is not installed.", hint=f"{install_command('serve')}."
-        ) from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import_tensorflow()
-    from tfspark.model_server.app import ServerLimits, make_app
-    from tfspark.model_server.batching import BatchLimits
-    from tfspark.model_server.repository import Repository, find_models
+    for module in ("starlette", "uvicorn", "grpc", "grpc_health", "grpc_reflection", "tensorflow_serving"):
+        if find_spec(module) is None:
+            raise DependencyError(
+                f"tfspark serve needs {module}, which is not installed.", hint=f"{install_command('serve')}."
+            )
+    tensorflow = import_tensorflow()
+    # The loader that TensorFlow Serving has too is deprecated, which users can do nothing about.
+    tensorflow.get_logger().setLevel(logging.ERROR)
+    from tfspark.model_server.core import Core
+    from tfspark.model_server.repository import Repository
 
     listener = listen(options.host, options.port)
     try:
-        policy = _policy(options, list(find_models(options.directory, options.name)))
-        repository = Repository(options.directory, options.name, policy)
+        core_limits, tls = limits_of(options), tls_of(options)
+        repository = Repository(source_of(options))
         repository.watch(options.poll_seconds)
-        limits = ServerLimits(
-            BatchLimits(options.batch_rows, options.waiting_rows, options.calls), options.max_body_mb << 20
-        )
-        local = _is_loopback(options.host)
-        app = make_app(repository, limits, ["localhost", "127.0.0.1", options.host] if local else None)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
-        )
-        server = uvicorn.Server(config)
-        logger.info("models are at http://%s:%d", _in_url(options.host), listener.getsockname()[1])
-        if not local:
-            logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
-        # uvicorn ends well on a signal and then sends it again, to whoever handled it before.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        server.run(sockets=[listener])
-        repository.close()
+        core = Core(repository, core_limits)
+        asyncio.run(_serve(core, options, listener, tls))
     finally:
         listener.close()
     return 0
 
 
-def _policy(options: argparse.Namespace, models: list[str]) -> Any:
-    from tfspark.model_server.repository import VersionPolicy
+async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket, tls: Any) -> None:
+    import uvicorn
 
-    labels: dict[str, dict[str, int]] = {}
-    for model, label, version in options.label:
-        if model is None and len(models) > 1:
-            raise ConfigurationError(
-                f"--label {label}={version} does not say of which model.",
-                hint=f"Write MODEL:{label}; there are {models}.",
-            )
-        for of in [model] if model is not None else models:
-            labels.setdefault(of, {})[label] = version
-    return VersionPolicy(options.versions, labels)
+    from tfspark.model_server.app import make_app
+    from tfspark.model_server.http import protocol
+
+    local = is_loopback(options.host)
+    front, grpc_port = _grpc_front(core, options, tls, local)
+    app = make_app(core, ["localhost", "127.0.0.1", options.host] if local else None, options.cors_origin)
+    ending = _Ending(options.shutdown_seconds)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ending.begin()
+            super().handle_exit(sig, frame)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            stopping = [] if front is None else [front.stop(ending.left())]
+            await asyncio.gather(super().shutdown(sockets), *stopping)
+
+    config = uvicorn.Config(
+        app,
+        http=protocol(options.timeout_seconds, options.max_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        log_level="error",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    config.timeout_graceful_shutdown = max(options.shutdown_seconds - 2 * ENDING_SECONDS, 0.0)  # type: ignore[assignment]
+    server = Server(config)
+    # uvicorn handles signals while it serves, and afterwards sends them again to whoever handled them before.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    if front is not None:
+        await front.start()
+        logger.info("gRPC is at %s:%d", in_url(options.host), grpc_port)
+    logger.info("models are at http://%s:%d", in_url(options.host), listener.getsockname()[1])
+    if not local:
+        logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
+    await server.serve(sockets=[listener])
+    core.close()
+    core.repository.close(ending.left())
+
+
+def _grpc_front(core: Any, options: argparse.Namespace, tls: Any, local: bool) -> tuple[Any, int]:
+    """Return the gRPC server and its port; None if there is to be none, or the usual port is taken."""
+    from tfspark.model_server.grpc_front import GrpcFront
+
+    if options.grpc_port == "off":
+        return None, 0
+    front = GrpcFront(core, local or options.allow_reload_requests, options.max_connections, tls)
+    port = DEFAULT_GRPC_PORT if options.grpc_port is None else options.grpc_port
+    try:
+        return front, front.listen(f"{in_url(options.host)}:{port}")
+    except ConfigurationError as e:
+        if options.grpc_port is not None:
+            raise
+        logger.warning("%s Only REST is served.", e.message)
+        return None, 0
+
+
+class _Ending:
+    """Ends the process when the time after a signal is over, whatever still runs."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """A signal has come."""
+        if self._began is None:
+            self._began = time.monotonic()
+            timer = threading.Timer(self._seconds - ENDING_SECONDS / 2, self._end)
+            timer.daemon = True
+            timer.start()
+
+    def left(self) -> float:
+        """Return how many seconds there are for what is under way."""
+        passed = 0.0 if self._began is None else time.monotonic() - self._began
+        return max(self._seconds - 2 * ENDING_SECONDS - passed, 0.0)
+
+    def _end(self) -> None:
+        logger.warning("%g seconds after the signal, calls are still under way: they are dropped", self._seconds)
+        logging.shutdown()
+        # A call of a model cannot be interrupted, and the interpreter would wait for it.
+        os._exit(1)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -145,16 +185,5 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as e:
         raise ConfigurationError(
-            f"Cannot listen on {_in_url(host)}:{port}: {e}", hint="Choose another --port."
+            f"Cannot listen on {in_url(host)}:{port}: {e}", hint="Choose another --port."
         ) from None
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

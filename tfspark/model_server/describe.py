@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
+from google.protobuf import json_format
 
-from tfspark.model_server.repository import LoadedVersion, Repository, VersionStatus
-from tfspark.saved_models.signatures import Signature, TensorInfo
+from tfspark.model_server.loaded import LoadedVersion
+from tfspark.model_server.metrics import Labels
+from tfspark.model_server.repository import Repository, VersionStatus
 
 SHOWN_VALUES = 64
 """Example rows for the page have no longer arrays than this; longer ones are to be filled in."""
@@ -30,26 +31,24 @@ def version_status(statuses: Mapping[int, VersionStatus]) -> dict[str, Any]:
 
 def metadata(loaded: LoadedVersion) -> dict[str, Any]:
     """Return the answer to ``GET /v1/models/NAME/metadata``."""
-    signatures = {n: _signature_def(s) for n, s in loaded.signatures.items()}
+    signatures = {
+        n: json_format.MessageToDict(d, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
+        for n, d in sorted(loaded.definitions.items())
+    }
     return {
         "model_spec": {"name": loaded.model, "signature_name": "", "version": str(loaded.number)},
         "metadata": {"signature_def": {"signature_def": signatures}},
     }
 
 
-def _signature_def(signature: Signature) -> dict[str, Any]:
-    return {
-        "inputs": {n: _tensor_info(i) for n, i in signature.inputs.items()},
-        "outputs": {n: _tensor_info(i) for n, i in signature.outputs.items()},
-        "method_name": signature.method,
-    }
-
-
-def _tensor_info(info: TensorInfo) -> dict[str, Any]:
-    dims = [{"size": str(-1 if d is None else d), "name": ""} for d in info.shape or ()]
-    enum = tf.as_dtype(info.dtype).as_datatype_enum
-    name = tf.compat.v1.AttrValue(type=enum).DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[enum].name
-    return {"dtype": name, "tensor_shape": {"dim": dims, "unknown_rank": info.shape is None}, "name": info.tensor}
+def gauges(repository: Repository) -> dict[str, dict[Labels, float]]:
+    """Return what Prometheus is told of the models as they are now."""
+    waiting: dict[Labels, float] = {}
+    for name, versions in repository.models().items():
+        loaded = [s.loaded for s in versions.values() if s.loaded is not None]
+        waiting[("model_name", name),] = sum(b.waiting_rows for v in loaded for b in list(v.batchers.values()))
+    ready: dict[Labels, float] = {(("model_name", n),): float(r) for n, r in repository.readiness().items()}
+    return {"tfspark_serve_ready": ready, "tfspark_serve_waiting_rows": waiting}
 
 
 def overview(repository: Repository) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def overview(repository: Repository) -> dict[str, Any]:
         "models": [
             {
                 "name": name,
-                "labels": dict(repository.policy.labels.get(name, {})),
+                "labels": dict(repository.policy(name).labels),
                 "versions": [
                     {"version": number, "state": status.state, "error": status.error, **_loaded(status.loaded)}
                     for number, status in sorted(versions.items(), reverse=True)
@@ -84,8 +83,8 @@ def _loaded(loaded: LoadedVersion | None) -> dict[str, Any]:
             }
             for n, s in loaded.signatures.items()
         },
-        "requests": sum(b.requests for b in loaded.batchers.values()),
-        "calls": sum(b.calls for b in loaded.batchers.values()),
+        "requests": sum(b.requests for b in list(loaded.batchers.values())),
+        "calls": sum(b.calls for b in list(loaded.batchers.values())),
     }
 
 

@@ -1,37 +1,114 @@
-"""What is wrong with a request, and the HTTP status that says so."""
+"""What is wrong with a request: a message, and the code by which HTTP and gRPC say of which kind it is."""
 
 from __future__ import annotations
 
+import re
+from enum import Enum
+from typing import Any
+
+
+class Code(Enum):
+    """Codes of TensorFlow and gRPC, which are the same, with the HTTP status of each."""
+
+    CANCELLED = (1, 408)
+    UNKNOWN = (2, 500)
+    INVALID_ARGUMENT = (3, 400)
+    DEADLINE_EXCEEDED = (4, 504)
+    NOT_FOUND = (5, 404)
+    ALREADY_EXISTS = (6, 409)
+    PERMISSION_DENIED = (7, 403)
+    RESOURCE_EXHAUSTED = (8, 503)
+    FAILED_PRECONDITION = (9, 412)
+    ABORTED = (10, 409)
+    OUT_OF_RANGE = (11, 400)
+    UNIMPLEMENTED = (12, 501)
+    INTERNAL = (13, 500)
+    UNAVAILABLE = (14, 503)
+    DATA_LOSS = (15, 500)
+    UNAUTHENTICATED = (16, 401)
+
+    @property
+    def number(self) -> int:
+        """Return the number that TensorFlow and gRPC have for it."""
+        return self.value[0]
+
+    @property
+    def http(self) -> int:
+        """Return the HTTP status."""
+        return self.value[1]
+
 
 class RequestError(Exception):
-    """Answered as ``{"error": message}`` with an HTTP status."""
+    """A request that cannot be answered.
 
-    status = 400
+    Attributes
+    ----------
+    code
+        Of which kind the fault is.
+    status
+        The HTTP status, usually that of the code.
+    """
 
-    def __init__(self, message: str) -> None:
+    code = Code.INVALID_ARGUMENT
+
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.status = self.code.http if status is None else status
 
 
 class Forbidden(RequestError):
     """Whoever asks may not."""
 
-    status = 403
+    code = Code.PERMISSION_DENIED
 
 
 class NotFound(RequestError):
-    """There is no such model, version or label."""
+    """There is no such model or version."""
 
-    status = 404
+    code = Code.NOT_FOUND
+
+
+class MissingSignature(RequestError):
+    """The model has no such signature: gRPC's Predict has a code of its own for it, REST has not."""
+
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 400)
+
+
+class Unimplemented(RequestError):
+    """What was asked for does not exist."""
+
+    code = Code.UNIMPLEMENTED
 
 
 class TooLarge(RequestError):
-    """The body has more bytes than are allowed."""
+    """The request has more bytes than are allowed."""
 
-    status = 413
+    code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 413)
 
 
 class Overloaded(RequestError):
     """More rows wait than are allowed."""
 
-    status = 503
+    code = Code.UNAVAILABLE
+
+
+class ModelFailed(RequestError):
+    """The model's graph did not accept its inputs, or failed; made of what TensorFlow raised."""
+
+    def __init__(self, error: Any) -> None:
+        self.code = next((c for c in Code if c.number == error.error_code), Code.INTERNAL)
+        super().__init__(_what_failed(str(error.message)))
+
+
+def _what_failed(message: str) -> str:
+    """Return the line of TensorFlow's message that says what failed, without where in the graph."""
+    noise = ("Graph execution error", "Detected at node", "<stack traces", " ", "\t", "Stack trace")
+    lines = [line for line in message.splitlines() if line and not line.startswith(noise)]
+    return re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else message.strip())

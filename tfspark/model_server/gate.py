@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from tfspark.model_server.faults import Forbidden, RequestError
 
 
-def check(scheme: str, host: str, origin: str | None, hosts: Collection[str] | None) -> None:
+def check(
+    scheme: str, host: str, origin: str | None, hosts: Collection[str] | None, origins: Collection[str] = ()
+) -> None:
     """Check the headers of a request.
 
     Parameters
@@ -24,6 +26,8 @@ def check(scheme: str, host: str, origin: str | None, hosts: Collection[str] | N
         The headers of these names.
     hosts
         Names and addresses that requests may be addressed to; ``None`` for any.
+    origins
+        Further origins whose web pages may ask; ``*`` for all.
 
     Raises
     ------
@@ -34,7 +38,9 @@ def check(scheme: str, host: str, origin: str | None, hosts: Collection[str] | N
     """
     if hosts is not None and _name(host) not in {_plain(h) for h in hosts}:
         raise RequestError(f"This server is not {host!r}.")
-    if origin is not None and origin.lower() != f"{scheme}://{host}".lower():
+    if origin is None or "*" in origins:
+        return
+    if origin.lower() not in {f"{scheme}://{host}".lower(), *(o.lower() for o in origins)}:
         raise Forbidden(f"Web pages of {origin!r} may not ask this server.")
 
 

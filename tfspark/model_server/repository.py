@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
-import numpy as np
-import tensorflow as tf
-
-from tfspark.errors import ConfigurationError
-from tfspark.model_server.batching import Batcher
-from tfspark.model_server.faults import NotFound
-from tfspark.saved_models.card import read_card
-from tfspark.saved_models.description import read_signatures
-from tfspark.saved_models.signatures import Signature
-from tfspark.saved_models.versions import SAVED_MODEL_FILE, is_saved_model, local_path, versions_of
+from tfspark.errors import ConfigurationError, TFSparkError, first_line
+from tfspark.model_server import metrics
+from tfspark.model_server.faults import NotFound, RequestError
+from tfspark.model_server.loaded import LoadedVersion
+from tfspark.model_server.model_config import Configs, DirectorySource, ModelConfig, Source, VersionPolicy
+from tfspark.model_server.places import Place, Stamp, place_of
+from tfspark.model_server.warmup import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -35,121 +30,10 @@ POLL_SECONDS = 2.0
 MOST_RETRY_SECONDS = 60.0
 """A version that cannot be loaded is tried again after one poll, two, four, and so on, but at least so often."""
 
-Found = Mapping[str, Mapping[int, str]]
-"""Model name to version number to directory."""
-
-
-@dataclass(frozen=True)
-class VersionPolicy:
-    """Which versions are loaded.
-
-    Attributes
-    ----------
-    newest
-        How many of the newest; ``None`` for all.
-    labels
-        Label to version number, by model name. Versions with a label are loaded, however old they are.
-    """
-
-    newest: int | None = 1
-    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-    def wanted(self, model: str, versions: Iterable[int]) -> list[int]:
-        """Return which of a model's versions are to be loaded, ascending."""
-        there = sorted(versions)
-        newest = there if self.newest is None else there[-self.newest :]
-        return sorted({*newest, *(v for v in self.labels.get(model, {}).values() if v in there)})
-
-
-def find_models(directory: str, name: str | None = None) -> dict[str, dict[int, str]]:
-    """Return the models under a directory: its own versions, or those of its subdirectories, or itself.
-
-    Parameters
-    ----------
-    directory
-        Of one model with numbered versions, of several such directories, or a SavedModel.
-    name
-        Name of the model if it is one; by default that of the directory.
-    """
-    directory = os.path.abspath(local_path(directory))
-    own = os.path.basename(directory)
-    if is_saved_model(directory):
-        number = int(own) if own.isdecimal() else 1
-        return {name or (os.path.basename(os.path.dirname(directory)) if own.isdecimal() else own): {number: directory}}
-    if versions := versions_of(directory):
-        return {name or own: _paths(directory, versions)}
-    try:
-        below = sorted(d for d in os.listdir(directory) if not d.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    bases = {d: os.path.join(directory, d) for d in below}
-    return {d: _paths(base, versions) for d, base in bases.items() if (versions := versions_of(base))}
-
-
-def _paths(base: str, versions: Iterable[int]) -> dict[int, str]:
-    return {v: os.path.join(base, str(v)) for v in versions}
-
-
-class LoadedVersion:
-    """A version that can be called.
-
-    Attributes
-    ----------
-    signatures
-        What can be asked of it, by name.
-    card
-        Its model card, if it has one.
-    batchers
-        Joins requests; by signature.
-    """
-
-    def __init__(self, model: str, number: int, directory: str) -> None:
-        self.model, self.number, self.directory = model, number, directory
-        self.signatures: dict[str, Signature] = read_signatures(directory)
-        self.card = read_card(directory)
-        # The signatures do not keep their model alive.
-        self._model = tf.saved_model.load(directory)
-        self._functions: dict[str, Any] = dict(self._model.signatures)
-        self.batchers: dict[str, Batcher] = {}
-
-    def call(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs, in the order of their names; safe from several threads."""
-        infos = self.signatures[signature].inputs
-        feeds = {n: tf.constant(a, tf.as_dtype(infos[n].dtype)) for n, a in inputs.items()}
-        produced = self._functions[signature](**feeds)
-        return {n: produced[n].numpy() for n in self.signatures[signature].outputs}
-
-
-class Stamp(NamedTuple):
-    """What changes when files of a version do: time of the newest, their bytes, and how many there are."""
-
-    newest_ns: int
-    size: int
-    files: int
-
-
-def stamp_of(directory: str) -> Stamp:
-    """Return the stamp of a version; files that vanish meanwhile do not count.
-
-    Raises
-    ------
-    OSError
-        If there is no SavedModel.
-    """
-    os.stat(os.path.join(directory, SAVED_MODEL_FILE))
-    found = []
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            try:
-                found.append(os.stat(os.path.join(parent, name)))
-            except OSError:
-                continue
-    return Stamp(max((f.st_mtime_ns for f in found), default=0), sum(f.st_size for f in found), len(found))
-
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version: loaded, or why not.
+    """One version: loaded, being loaded, or why not.
 
     Attributes
     ----------
@@ -181,18 +65,19 @@ class VersionStatus:
     @property
     def state(self) -> str:
         """As TensorFlow Serving names it."""
-        return "AVAILABLE" if self.loaded is not None else "END"
+        return "AVAILABLE" if self.loaded is not None else "END" if self.error else "LOADING"
+
+
+Statuses = Mapping[int, VersionStatus]
 
 
 class Repository:
-    """The models under a directory.
+    """The models that are served.
 
     Parameters
     ----------
-    directory, name
-        See `find_models`.
-    policy
-        Which versions are loaded.
+    source
+        Tells which they are; a directory stands for the models under it.
 
     Raises
     ------
@@ -200,23 +85,30 @@ class Repository:
         If there is no model, or none that can be loaded.
     """
 
-    def __init__(self, directory: str, name: str | None = None, policy: VersionPolicy = VersionPolicy()) -> None:
-        self._directory, self._name, self.policy = directory, name, policy
-        # Replaced as a whole and never changed, so that readers need no lock.
+    def __init__(self, source: Source | str) -> None:
+        self._source: Source | None = DirectorySource(source) if isinstance(source, str) else source
+        # Both are replaced as a whole and never changed, so that readers need no lock.
+        self._configs: Configs = {}
         self._models: dict[str, dict[int, VersionStatus]] = {}
+        self._unreachable: dict[str, str] = {}
+        self._problem = ""
         self._dropped: list[weakref.ref[LoadedVersion]] = []
         self._poll_seconds = POLL_SECONDS
         self._closing = threading.Event()
+        self._refreshing = threading.Lock()
         self._watcher: threading.Thread | None = None
+        self.on_change: Callable[[], None] = lambda: None
         self.refresh()
-        if not self._models:
+        if not any(s.loaded for versions in self._models.values() for s in versions.values()):
+            errors = [f"version {v} of {m}: {s.error}" for m, vs in self._models.items() for v, s in vs.items()]
+            errors += [f"{m}: {e}" for m, e in self._unreachable.items()]
+            if errors:
+                raise ConfigurationError(f"No model can be loaded: {'; '.join(errors)}")
+            where = [c.base for c in self._configs.values()] or [source if isinstance(source, str) else "It"]
             raise ConfigurationError(
-                f"{directory!r} holds no SavedModel.",
+                f"{', '.join(where)} holds no SavedModel.",
                 hint="Give a directory of numbered versions, as ctx.export writes it, or one of such directories.",
             )
-        if not self.healthy:
-            errors = [f"version {v} of {m}: {s.error}" for m, vs in self._models.items() for v, s in vs.items()]
-            raise ConfigurationError(f"No model can be loaded: {'; '.join(errors)}")
 
     def watch(self, seconds: float) -> None:
         """Look for new, changed and removed versions, from a thread of its own."""
@@ -224,11 +116,11 @@ class Repository:
         self._watcher = threading.Thread(target=self._watch, args=(seconds,), name="tfspark-models", daemon=True)
         self._watcher.start()
 
-    def close(self) -> None:
-        """End the watching."""
+    def close(self, seconds: float | None = None) -> None:
+        """End the watching; wait so long for a version that is being loaded."""
         self._closing.set()
         if self._watcher is not None:
-            self._watcher.join()
+            self._watcher.join(seconds)
 
     def _watch(self, seconds: float) -> None:
         while not self._closing.wait(seconds):
@@ -237,12 +129,49 @@ class Repository:
             except Exception:
                 logger.exception("looking for new versions failed")
 
+    def configure(self, configs: Configs) -> dict[str, str]:
+        """Serve these models from now on; return the error of each that has no version to answer."""
+        with self._refreshing:
+            if isinstance(self._source, DirectorySource):
+                self._source = None
+            self._configs = configs
+            self._refresh_models()
+        return {m: self._error(m) for m in configs if not self.is_ready(m)}
+
+    def _error(self, model: str) -> str:
+        errors = [f"version {v}: {s.error}" for v, s in self._models.get(model, {}).items() if s.error]
+        return "; ".join(errors) or self._unreachable.get(model, "no versions were found")
+
     def refresh(self) -> None:
         """Load what is wanted and not loaded, then let go what is no longer wanted."""
-        found: Found = find_models(self._directory, self._name)
-        for model in sorted({*found, *self._models}):
-            self._refresh_model(model, found.get(model, {}))
+        with self._refreshing:
+            read = None
+            try:
+                read = self._source.read() if self._source is not None else None
+                self._problem = ""
+            except TFSparkError as e:
+                if not self._configs:
+                    raise
+                if e.message != self._problem:
+                    logger.error("the models stay as they were: %s", e)
+                self._problem = e.message
+            self._configs = self._configs if read is None else read
+            self._refresh_models()
+
+    def _refresh_models(self) -> None:
+        for model in sorted({*self._configs, *self._models}):
+            config = self._configs.get(model)
+            try:
+                self._refresh_model(model, config)
+                self._unreachable.pop(model, None)
+            except Exception as e:
+                # One model that cannot be looked at must not stop the others.
+                if self._unreachable.get(model) != first_line(e):
+                    logger.error("the versions of %s cannot be looked at: %s", model, first_line(e))
+                self._unreachable[model] = first_line(e)
+        self._unreachable = {m: e for m, e in self._unreachable.items() if m in self._configs}
         self._collect()
+        self.on_change()
 
     def _collect(self) -> None:
         """Free the memory of versions that are no longer served and have no requests under way."""
@@ -252,19 +181,23 @@ class Repository:
             gc.collect()
         self._dropped = left
 
-    def _refresh_model(self, model: str, found: Mapping[int, str]) -> None:
+    def _refresh_model(self, model: str, config: ModelConfig | None) -> None:
         before = self._models.get(model, {})
-        wanted = self.policy.wanted(model, found)
+        place = None if config is None else place_of(config.base)
+        found = {} if place is None else place.versions()
         after: dict[int, VersionStatus] = {}
-        for number in wanted:
+        for number in [] if config is None else config.policy.wanted(found):
             status = before.get(number)
+            assert place is not None
             try:
-                stamp = stamp_of(found[number])
-            except OSError:
+                stamp = place.stamp(found[number])
+            except FileNotFoundError:
                 # Removed since it was found.
                 continue
             if status is None or status.is_due(stamp, time.monotonic(), self._poll_seconds):
-                status = _load(model, number, found[number], stamp, status)
+                if status is None:
+                    self._publish(model, {**before, **after, number: VersionStatus(stamp)})
+                status = _load(model, number, place, found[number], stamp, status)
             after[number] = status
         if any(s.loaded is None for s in after.values()):
             after = {v: s for v, s in before.items() if s.loaded is not None and v in found} | after
@@ -272,18 +205,34 @@ class Repository:
             logger.info("version %d of %s is no longer served", number, model)
         kept = [s.loaded for s in after.values()]
         self._dropped += [weakref.ref(s.loaded) for s in before.values() if s.loaded and s.loaded not in kept]
-        models = {**self._models, model: after}
+        self._publish(model, after)
+
+    def _publish(self, model: str, versions: dict[int, VersionStatus]) -> None:
+        models = {**self._models, model: versions}
         self._models = {m: v for m, v in models.items() if v}
+
+    def is_ready(self, model: str) -> bool:
+        """Whether a model has a version that answers."""
+        return any(s.loaded for s in self._models.get(model, {}).values())
+
+    def readiness(self) -> dict[str, bool]:
+        """Return which models have a version that answers."""
+        return {m: self.is_ready(m) for m in sorted({*self._configs, *self._models})}
 
     @property
     def healthy(self) -> bool:
         """Whether every model has a version that answers."""
-        models = self._models
-        return bool(models) and all(any(s.loaded for s in v.values()) for v in models.values())
+        ready = self.readiness()
+        return bool(ready) and all(ready.values())
 
-    def models(self) -> Mapping[str, Mapping[int, VersionStatus]]:
+    def models(self) -> Mapping[str, Statuses]:
         """Return what is known of all models now."""
         return self._models
+
+    def policy(self, model: str) -> VersionPolicy:
+        """Return the version policy of a model."""
+        config = self._configs.get(model)
+        return VersionPolicy() if config is None else config.policy
 
     def statuses(self, model: str, version: int | None = None, label: str | None = None) -> dict[int, VersionStatus]:
         """Return what is known of a model's versions, newest first.
@@ -309,10 +258,12 @@ class Repository:
         ------
         NotFound
             If there is none.
+        RequestError
+            If there is no such label.
         """
+        known = self._models.get(model, {})
         if label is not None:
             version = self._labelled(model, label)
-        known = self._models.get(model, {})
         for v in sorted(known, reverse=True):
             loaded = known[v].loaded
             if loaded is not None and version in (None, v):
@@ -321,17 +272,30 @@ class Repository:
         raise NotFound(f"Servable not found for request: {which}")
 
     def _labelled(self, model: str, label: str) -> int:
-        version = self.policy.labels.get(model, {}).get(label)
+        version = self.policy(model).labels.get(label)
         if version is None:
-            raise NotFound(f"Unrecognized servable version label: {label}")
+            raise RequestError(f"Unrecognized servable version label: {label}")
         return version
 
 
-def _load(model: str, number: int, directory: str, stamp: Stamp, before: VersionStatus | None) -> VersionStatus:
+def _load(
+    model: str, number: int, place: Place, directory: str, stamp: Stamp, before: VersionStatus | None
+) -> VersionStatus:
+    began = time.monotonic()
     try:
-        loaded = LoadedVersion(model, number, directory)
+        files = place.local(directory)
+        try:
+            loaded = LoadedVersion(model, number, files.directory)
+            warm_up(loaded)
+        except BaseException:
+            if files.remove is not None:
+                files.remove()
+            raise
+        if files.remove is not None:
+            weakref.finalize(loaded, files.remove)
     except Exception as e:
         # Whatever a SavedModel holds, and whatever TensorFlow makes of it, is no reason to leave the other models.
+        metrics.loaded(model, "error", time.monotonic() - began)
         error = ": ".join([type(e).__name__, *str(e).splitlines()[:1]])
         if before is None:
             before = VersionStatus(stamp)
@@ -339,5 +303,6 @@ def _load(model: str, number: int, directory: str, stamp: Stamp, before: Version
             logger.error("version %d of %s cannot be loaded: %s", number, model, error)
         failures = before.failures + 1 if stamp == before.stamp else 1
         return VersionStatus(stamp, before.loaded, error, failures)
+    metrics.loaded(model, "success", time.monotonic() - began)
     logger.info("serving version %d of %s", number, model)
     return VersionStatus(stamp, loaded)

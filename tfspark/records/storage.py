@@ -22,6 +22,7 @@ class Entry(NamedTuple):
     path: str
     is_dir: bool
     size: int
+    modified_ns: int = 0
 
 
 class Storage(Protocol):
@@ -83,7 +84,7 @@ class LocalStorage:
             status = os.stat(path)
         except (OSError, ValueError):
             return None
-        return Entry(path, os.path.isdir(path), status.st_size)
+        return Entry(path, os.path.isdir(path), status.st_size, status.st_mtime_ns)
 
     def children(self, path: str) -> list[Entry]:
         try:
@@ -138,7 +139,7 @@ class ArrowStorage:
 def _entry(info: Any) -> Entry:
     from pyarrow.fs import FileType
 
-    return Entry(info.path, info.type == FileType.Directory, info.size or 0)
+    return Entry(info.path, info.type == FileType.Directory, info.size or 0, info.mtime_ns or 0)
 
 
 def walk(storage: Storage, directory: str, hidden: Any) -> Iterator[Entry]:

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 SAVED_MODEL_FILE = "saved_model.pb"
 
+_MOST_DIGITS = 18
+"""Longer names do not fit the 64 bits that a version number has."""
+
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
 
@@ -24,14 +27,22 @@ def is_saved_model(directory: str) -> bool:
     return os.path.isfile(os.path.join(directory, SAVED_MODEL_FILE))
 
 
-def versions_of(base: str) -> list[int]:
-    """Return the numbers of the versions under `base`, ascending; none if there is no such directory."""
+def version_paths(base: str) -> dict[int, str]:
+    """Return the directories of the versions under `base`, ascending; none if there is no such directory.
+
+    A name is a number, with leading zeros or without: ``00000123`` is version 123, and ``123`` if both are there.
+    """
     try:
-        # 007 is no version: TensorFlow Serving would find it by another name than it has.
-        names = [d for d in os.listdir(base) if d.isdecimal() and d.isascii() and str(int(d)) == d]
+        names = [d for d in os.listdir(base) if d.isdecimal() and d.isascii() and len(d) <= _MOST_DIGITS]
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(d) for d in names if is_saved_model(os.path.join(base, d)))
+        return {}
+    paths = {int(d): os.path.join(base, d) for d in sorted(names, key=len, reverse=True)}
+    return {v: paths[v] for v in sorted(paths) if is_saved_model(paths[v])}
+
+
+def versions_of(base: str) -> list[int]:
+    """Return the numbers of the versions under `base`, ascending."""
+    return list(version_paths(base))
 
 
 def newest_version(directory: str) -> str:
@@ -45,12 +56,12 @@ def newest_version(directory: str) -> str:
     directory = local_path(directory)
     if is_saved_model(directory):
         return os.path.abspath(directory)
-    versions = versions_of(directory)
+    versions = version_paths(directory)
     if not versions:
         raise ConfigurationError(
             f"{directory!r} holds no SavedModel.", hint="Export one with ctx.export(model, directory) or model.export."
         )
-    return os.path.abspath(os.path.join(directory, str(versions[-1])))
+    return os.path.abspath(versions[max(versions)])
 
 
 def local_path(path: str) -> str:
@@ -133,11 +144,11 @@ def _publish(staging: str, base: str) -> tuple[int, str]:
 
 
 def _remove_old(base: str, keep: int) -> None:
-    for number in versions_of(base)[:-keep]:
+    for number, path in list(version_paths(base).items())[:-keep]:
         # Renamed first, so that no reader finds half a version.
         doomed = os.path.join(base, f"{_REMOVED}{number}-{secrets.token_hex(8)}")
         try:
-            os.rename(os.path.join(base, str(number)), doomed)
+            os.rename(path, doomed)
         except FileNotFoundError:
             continue
         shutil.rmtree(doomed, ignore_errors=True)

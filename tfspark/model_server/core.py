@@ -1,0 +1,90 @@
+"""What REST and gRPC share: the repository, and calls of its models, from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from tfspark.model_server.batching import Arrays, Batcher, BatchLimits
+from tfspark.model_server.loaded import LoadedVersion
+from tfspark.model_server.repository import Repository
+from tfspark.model_server.requests import Call
+
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 64 << 20
+
+PARSING_THREADS = min(4, os.cpu_count() or 1)
+"""Requests are parsed in threads of their own, so that they do not wait for the model."""
+
+INLINE_BYTES = 16 << 10
+"""Shorter requests are parsed in the event loop: a thread takes longer than they do."""
+
+MOST_CHOICES = 64
+"""TensorFlow keeps a plan for so many choices of a version's outputs; for further ones all are computed."""
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Attributes are those of `BatchLimits`, and the size of a request that is read, in bytes."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    body_bytes: int = MAX_BODY_BYTES
+
+
+class Core:
+    """Calls the models of a repository."""
+
+    def __init__(self, repository: Repository, limits: ServerLimits = ServerLimits()) -> None:
+        self.repository, self.limits = repository, limits
+        self._executor = ThreadPoolExecutor(limits.batch.calls, thread_name_prefix="tfspark-model")
+        self._parsers = ThreadPoolExecutor(PARSING_THREADS, thread_name_prefix="tfspark-parse")
+
+    def close(self) -> None:
+        """Drop the calls that wait; those under way are not waited for."""
+        for executor in (self._executor, self._parsers):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def parse(self, size: int, function: Callable[[], T]) -> T:
+        """Return what a function makes of so many bytes, in a thread if they are many."""
+        if size <= INLINE_BYTES:
+            return function()
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, function)
+
+    async def ask(self, loaded: LoadedVersion, call: Call) -> dict[str, np.ndarray]:
+        """Return the outputs of a call."""
+        found = await self._batcher(loaded, call).submit(call.inputs, call.rows)
+        return {n: found[n] for n in call.outputs} if call.outputs else found
+
+    def _batcher(self, loaded: LoadedVersion, call: Call) -> Batcher:
+        signature = loaded.signatures[call.signature]
+        outputs = tuple(n for n in signature.outputs if n in call.outputs)
+        if outputs and len(loaded.batchers) >= MOST_CHOICES:
+            outputs = ()
+        key = (call.signature, outputs)
+        if key not in loaded.batchers:
+            produced = [signature.outputs[n] for n in outputs or signature.outputs]
+            rows = all(i.has_rows for i in (*signature.inputs.values(), *produced))
+            batch = self.limits.batch
+            joins = batch.join and rows
+            called = partial(_call, weakref.ref(loaded), *key)
+            loaded.batchers[key] = Batcher(called, self._executor, batch, joins)
+        return loaded.batchers[key]
+
+
+def _call(
+    version: weakref.ref[LoadedVersion], signature: str, outputs: tuple[str, ...], inputs: Arrays
+) -> dict[str, np.ndarray]:
+    """Call a version that holds the batcher, which would keep it alive if it held the version in its turn."""
+    loaded = version()
+    if loaded is None:
+        raise RuntimeError("The version has been dropped, and nobody waits for the answer.")
+    return loaded.call(signature, inputs, outputs)

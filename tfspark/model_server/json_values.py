@@ -1,0 +1,194 @@
+"""JSON values as arrays and back, with the rules of TensorFlow Serving's REST API."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspark.model_server.faults import RequestError
+from tfspark.saved_models.signatures import TensorInfo
+
+BYTES_SUFFIX = "_bytes"
+"""Outputs whose names end so are encoded in base64; so are strings that are not UTF-8."""
+
+MOST_DIMENSIONS = 32
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body, which must be a JSON object.
+
+    Raises
+    ------
+    RequestError
+        If it is not.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise RequestError(f"JSON Parse error: {e}") from None
+    if not isinstance(value, dict):
+        raise RequestError("JSON Parse error: the body must be an object.")
+    return value
+
+
+def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
+    """Return a JSON value as an array of the type that an input takes; its shape is that of the lists.
+
+    Raises
+    ------
+    RequestError
+        If it is of another type, or not rectangular.
+    """
+    if info.dtype == "string":
+        return _strings(name, value)
+    target = tf.as_dtype(info.dtype)
+    if target.is_bool:
+        return _numbers(name, value, info.dtype, {bool}, np.dtype(bool))
+    if target.is_integer:
+        return _integers(name, value, info.dtype)
+    if target.is_floating:
+        return _floats(name, value, info.dtype)
+    raise RequestError(f'Input "{name}" takes {info.dtype}, which JSON cannot hold.')
+
+
+def _numbers(name: str, value: Any, dtype: str, types: set[type], target: np.dtype[Any]) -> np.ndarray:
+    # One string would make NumPy an array in which every entry has its length.
+    if not leaf_types(name, value) <= types:
+        raise RequestError(f'Input "{name}" takes {dtype}, but holds something else.')
+    try:
+        return np.array(value, target)
+    except (ValueError, RecursionError):
+        raise RequestError(f'Input "{name}" holds lists of different lengths.') from None
+
+
+def _integers(name: str, value: Any, dtype: str) -> np.ndarray:
+    target = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    limits = np.iinfo(target)
+    try:
+        found = _numbers(name, value, dtype, {int}, np.dtype(np.int64))
+    except OverflowError:
+        # Python's own numbers know no limits.
+        found = _numbers(name, value, dtype, {int}, np.dtype(object))
+    if found.size and not (limits.min <= found.min() and found.max() <= limits.max):
+        raise RequestError(f'Input "{name}" takes {dtype}, but holds a number beyond its range.')
+    return found.astype(target)
+
+
+def _floats(name: str, value: Any, dtype: str) -> np.ndarray:
+    target = tf.as_dtype(dtype)
+    try:
+        found = _numbers(name, value, dtype, {int, float}, np.dtype(np.float64))
+    except OverflowError:
+        raise RequestError(f'Input "{name}" takes {dtype}, but holds a number beyond its range.') from None
+    if target.size < 8:
+        finite = found[np.isfinite(found)]
+        if finite.size and np.abs(finite).max() > float(target.max):
+            raise RequestError(f'Input "{name}" takes {dtype}, but holds a number beyond its range.')
+    exact = 2 ** (53 if target.size == 8 else 24) - 1
+    if found.size and np.abs(found).max() > exact and any(type(v) is int and abs(v) > exact for v in _leaves(value)):
+        raise RequestError(f'Input "{name}" takes {dtype}, which cannot hold each of its whole numbers exactly.')
+    return found.astype(target.as_numpy_dtype)
+
+
+def leaf_types(name: str, value: Any) -> set[type]:
+    """Return the types of what nested lists hold; if ragged, of what is beside lists in the outermost such level."""
+    level = [value]
+    for _ in range(MOST_DIMENSIONS + 1):
+        types = set(map(type, level))
+        if types != {list}:
+            return types - {list}
+        level = list(chain.from_iterable(level))
+    raise _too_deep(name)
+
+
+def _leaves(value: Any) -> list[Any]:
+    level = [value]
+    while level and type(level[0]) is list:
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def _too_deep(name: str) -> RequestError:
+    return RequestError(f'Input "{name}" has more than {MOST_DIMENSIONS} dimensions.')
+
+
+def _strings(name: str, value: Any) -> np.ndarray:
+    shape = []
+    level = value
+    while isinstance(level, list):
+        shape.append(len(level))
+        level = level[0] if level else None
+        if len(shape) > MOST_DIMENSIONS:
+            raise _too_deep(name)
+    leaves = [value]
+    for size in shape:
+        if not all(isinstance(v, list) and len(v) == size for v in leaves):
+            raise RequestError(f'Input "{name}" holds lists of different lengths.')
+        leaves = [v for inner in leaves for v in inner]
+    array = np.empty(len(leaves), object)
+    array[:] = [text(name, v) for v in leaves]
+    return array.reshape(shape)
+
+
+def is_base64(value: Any) -> bool:
+    """Whether a JSON value stands for bytes."""
+    return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
+
+
+def text(name: str, value: Any) -> bytes:
+    """Return the bytes of a JSON string, or of ``{"b64": ...}``, with its padding or without.
+
+    Raises
+    ------
+    RequestError
+        If it is neither.
+    """
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f'"{name}" holds half a surrogate pair.') from None
+    if is_base64(value):
+        digits = "".join(value["b64"].split()).rstrip("=")
+        try:
+            return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError(f'"{name}" holds a "b64" that is no base64.') from None
+    raise RequestError(f'"{name}" takes strings, or {{"b64": ...}}.')
+
+
+def encode(name: str, array: np.ndarray) -> Any:
+    """Return an output as a JSON value, its numbers with as few digits as tell them apart.
+
+    Raises
+    ------
+    RequestError
+        If JSON has nothing for its type.
+    """
+    kind = array.dtype.kind
+    if kind in "OSU":
+        flat = np.empty(array.size, object)
+        flat[:] = [_encode_bytes(v, name.endswith(BYTES_SUFFIX)) for v in array.reshape(-1)]
+        return flat.reshape(array.shape).tolist()
+    if array.dtype == np.float64 or kind in "biu":
+        return array.tolist()
+    if kind == "f" or array.dtype.name == "bfloat16":
+        # 0.2 as a float32 is 0.20000000298 in the double that Python has.
+        shortest = [float(str(v)) for v in array.astype(np.float32).reshape(-1)]
+        return np.array(shortest, np.float64).reshape(array.shape).tolist()
+    raise RequestError(f'Output "{name}" is {array.dtype.name}, which JSON cannot hold.')
+
+
+def _encode_bytes(value: bytes, as_base64: bool) -> Any:
+    if not as_base64:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
+    return {"b64": base64.b64encode(value).decode()}
