@@ -5,7 +5,7 @@ AT_ONCE ?= 2
 marked = $(shell grep -l 'pytest\.mark\.$(1)\b' tests/test_*.py)
 # The longest first: a long one that begins last leaves a core idle.
 LONGEST := $(patsubst %,tests/test_%.py,\
-	jobs gpus ml_fit model_server restarts exactness inputs inference environment exactly_once doctor faults conf)
+	exactness jobs gpus ml_fit model_server restarts training_together inputs inference environment exactly_once doctor faults conf)
 FILES := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 AT_A_TIME = --numprocesses=$(AT_ONCE) --dist=loadfile --no-loadscope-reorder
 TESTS ?= tests/test_connector.py $(wildcard tests/test_tfrecord_*.py)

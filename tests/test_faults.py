@@ -48,12 +48,12 @@ def marked(mark: str) -> dict[int, str]:
 class Driver:
     """The fault-test program, and everything that it and Spark started, found by a mark in the environment."""
 
-    # An executor's heap is small here: two executors and two TensorFlow processes share one machine.
-    def __init__(self, directory: Path, master: str = "local-cluster[2,2,1024]") -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.mark, env = marked_environment()
+        # An executor's heap is small here: two executors and two TensorFlow processes share one machine.
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), master, str(directory)],
+            [sys.executable, str(PROGRAM), "local-cluster[2,2,1024]", str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -212,8 +212,8 @@ def test_a_killed_driver_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("waiting", [True, False])
 def test_sigterm_to_the_driver_lets_main_save_and_leaves_nothing(tmp_path: Path, waiting: bool) -> None:
-    """Also where the program is between two calls of the library, whatever the executors are then."""
-    driver = Driver(tmp_path, "local-cluster[2,2,1024]" if waiting else "local[3]")
+    """Also where the program is between two calls of the library."""
+    driver = Driver(tmp_path)
     driver.ask("start")
     if waiting:
         assert driver.ask("wait")["waiting"]
