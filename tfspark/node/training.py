@@ -118,11 +118,11 @@ class Trainer:
         import tensorflow as tf
 
         engine = self.prepare()
-        if engine is not None and self._node.role != Role.EVALUATOR.value:
+        if engine is not None and not self.is_alone and self._node.role != Role.EVALUATOR.value:
             from tfspark.node.keras.strategy import LocalStrategy
 
             return LocalStrategy(engine)
-        if self._node.role == Role.EVALUATOR.value:
+        if self.is_alone or self._node.role == Role.EVALUATOR.value:
             return tf.distribute.get_strategy()
         if self._name is StrategyName.PARAMETER_SERVER:
             if self._make is not None:

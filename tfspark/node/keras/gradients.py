@@ -47,7 +47,7 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
         if captured is not None:
             captured.append((self, grads, variables))
             return None
-        outermost = functools.partial(_apply, functools.partial(original, self), variables)
+        outermost = functools.partial(_apply, step, functools.partial(original, self), variables)
         if step.group.size > 1:
             if not self.built:
                 self.build(variables)
@@ -60,12 +60,12 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
     return apply
 
 
-def _apply(original: Callable[..., Any], variables: list[Any] | None, grads: list[Any]) -> Any:
-    _local.inside = True
+def _apply(step: Step, original: Callable[..., Any], variables: list[Any] | None, grads: list[Any]) -> Any:
+    _local.inside = step.is_applying = True
     try:
         return original(grads, variables)
     finally:
-        _local.inside = False
+        _local.inside = step.is_applying = False
 
 
 class captured:

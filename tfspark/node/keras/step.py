@@ -58,6 +58,8 @@ class Step:
         float32 scalar: rows of this worker's batch.
     stop
         The worker's wish to stop, if anyone asks.
+    is_applying
+        Whether an optimizer applies what the workers have added up already.
     sums_gradients
         Whether gradients are added up over rows instead of averaged, as for a loss without reduction.
     """
@@ -68,6 +70,7 @@ class Step:
         self.replays: list[Callable[[], None]] = []
         self.sums_gradients = False
         self.compiling = False
+        self.is_applying = False
         self._total_rows: tf.Tensor | None = None
         self._last: tf.Tensor | None = None
 
@@ -106,7 +109,15 @@ class Step:
         return self._last
 
     def all_reduce(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
-        """Add up over the workers a tensor of static shape; those that join add zeros, and call `joined` with it."""
+        """Add up over the workers a tensor of static shape; those that join add zeros, and call `joined` with it.
+
+        Raises
+        ------
+        ValueError
+            If the shape is not known when the step is traced.
+        """
+        if not value.shape.is_fully_defined():
+            raise ValueError(f"Only tensors of a known shape can be added up over the workers, got {value.shape}.")
         key, shape, dtype = self.key(), value.shape, value.dtype
 
         def join() -> None:
@@ -117,7 +128,7 @@ class Step:
         self.replays.append(join)
         return self.in_order(lambda: self.group.all_reduce(value, key))
 
-    def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None]) -> tf.Tensor:
+    def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
         """Add up over the workers, and let the gradient flow back to what each has added.
 
         The workers' gradients will be weighted by `weight`, so what flows back is divided by it.
@@ -125,7 +136,8 @@ class Step:
 
         @tf.custom_gradient
         def add(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-            return self.all_reduce(x, joined), lambda dy: self.all_reduce(dy * self.weight) / self.weight
+            weight = tf.cast(self.weight, x.dtype)
+            return self.all_reduce(x, joined), lambda dy: self.all_reduce(dy * weight) / weight
 
         return add(value)
 
@@ -194,6 +206,33 @@ def _summable(value: tf.Tensor) -> tf.Tensor:
     return tf.cast(value, tf.int64 if value.dtype.size > 2 else tf.int32)
 
 
+class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
+    """What ``tf.distribute.get_replica_context()`` gives within a step: its ``all_reduce`` is over all workers.
+
+    Parameters
+    ----------
+    step
+        The step.
+    """
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(tf.distribute.get_strategy(), replica_id_in_sync_group=0)
+        self._step = step
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        """Reduce a structure of tensors over the workers; those that join add zeros."""
+        if self._step.group.size == 1 or self._step.is_applying:
+            return value
+        mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
+
+        def one(t: Any) -> Any:
+            t = tf.convert_to_tensor(t)
+            total = tf.cast(self._step.all_sum_with_gradient(_summable(t)), t.dtype)
+            return total / tf.cast(self._step.group.size, t.dtype) if mean else total
+
+        return tf.nest.map_structure(one, value)
+
+
 def has_rows(batch: Any) -> bool:
     """Whether a structure holds a tensor with rows."""
     return any(getattr(getattr(t, "shape", None), "rank", 0) != 0 for t in tf.nest.flatten(batch) if t is not None)
@@ -246,7 +285,9 @@ class SynchronizedFunction:
         self._like: Any = None
 
     def __call__(self, *batch: Any, **more: Any) -> Any:
-        """Run the step, or join it."""
+        """Run the step, or join it; without a batch all workers run it."""
+        if not has_rows((batch, more)):
+            return self._run(self._step(tf.constant(1)), batch, more)
         count = rows_of((batch, more))
         step = self._step(count)
         if not tf.inside_function():
@@ -273,7 +314,7 @@ class SynchronizedFunction:
         traced.get_concrete_function(*batch_spec)
 
     def _run(self, step: Step, batch: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        with step:
+        with step, WorkerContext(step):
             result = self.function(*batch, **more)
         self._replays = step.replays
         result = tf.nest.map_structure(_as_tensor, result)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
-from tfspark.node.keras.step import SynchronizedFunction, current, has_rows
+from tfspark.node.keras.step import SynchronizedFunction, current
 
 if TYPE_CHECKING:
     from tfspark.node.keras.engine import Engine
@@ -62,7 +62,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
         `fn` must be the same function, or be made at the same place of the program, at each call.
         """
-        if current() is not None or self._engine.group.size == 1 or not has_rows((args, kwargs)):
+        if current() is not None or self._engine.group.size == 1:
             return self._default.run(fn, args, kwargs, options)
         with tf.init_scope():
             self._engine.align()
