@@ -250,6 +250,9 @@ def test_models_of_other_file_systems_are_copied(base: Path, tmp_path: Path, mon
 def test_a_place_is_local_or_named_by_a_uri(tmp_path: Path) -> None:
     assert isinstance(places.place_of(f"file://{tmp_path}"), places.LocalPlace)
     assert places.place_of(str(tmp_path)).versions() == {}
+    assert places.child_of("s3://b/models/?region=x", "m") == "s3://b/models/m?region=x"
+    assert places.names_of("s3://b/models/m/?region=x") == ("m", "models")
+    assert places.names_of("/models/m/3") == ("3", "m")
     with pytest.raises(ConfigurationError, match="Known are file, hdfs, s3"):
         places.place_of("ftp://host/models")
 

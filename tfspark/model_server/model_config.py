@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tfspark.errors import ConfigurationError
-from tfspark.model_server.places import place_of
+from tfspark.model_server.places import child_of, names_of, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ class DirectorySource:
         policy: VersionPolicy = VersionPolicy(),
         labels: Mapping[str | None, Mapping[str, int]] | None = None,
     ) -> None:
-        self._directory = directory.rstrip("/") or "/"
-        if "://" not in directory and not directory.startswith("file:"):
-            self._directory = os.path.abspath(directory)
+        remote = "://" in directory or directory.startswith("file:")
+        self._directory = directory if remote else os.path.abspath(directory)
         self._name, self._policy, self._labels = name, policy, labels or {}
         self._checked = False
 
@@ -104,12 +103,12 @@ class DirectorySource:
         return {n: ModelConfig(n, b, replace(self._policy, labels=labels[n])) for n, b in bases.items()}
 
     def _bases(self) -> dict[str, str]:
-        place, own = place_of(self._directory), os.path.basename(self._directory)
+        place, (own, parent) = place_of(self._directory), names_of(self._directory)
         if place.versions():
             if place.is_saved_model() and own.isdecimal():
-                own = os.path.basename(os.path.dirname(self._directory))
+                own = parent
             return {self._name or own or DEFAULT_NAME: self._directory}
-        below = {d: f"{self._directory.rstrip('/')}/{d}" for d in place.children()}
+        below = {d: child_of(self._directory, d) for d in place.children()}
         return {d: base for d, base in below.items() if place_of(base).versions()}
 
 

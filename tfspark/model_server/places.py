@@ -60,7 +60,21 @@ def place_of(base: str) -> Place:
     """Return the place that a path or URI names."""
     if base.startswith("file:") or "://" not in base:
         return LocalPlace(os.path.abspath(local_path(base)))
-    return RemotePlace(*storage_of(base.rstrip("/")))
+    storage, path = storage_of(base, pattern=False)
+    return RemotePlace(storage, path.rstrip("/"))
+
+
+def child_of(base: str, name: str) -> str:
+    """Return the path or URI of a directory in another; options of a URI stay at its end."""
+    path, mark, query = base.partition("?") if "://" in base else (base, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def names_of(base: str) -> tuple[str, str]:
+    """Return the names of a directory and of the one that it is in."""
+    path = base.partition("?")[0] if "://" in base else base
+    parent, name = os.path.split(path.rstrip("/"))
+    return name, os.path.basename(parent)
 
 
 def own_number(directory: str) -> int:

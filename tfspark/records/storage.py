@@ -41,15 +41,21 @@ class Storage(Protocol):
         """Return the path as users write it."""
 
 
-def storage_of(path: str) -> tuple[Storage, str]:
-    """Return the file system of a path or URI, and the path in it."""
+def storage_of(path: str, pattern: bool = True) -> tuple[Storage, str]:
+    """Return the file system of a path or URI, and the path in it.
+
+    Parameters
+    ----------
+    pattern
+        Whether the path may be a glob; else a ``?`` in a URI begins the options of its file system.
+    """
     match = _URI.match(path)
     if not match:
         return LocalStorage(), path
-    return _arrow(path, match.group(1))
+    return _arrow(path, match.group(1), pattern)
 
 
-def _arrow(uri: str, scheme: str) -> tuple[Storage, str]:
+def _arrow(uri: str, scheme: str, pattern: bool) -> tuple[Storage, str]:
     from pyarrow import fs
 
     if uri.startswith(_HADOOP_SCHEMES):
@@ -57,7 +63,7 @@ def _arrow(uri: str, scheme: str) -> tuple[Storage, str]:
     # Hadoop writes file:/path; Arrow wants an authority.
     uri = re.sub(r"^file:/(?!/)", "file:///", uri)
     # A glob is no URI, so Arrow is shown what comes before it.
-    glob = _GLOB.search(uri)
+    glob = _GLOB.search(uri) if pattern else None
     base = uri[: uri.rindex("/", 0, glob.start()) + 1] if glob else uri
     try:
         found, path = fs.FileSystem.from_uri(base)
