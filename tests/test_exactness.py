@@ -145,7 +145,7 @@ def trained(spark: Any, request: Any) -> Any:
 
 SIZES = [
     [50, 20, 1],
-    *(pytest.param(s, marks=pytest.mark.exactness) for s in ([64, 64], [100, 28], [40, 0])),
+    *(pytest.param(s, marks=pytest.mark.exactness) for s in ([64, 64], [100, 28], [40, 0], [40])),
 ]
 
 
