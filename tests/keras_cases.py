@@ -284,6 +284,7 @@ def metrics_of_many_kinds() -> Case:
         metrics.F1Score(threshold=0.5),
         metrics.BinaryAccuracy(),
         metrics.R2Score(name="r2"),
+        metrics.RootMeanSquaredError(name="rmse"),
     ]
     model = compiled(dense_of("x", (4,), 1, "sigmoid"), loss="binary_crossentropy", metrics=kinds)
     return model, {"label": "b", "arrange": "column"}
@@ -383,6 +384,31 @@ def two_optimizers() -> Case:
 
 
 @case
+def model_without_call() -> Case:
+    class Guide(keras.Model):
+        """As the GAN of Keras' guide: no call, and parts that nothing but a step builds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.judge, self.maker = keras.Sequential([layers.Dense(1)]), keras.Sequential([layers.Dense(4)])
+            self.loss_function = losses.BinaryCrossentropy(from_logits=True)
+            self.judge_optimizer = optimizers.Adam(0.01)
+
+        def train_step(self, data: Any) -> Any:
+            x = data["x"]
+            with tf.GradientTape() as tape:
+                p = tf.concat([self.judge(self.maker(x)), self.judge(x)], 0)
+                loss = self.loss_function(tf.concat([tf.ones_like(x[:, :1]), tf.zeros_like(x[:, :1])], 0), p)
+            variables = [*self.judge.trainable_weights, *self.maker.trainable_weights]
+            self.judge_optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            return {"judge": loss}
+
+    model = Guide()
+    model.compile()
+    return model, {"label": None}
+
+
+@case
 def compute_loss_overridden() -> Case:
     class Own(keras.Model):
         def compute_loss(
@@ -462,6 +488,22 @@ def stateful_layer() -> Case:
 
     x = keras.Input((4,), name="x")
     return compiled(keras.Model({"x": x}, layers.Dense(1)(Running()(x)))), {}
+
+
+@case
+def spectral_normalization() -> Case:
+    x = keras.Input((4,), name="x")
+    h = layers.SpectralNormalization(layers.Dense(5, activation="tanh"))(x)
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(h))), {}
+
+
+@case
+def optimizer_that_clips_by_itself() -> Case:
+    class Clipping(optimizers.SGD):
+        def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+            return super().apply([tf.clip_by_norm(g, 0.05) for g in grads], trainable_variables)
+
+    return compiled(optimizer=Clipping(0.1)), {}
 
 
 @case

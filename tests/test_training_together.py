@@ -239,6 +239,29 @@ def large_table(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     return {"weights": [rows[:60], model.weights[1].numpy()], "largest": max(sent), "steps": int(optimizer.iterations)}
 
 
+def fits_again(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """Fits of one model on batches of other parts, with callbacks that evaluate, some on the chief alone."""
+    import keras
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if ctx.is_chief:
+                alone.append(self.model.evaluate(args["x"], args["y"], verbose=0))
+            together.append(ctx.evaluate(self.model, own_share(args, ctx))["loss"])
+
+    alone: list[float] = []
+    together: list[float] = []
+    model = net(loss=keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"))
+    ctx.synchronize(model)
+    weighted = own_share(args, ctx).map(lambda x, y: (x, y, y * y))
+    validation = (args["x"], args["y"])
+    history = [
+        model.fit(data, epochs=2, verbose=0, validation_data=validation, callbacks=[Evaluates()]).history["val_loss"]
+        for data in (own_share(args, ctx), weighted, own_share(args, ctx))
+    ]
+    return {"weights": model.get_weights(), "history": history, "alone": alone, "together": together}
+
+
 def everything(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     parts = (
         files,
@@ -251,6 +274,7 @@ def everything(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         captured,
         one_stops,
         large_table,
+        fits_again,
         mistakes,
     )
     import tensorflow as tf
@@ -411,6 +435,15 @@ def test_of_a_large_table_only_the_rows_of_a_step_travel(done: Any) -> None:
     equal(first["weights"], second["weights"])
     assert first["steps"] == second["steps"] == -(-max(ROWS) // BATCH)
     assert 0 < first["largest"] < 1000
+
+
+def test_a_model_is_fitted_again_and_evaluated_in_callbacks(done: Any) -> None:
+    first, second = both(done, "fits_again")
+    equal(first["weights"], second["weights"])
+    assert first["together"] == second["together"]
+    np.testing.assert_allclose(first["alone"], first["together"], rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(first["history"]), first["together"], rtol=1e-5)
+    assert second["alone"] == []
 
 
 @pytest.mark.parametrize(

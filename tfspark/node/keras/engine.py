@@ -57,6 +57,7 @@ class Engine:
 
     def synchronize(self, *objects: Any) -> None:
         """Have models and optimizers train together with those of the other workers."""
+        gradients.install(self.refuse)
         for o in objects:
             if not isinstance(o, (keras.Model, keras.optimizers.Optimizer)):
                 raise ConfigurationError(f"synchronize() takes Keras models and optimizers, got {type(o).__name__}.")
@@ -123,6 +124,7 @@ class Engine:
 
     def training(self, model: Any) -> Training:
         """Return how a model is trained, the same object as long as it stays compiled as it is."""
+        gradients.install(self.refuse)
         found = getattr(model, "_tfspark_training", None)
         if found is None or not found.is_current():
             found = Training(model, self.group, self.clock)
@@ -176,28 +178,56 @@ class Training:
         self._rows_of_epoch = tf.Variable(0.0, trainable=False, dtype=tf.float64)
         self._state: SharedState | None = None
         self._stop = StopWish()
+        self._evaluate: Callable[..., Any] | None = None
 
     def _key_of(self, what: int) -> int:
         return self._key + what * 2 * VARYING_KEYS
 
     def _compilation(self) -> tuple[Any, ...]:
         m = self._model
-        objects = (m.optimizer, m._compile_loss, m._compile_metrics, m._loss_tracker)
-        return (*map(id, objects), m.run_eagerly, m.steps_per_execution)
+        return m.optimizer, m._compile_loss, m._compile_metrics, m._loss_tracker, m.run_eagerly, m.steps_per_execution
 
     def is_current(self) -> bool:
         """Whether the model is still compiled as it was."""
-        return self._compiled_as == self._compilation()
+        return all(a is b for a, b in zip(self._compiled_as, self._compilation(), strict=True))
 
     def build(self, spec: Any) -> None:
         """Make all variables of the model, its metrics and its optimizer, for batches like `spec`."""
         m = self._model
-        m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
+        try:
+            m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
+        except (NotImplementedError, RuntimeError, TypeError, ValueError):
+            # A model with a training step of its own, as a GAN, need not have a call that takes a batch.
+            if not self._is_own("train_step"):
+                raise
         if m.optimizer is not None and not m.optimizer.built and m.trainable_variables:
             m.optimizer.build(m.trainable_variables)
-        watch_losses(m)
-        watch_metrics(m.metrics)
-        watch_normalization(m)
+        self._watch()
+
+    def build_by_step(self, spec: Any) -> None:
+        """Make the variables that only the model's own training step makes, by tracing it; call it within `in_place`.
+
+        All workers must have them before they begin with the chief's.
+        """
+        layers = self._model._flatten_layers(include_self=False)
+        is_built = all(layer.built for layer in layers) and self._has_losses()
+        if self._group.size > 1 and self._is_own("train_step") and not is_built:
+            self._steps["train"].note(spec)
+            self._watch()
+
+    def _has_losses(self) -> bool:
+        losses = self._model._compile_loss
+        return losses is None or losses.built
+
+    def _watch(self) -> None:
+        if self._has_losses() or not self._is_own("train_step"):
+            watch_losses(self._model)
+        watch_metrics(self._model.metrics)
+        watch_normalization(self._model)
+
+    def _is_own(self, step_name: str) -> bool:
+        """Whether the model's class has a step of its own."""
+        return getattr(type(self._model), step_name) is not getattr(keras.Model, step_name)
 
     def begin(self) -> None:
         """Give all workers the chief's weights, optimizer and state; seeds then differ by worker.
@@ -248,8 +278,11 @@ class Training:
             self._group.add([1.0], self._key_of(_END))
 
     @contextmanager
-    def in_place(self, spec: Any) -> Iterator[None]:
+    def in_place(self, spec: Any) -> Iterator[Callable[..., Any]]:
         """Have the model train and evaluate by steps that all workers make together.
+
+        Gives the ``evaluate`` that does; within it, ``model.evaluate`` is this worker's own, as it is outside, but for
+        the validation that ``fit`` makes.
 
         Parameters
         ----------
@@ -257,16 +290,34 @@ class Training:
             ``element_spec`` of the dataset that is read.
         """
         m = self._model
+        if self._evaluate is not None:  # A callback evaluates within a fit.
+            yield self._evaluate
+            return
         own = {name: getattr(m, name) for name in ("train_function", "test_function")}
-        result, compute_loss = m.get_metrics_result, m.compute_loss
-        m.get_metrics_result = lambda: self._result(result)
-        m.compute_loss = noting_reduction(compute_loss)
+        result, compute_loss, evaluate = m.get_metrics_result, m.compute_loss, m.evaluate
+
+        def evaluate_alone(*args: Any, **options: Any) -> Any:
+            if options.get("_use_cached_eval_dataset"):
+                return evaluate(*args, **options)
+            together, m.test_function, m.get_metrics_result = m.test_function, own["test_function"], result
+            try:
+                return evaluate(*args, **options)
+            finally:
+                own["test_function"], m.test_function = m.test_function, together
+                m.get_metrics_result = result_of_all
+
+        def result_of_all() -> Any:
+            return self._result(result)
+
+        m.get_metrics_result, m.compute_loss, m.evaluate = result_of_all, noting_reduction(compute_loss), evaluate_alone
+        self._evaluate = evaluate
         try:
             for name in own:
                 setattr(m, name, self._function(name, spec))
-            yield
+            yield evaluate
         finally:
-            del m.get_metrics_result, m.compute_loss
+            self._evaluate = None
+            del m.get_metrics_result, m.compute_loss, m.evaluate
             for name, function in own.items():
                 setattr(m, name, function)
 
@@ -298,14 +349,14 @@ class Training:
         if name not in self._functions:
             self._functions[name] = self._make(name.removesuffix("_function"))
         step = self._steps[name.removesuffix("_function")]
-        if self._model.run_eagerly and self._group.size > 1 and not step.is_noted:
+        if self._model.run_eagerly and self._group.size > 1 and not step.is_noted(spec):
             step.note(spec)
         return self._functions[name]
 
     def _make(self, kind: str) -> Any:
         m, step_name = self._model, f"{kind}_step"
         own, jit = getattr(m, step_name), m.jit_compile
-        overridden = getattr(type(m), step_name) is not getattr(keras.Model, step_name)
+        overridden = self._is_own(step_name)
         function = own
         if jit and overridden:
             logger.info("%s of %s is not Keras' own, so it runs without XLA", step_name, type(m).__name__)

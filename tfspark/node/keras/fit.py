@@ -86,6 +86,7 @@ def _fit(
     training = engine.training(model)
     training.build(dataset.element_spec)
     with of_unknown_length(), engine.clock.fit(), training.in_place(dataset.element_spec):
+        training.build_by_step(dataset.element_spec)
         return original(
             model,
             dataset,
@@ -143,8 +144,8 @@ def evaluate(engine: Engine, model: Any, dataset: tf.data.Dataset) -> dict[str, 
     dataset = engine.distribute(dataset)
     training = engine.training(model)
     training.build(dataset.element_spec)
-    with of_unknown_length(), training.in_place(dataset.element_spec):
-        return as_numbers(model.evaluate(dataset, verbose=0, return_dict=True))
+    with of_unknown_length(), training.in_place(dataset.element_spec) as evaluate_together:
+        return as_numbers(evaluate_together(dataset, verbose=0, return_dict=True))
 
 
 def as_numbers(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Where the workers meet: the gradient that an optimizer applies is that of the global batch.
 
-``Optimizer.apply`` of Keras is wrapped once, for all optimizers. Within a step (see `tfspark.node.keras.step`) the
-outermost optimizer's gradients are averaged over the workers first; all that the optimizer does by itself (clipping,
-accumulation, moving averages, weight decay, loss scaling, constraints) then sees the same gradient as in one process.
+``apply`` of Keras' optimizers is wrapped once, that of subclasses too. Within a step (see `tfspark.node.keras.step`)
+the outermost optimizer's gradients are averaged over the workers first; all that the optimizer does by itself
+(clipping, accumulation, moving averages, weight decay, loss scaling, constraints) then sees the same gradient as in
+one process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -26,10 +27,22 @@ _local = threading.local()
 
 
 def install(refuse: Callable[[Any], None]) -> None:
-    """Wrap the optimizers of this process; `refuse` is called with one that is applied outside of a step."""
-    for cls in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-        original = getattr(cls.apply, "__wrapped__", cls.apply)
-        cls.apply = _meeting(original, refuse)
+    """Wrap the optimizers of this process; `refuse` is called with one that is applied outside of a step.
+
+    To be called again where classes may have been added, as by the user's program.
+    """
+    root = keras.optimizers.Optimizer
+    for cls in _classes(root):
+        if cls is root or "apply" in vars(cls):
+            original = getattr(cls.apply, "_tfspark_original", cls.apply)
+            cls.apply = _meeting(original, refuse)
+            cls.apply._tfspark_original = original
+
+
+def _classes(cls: Any) -> Iterator[Any]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _classes(subclass)
 
 
 def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Callable[..., Any]:

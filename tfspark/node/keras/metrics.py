@@ -30,13 +30,18 @@ def leaves(metrics: Sequence[Any]) -> Iterator[Any]:
 
 
 def watch_metrics(metrics: Sequence[Any]) -> None:
-    """Have means count scalars by their share of all rows within steps."""
+    """Have means count scalars by their share of all rows within steps.
+
+    A class with an ``update_state`` of its own, as ``RootMeanSquaredError``, is left as it is: its values are by row.
+    """
+    wrappers = {keras.metrics.MeanMetricWrapper: _of_function, keras.metrics.Mean: _of_values}
     for metric in leaves(metrics):
-        if not isinstance(metric, keras.metrics.Mean) or hasattr(metric.update_state, "_tfspark_watched"):
+        if hasattr(metric.update_state, "_tfspark_watched"):
             continue
-        has_function = isinstance(metric, keras.metrics.MeanMetricWrapper)
-        metric.update_state = (_of_function if has_function else _of_values)(metric, metric.update_state)
-        metric.update_state._tfspark_watched = True
+        wrap = next((w for cls, w in wrappers.items() if type(metric).update_state is cls.update_state), None)
+        if wrap is not None:
+            metric.update_state = wrap(metric, metric.update_state)
+            metric.update_state._tfspark_watched = True
 
 
 def _of_values(metric: Any, update: Callable[..., Any]) -> Callable[..., Any]:

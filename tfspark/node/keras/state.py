@@ -7,6 +7,7 @@ the largest. ``BatchNormalization(synchronized=True)`` uses the statistics of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,12 +95,38 @@ class SharedState:
 
 
 def watch_normalization(model: Any) -> None:
-    """Have layers with ``synchronized=True`` take the moments of the global batch within steps."""
+    """Have layers with ``synchronized=True`` take the moments of the global batch within steps.
+
+    Spectral normalization assigns a kernel at each call, so workers that join have to do so as well.
+    """
     for layer in layers_of(model):
+        if isinstance(layer, keras.layers.SpectralNormalization) and not hasattr(layer.call, "_tfspark_watched"):
+            layer.call = _normalizing_everywhere(layer, layer.call)
+            layer.call._tfspark_watched = True
         synchronized = isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
         if synchronized and not hasattr(layer._moments, "_tfspark_watched"):
             layer._moments = _global_moments(layer, layer._moments)
             layer._moments._tfspark_watched = True
+
+
+def _normalizing_everywhere(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    def joined() -> None:
+        """Do what the call does apart from its output; it depends on the kernel alone."""
+        kept = (layer.vector_u.value, layer.kernel.value)
+        u, kernel = keras.ops.cond(
+            keras.ops.all(keras.ops.equal(layer.kernel.value, 0)), lambda: kept, layer.normalized_weights
+        )
+        layer.vector_u.assign(u)
+        layer.kernel.assign(kernel)
+
+    @functools.wraps(call)
+    def watched(inputs: Any, training: Any = False) -> Any:
+        step = current()
+        if step is not None and training:
+            step.replays.append(joined)
+        return call(inputs, training=training)
+
+    return watched
 
 
 def _global_moments(layer: Any, local_moments: Callable[..., Any]) -> Callable[..., Any]:

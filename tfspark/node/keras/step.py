@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -280,59 +281,85 @@ class SynchronizedFunction:
     ) -> None:
         self._stop = stop
         self.function, self._group, self._joined = function, group, joined
-        self._first_key = group.new_keys()
-        self._replays: list[Callable[[], None]] | None = None
-        self._like: Any = None
+        self._noted: dict[str, _Noted] = {}
 
     def __call__(self, *batch: Any, **more: Any) -> Any:
         """Run the step, or join it; without a batch all workers run it."""
+        noted = self._noted_of(batch, more)
         if not has_rows((batch, more)):
-            return self._run(self._step(tf.constant(1)), batch, more)
+            return self._run(noted, self._step(noted, tf.constant(1)), batch, more)
         count = rows_of((batch, more))
-        step = self._step(count)
+        step = self._step(noted, count)
         if not tf.inside_function():
-            if not self.is_noted:
+            if noted.replays is None:
                 self.note(*tf.nest.map_structure(_spec_of, batch))
-            return self._run(step, batch, more) if int(count) > 0 else self._join(step)
-        return tf.cond(count > 0, lambda: self._run(step, batch, more), lambda: self._join(step))
+            return self._run(noted, step, batch, more) if int(count) > 0 else self._join(noted, step)
+        return tf.cond(count > 0, lambda: self._run(noted, step, batch, more), lambda: self._join(noted, step))
 
-    def _step(self, rows: tf.Tensor) -> Step:
-        return Step(self._group, self._first_key, tf.cast(rows, tf.float32), self._stop)
+    def _noted_of(self, batch: Any, more: Any) -> _Noted:
+        """Return what is known of batches of this kind, which have collectives, and so keys, of their own."""
+        kind = str(tf.nest.map_structure(_kind_of, (batch, more)))
+        if kind not in self._noted:
+            self._noted[kind] = _Noted(self._group.new_keys())
+        return self._noted[kind]
 
-    @property
-    def is_noted(self) -> bool:
-        """Whether the collectives of the function are known."""
-        return self._replays is not None
+    def _step(self, noted: _Noted, rows: tf.Tensor) -> Step:
+        return Step(self._group, noted.first_key, tf.cast(rows, tf.float32), self._stop)
+
+    def is_noted(self, *batch_spec: Any) -> bool:
+        """Whether the collectives of the function are known for batches like these."""
+        return self._noted_of(batch_spec, {}).replays is not None
 
     def note(self, *batch_spec: Any) -> None:
         """Trace the function to note its collectives, which a worker that joins eagerly needs before it runs any."""
 
         @tf.function(autograph=False)
         def traced(*batch: Any) -> None:
-            self._run(self._step(rows_of(batch)), batch, {})
+            noted = self._noted_of(batch, {})
+            self._run(noted, self._step(noted, rows_of(batch)), batch, {})
 
         traced.get_concrete_function(*batch_spec)
 
-    def _run(self, step: Step, batch: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    def _run(self, noted: _Noted, step: Step, batch: tuple[Any, ...], more: dict[str, Any]) -> Any:
         with step, WorkerContext(step):
             result = self.function(*batch, **more)
-        self._replays = step.replays
+        noted.replays = step.replays
         result = tf.nest.map_structure(_as_tensor, result)
-        self._like = tf.nest.map_structure(_zeros_like, result)
+        noted.like = tf.nest.map_structure(_zeros_like, result)
         return result
 
-    def _join(self, step: Step) -> Any:
-        assert self._replays is not None
-        step.replay(self._replays)
-        zeros = tf.nest.map_structure(lambda make: make and make(), self._like)
+    def _join(self, noted: _Noted, step: Step) -> Any:
+        assert noted.replays is not None
+        step.replay(noted.replays)
+        zeros = tf.nest.map_structure(lambda make: make and make(), noted.like)
         if self._joined is None:
             return zeros
         with step:
             return self._joined(zeros)
 
 
+@dataclass
+class _Noted:
+    """What has been noted of a function when it ran or was traced: its collectives, and what it returns."""
+
+    first_key: int
+    replays: list[Callable[[], None]] | None = None
+    like: Any = None
+
+
+def _kind_of(value: Any) -> str:
+    """Describe a part of a batch by what is the same on all workers and in graphs: not by its shape."""
+    if getattr(value, "dtype", None) is None:
+        return type(value).__name__
+    sparse, ragged = (tf.SparseTensor, tf.SparseTensorSpec), (tf.RaggedTensor, tf.RaggedTensorSpec)
+    layout = "sparse" if isinstance(value, sparse) else "ragged" if isinstance(value, ragged) else "dense"
+    return f"{layout} {tf.as_dtype(value.dtype).name} {tf.TensorShape(value.shape).rank}"
+
+
 def _spec_of(value: Any) -> Any:
     """Return the spec of batches like this one, of any number of rows."""
+    if value is None:
+        return None
     spec = tf.type_spec_from_value(value)
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
 
