@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfspark.errors import ConfigurationError
-from tfspark.node import checkpoint as ck
+from tfspark.node.keras import checkpoint as ck
 
 
 class KilledError(BaseException):

@@ -61,10 +61,13 @@ def server(tmp_path_factory: Any) -> Iterator[Server]:
     export_model(keras.Model({"x": x, "word": word}, scores), str(base / "words"), classes=["no", "yes"])
     odd = Odd()
     tf.saved_model.save(odd, str(base / "odd" / "1"), {n: getattr(odd, n) for n in ("mixed", "total", "picky")})
+    # Requests of 5 ms share a call, however fast calls are.
+    batching = tmp_path_factory.mktemp("batching") / "parameters"
+    batching.write_text("batch_timeout_micros { value: 5000 }")
     server = Server(
         base,
         *("--versions", "2", "--label", "linear:first=1", "--poll-seconds", "0.1", "--max-body-mb", "1"),
-        *("--enable-batching", "--cors-origin", "https://app.example"),
+        *("--enable-batching", "--batching-parameters-file", batching, "--cors-origin", "https://app.example"),
     )
     yield server
     assert server.stop() == 0

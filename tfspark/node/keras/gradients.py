@@ -66,11 +66,37 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
                 self.build(variables)
             known = self._trainable_variables if variables is None else variables
             meeting = GradientSum(step, grads, [tuple(v.shape) for v in known])
+            outermost = same_code(outermost, grads)
             step.replays.append(lambda: outermost(meeting(tf.zeros([]), meeting.nothing())))
             grads = meeting(step.weight, grads)
         return outermost(grads)
 
     return apply
+
+
+def same_code(apply: Callable[[list[Any]], Any], like: Sequence[Any]) -> Callable[[list[Any]], Any]:
+    """Return `apply` as one function of the graph, for workers with rows and those that join.
+
+    Were its operations in the graph of both, TensorFlow would rewrite each by itself (a division by a constant becomes
+    a product), and the workers' weights would differ in their last bit.
+    """
+    if tf.executing_eagerly():
+        return apply
+
+    def body(*present: Any) -> None:
+        rest = iter(present)
+        apply([None if g is None else next(rest) for g in like])
+
+    function = tf.function(body, autograph=False, experimental_attributes={"_noinline": True})
+    made: list[Any] = []
+
+    def call(grads: list[Any]) -> None:
+        present = [g for g in grads if g is not None]
+        if not made:
+            made.append(function.get_concrete_function(*map(tf.type_spec_from_value, present)))
+        made[0](*present)
+
+    return call
 
 
 def _apply(step: Step, original: Callable[..., Any], variables: list[Any] | None, grads: list[Any]) -> Any:
