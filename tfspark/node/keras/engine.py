@@ -8,6 +8,7 @@ model's training and evaluation steps in place for the time of a fit: see `tfspa
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,12 @@ class Engine:
         new = [o for o in self._objects() if o not in self._aligned]
         if self.group.size == 1 or not new:
             return
+        # What nobody refers to any more lives on until Python collects it, at another time on each worker.
+        del new
+        gc.collect()
+        new = [o for o in self._objects() if o not in self._aligned]
+        if not new:
+            return
         self.group.meet()
         for o in new:
             if isinstance(o, keras.Model) and not o.built:
@@ -98,6 +105,12 @@ class Engine:
             if isinstance(o, keras.Model):
                 differ_by_rank(seeds_of(o), self.group.rank)
                 watch_normalization(o)
+
+    def note_fit(self, model: Any) -> None:
+        """Note that a fit has given all workers the chief's model."""
+        for o in (model, model.optimizer):
+            if o is not None:
+                self._aligned.add(o)
 
     def refuse(self, optimizer: Any) -> None:
         """Refuse an optimizer that is applied outside of a step, where workers would drift apart.

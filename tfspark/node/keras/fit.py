@@ -87,7 +87,7 @@ def _fit(
     training.build(dataset.element_spec)
     with of_unknown_length(), engine.clock.fit(), training.in_place(dataset.element_spec):
         training.build_by_step(dataset.element_spec)
-        return original(
+        history = original(
             model,
             dataset,
             class_weight=class_weight,
@@ -95,6 +95,8 @@ def _fit(
             validation_data=validation,
             **others,
         )
+    engine.note_fit(model)
+    return history
 
 
 def _as_dataset(x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: Any) -> tf.data.Dataset:
