@@ -60,16 +60,16 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
         if captured is not None:
             captured.append((self, grads, variables))
             return None
-        outermost = functools.partial(_apply, step, functools.partial(original, self), variables)
+        update = functools.partial(_apply, step, functools.partial(original, self), variables)
         if step.group.size > 1:
             if not self.built:
                 self.build(variables)
             known = self._trainable_variables if variables is None else variables
             meeting = GradientSum(step, grads, [tuple(v.shape) for v in known])
-            outermost = same_code(outermost, grads)
-            step.replays.append(lambda: outermost(meeting(tf.zeros([]), meeting.nothing())))
-            grads = meeting(step.weight, grads)
-        return outermost(grads)
+            shared_update = same_code(update, grads)
+            step.replays.append(lambda: shared_update(meeting(tf.zeros([]), meeting.nothing())))
+            return shared_update(meeting(step.weight, grads))
+        return update(grads)
 
     return apply
 
