@@ -134,6 +134,7 @@ class GradientSum:
 
     def __init__(self, step: Step, grads: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
         self._step, self._group, self._sums = step, step.group, step.sums_gradients
+        self._shapes = [tuple(shape) for shape in shapes]
         self._specs = [_spec(g, shape) for g, shape in zip(grads, shapes, strict=True)]
         self._dense = [i for i, g in enumerate(grads) if g is not None and not isinstance(g, tf.IndexedSlices)]
         self._sparse = [i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices)]
@@ -174,8 +175,7 @@ class GradientSum:
             if not self._sums:
                 summed = tf.math.divide_no_nan(summed, tf.cast(total, kind))
             for i, part in zip(indices, tf.split(summed, [tf.size(p) for p in parts]) if parts else (), strict=True):
-                merged[i] = tf.cast(tf.reshape(part, tf.shape(grads[i])), grads[i].dtype)
-                merged[i].set_shape(grads[i].shape)
+                merged[i] = tf.cast(tf.reshape(part, self._shapes[i]), grads[i].dtype)
         self._gather(merged, grads, weight, total)
         return merged
 
@@ -192,10 +192,14 @@ class GradientSum:
             values = tf.cast(g.values, tf.float32 if g.values.dtype != tf.float64 else tf.float64)
             values *= tf.cast(factor, values.dtype)
             indices_key, values_key = self._sparse_keys[i]
+            gathered = tf.cast(self._group.all_gather_varying(values, rows, values_key), g.values.dtype)
+            indices = self._group.all_gather_varying(g.indices, rows, indices_key)
+            shape = self._shapes[i]
+            # Of one kind on all workers, those that join included: it is what `same_code` takes.
             merged[i] = tf.IndexedSlices(
-                tf.cast(self._group.all_gather_varying(values, rows, values_key), g.values.dtype),
-                self._group.all_gather_varying(g.indices, rows, indices_key),
-                g.dense_shape,
+                tf.ensure_shape(gathered, [None, *shape[1:]]),
+                tf.ensure_shape(indices, [None]),
+                tf.constant(shape, indices.dtype),
             )
 
 
