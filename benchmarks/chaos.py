@@ -6,6 +6,9 @@ the model of a run is right if it equals that of the undisturbed run, bit by bit
 saw every row once. An error is right if no restart was left, or if it says that rows did not come because their task
 was stopped. Nothing may be left of a cluster in any case.
 
+With ``--elastic`` there are as many slots as two workers and a feeding task need, and executors may be taken away for
+good: training then goes on with one worker (`min_workers=1`). What was taken away comes back after the run.
+
 One line of JSON a run, then a table; ``--markdown`` gives it as one. The same ``--seed`` plans the same faults; what
 they meet depends on the machine.
 """
@@ -25,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +47,17 @@ MAX_RESTARTS = 3
 LAST_FAULT_SECONDS = 14.0
 """Faults are planned within so many seconds from the start of a run; an undisturbed one takes about as long."""
 
+SLOTS = 3
+"""Of an elastic run: two workers and a feeding task."""
+
 LEFT_SECONDS = 20.0
 """How long what belonged to a cluster may still be there after it has ended."""
 
 STALL_SECONDS = 30.0
 """How long rows may not come before it is an error: longer than Spark takes to replace both executors."""
+
+SHRINK_SECONDS = 15.0
+"""How long a restart waits for all workers: longer than Spark takes to replace an executor that has died."""
 
 KINDS = {
     ("TensorFlow process", "SIGKILL"): 3,
@@ -62,6 +72,9 @@ KINDS = {
     ("feeding Python worker", "SIGSTOP"): 1,
 }
 """What can happen to what, and how often beside the others."""
+
+GONE = ("executor", "gone for good")
+"""What can happen with ``--elastic``, once in a run: Spark starts no other one in its place."""
 
 
 @dataclass
@@ -158,9 +171,11 @@ def _candidates(target: str) -> list[int]:
 class Chaos(threading.Thread):
     """Brings about the faults of one run."""
 
-    def __init__(self, faults: list[Fault], orders: str, rng: random.Random) -> None:
+    def __init__(
+        self, faults: list[Fault], orders: str, rng: random.Random, take_away: Callable[[random.Random], bool]
+    ) -> None:
         super().__init__(name="chaos", daemon=True)
-        self.faults, self._orders, self._rng = faults, orders, rng
+        self.faults, self._orders, self._rng, self._take_away = faults, orders, rng, take_away
         self._over = threading.Event()
         self._began = time.monotonic()
 
@@ -176,6 +191,8 @@ class Chaos(threading.Thread):
         if fault.how in ("exception", "exit"):
             Path(self._orders, str(self._rng.randrange(2))).write_text(fault.how)
             return True
+        if (fault.target, fault.how) == GONE:
+            return self._take_away(self._rng)
         candidates = _candidates(fault.target)
         if not candidates:
             return False
@@ -192,13 +209,47 @@ class Chaos(threading.Thread):
 # --- one run
 
 
-def planned(rng: random.Random) -> list[Fault]:
-    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=rng.choice([1, 1, 2]))
+def planned(rng: random.Random, elastic: bool = False) -> list[Fault]:
+    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=rng.choice([0, 1] if elastic else [1, 1, 2]))
+    kinds += [GONE] if elastic else []
     faults = [Fault(target, how, round(rng.uniform(0.5, LAST_FAULT_SECONDS), 1)) for target, how in kinds]
     return sorted(faults, key=lambda fault: fault.planned)
 
 
-def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any, limit: float) -> dict[str, Any]:
+def _take_away(spark: SparkSession, cluster: tfspark.Cluster, rng: random.Random) -> bool:
+    """Have Spark end the executor of a node and start no other one; return whether there was one."""
+    from tfspark.spark.internals import executors_of_task
+
+    gang = cluster._gang
+    records = list(gang.life.records.values()) if gang is not None else []
+    for record in rng.sample(records, len(records)):
+        if record.attempt is not None and record.exited is None:
+            with contextlib.suppress(Exception):
+                for executor in executors_of_task(spark.sparkContext, record.stage, record.attempt):
+                    killed = bool(spark.sparkContext._jsc.sc().killExecutor(executor))
+                    _ask_for(spark, SLOTS - 1)
+                    return killed
+    return False
+
+
+def give_back(spark: SparkSession, slots: int) -> None:
+    """Have Spark start executors until there are so many slots again."""
+    from tfspark.spark.internals import concurrent_tasks
+
+    _ask_for(spark, slots)
+    common.wait_until(lambda: concurrent_tasks(spark.sparkContext) >= slots, "all executors", 120.0)
+
+
+def _ask_for(spark: SparkSession, executors: int) -> None:
+    """Tell Spark how many executors the application is to have."""
+    context = spark.sparkContext
+    maps = getattr(context._jvm.scala.collection.immutable, "Map$")
+    context._jsc.sc().requestTotalExecutors(executors, 0, getattr(maps, "MODULE$").empty())
+
+
+def run_once(
+    spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any, limit: float, elastic: bool = False
+) -> dict[str, Any]:
     """Train once, with faults; tell how it ended."""
     import tfspark
 
@@ -209,9 +260,11 @@ def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right
         cluster = tfspark.Cluster(
             spark, train, args, workers=2, max_restarts=MAX_RESTARTS, checkpoint_dir=f"{directory}/checkpoints",
             stop_grace=1.0, hang_timeout=8.0, stall_timeout=STALL_SECONDS, start_timeout=90.0, progress=False,
+            min_workers=1 if elastic else None, settings={"shrink_timeout": SHRINK_SECONDS},
         )  # fmt: skip
         hung: list[bool] = []
-        chaos, watchdog = Chaos(faults, str(orders), rng), _watchdog(cluster, limit, hung)
+        take_away = partial(_take_away, spark, cluster)
+        chaos, watchdog = Chaos(faults, str(orders), rng, take_away), _watchdog(cluster, limit, hung)
         began = time.monotonic()
         chaos.start()
         try:
@@ -234,6 +287,7 @@ def run_once(spark: SparkSession, faults: list[Fault], rng: random.Random, right
         "ok": ok,
         "end": end,
         "seconds": seconds,
+        "workers": len(cluster.nodes.nodes),
         "restarts": [str(getattr(e, "message", e)).splitlines()[0] for e in cluster.restarts],
         "model": model,
     }
@@ -277,7 +331,7 @@ def table(runs: list[dict[str, Any]], markdown: bool) -> str:
     """Return what each kind of fault came to; a run with two faults counts for both."""
     head = ("fault", "planned", "took place", "right model", "right error", "wrong", "restarts", "longest run, s")
     rows = [head]
-    for target, how in [*KINDS, ("all runs", "")]:
+    for target, how in [*KINDS, GONE, ("all runs", "")]:
         chosen, faults = [], []
         for run in runs:
             of_kind = [f for f in run["faults"] if (f["target"], f["how"]) == (target, how) or not how]
@@ -315,13 +369,15 @@ def settings(directory: str) -> dict[str, str]:
 def main() -> None:
     """Run and print; the exit code is 1 if a run ended wrongly or left something behind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--master", default="local-cluster[3,2,1024]")
+    parser.add_argument("--elastic", action="store_true", help="take executors away for good, too")
+    parser.add_argument("--master", help="local-cluster[3,2,1024], or [3,1,1024] with --elastic")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=1, help="number of the first run, to repeat some of a series")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds within which a run must have ended")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
+    options.master = options.master or f"local-cluster[3,{1 if options.elastic else 2},1024]"
     common.keep_stdout_for_figures()
     processes.mark()
     runs: list[dict[str, Any]] = []
@@ -334,8 +390,10 @@ def main() -> None:
                 raise SystemExit(f"the undisturbed run failed: {undisturbed}")
             for i in range(options.first, options.first + options.runs):
                 rng = random.Random(f"{options.seed}-{i}")
-                faults = planned(rng)
-                run = run_once(spark, faults, rng, right, options.limit)
+                faults = planned(rng, options.elastic)
+                run = run_once(spark, faults, rng, right, options.limit, options.elastic)
+                if options.elastic:
+                    give_back(spark, SLOTS)
                 del run["model"]
                 run["faults"] = [asdict(f) for f in faults]
                 run["left"] = left_over(directory)

@@ -4,6 +4,7 @@ Rows of 784 float32 and an int label. Every round measures, one after another in
 
 - ``spark_drain``: Spark's own ``mapInArrow`` reading all rows and sending nothing, beside idle nodes: the ceiling,
 - ``spark_defaults_drain``: the same with Arrow batches of Spark's own size,
+- ``slots_drain``: the rows in slots of shared memory, counted and sent nowhere: what Spark's side of a feed can do,
 - ``feed_drain``: ``cluster.feed`` into a ``ctx.dataset`` that is read to its end,
 - ``fit_fed`` and ``fit_memory``: a small Keras fit on the same rows fed, and on as many rows in memory,
 - ``tensorflowonspark_drain``: TensorFlowOnSpark's feed of the same rows, read with its ``DataFeed.next_batch``, if
@@ -148,6 +149,20 @@ def measure_spark_alone(df: DataFrame, rows: int) -> float:
         return measure_spark(df, rows)
 
 
+def measure_slots(df: DataFrame, rows: int) -> float:
+    """Return the seconds that Spark takes to write all rows into slots, which a task opens and lets go."""
+    from tfspark.columns.sent import sent_columns
+
+    sent = sent_columns(df, {c: df[c] for c in df.columns}, ())
+    if sent.slots is None:
+        raise RuntimeError("this session has no slots")
+    began = time.time()
+    counted = sum(r.rows for r in sent.map(read_all, "rows long").collect())
+    seconds = time.time() - began
+    expect(counted, rows)
+    return seconds
+
+
 def expect(counted: int, rows: int) -> None:
     """A benchmark that lost rows says nothing."""
     if counted != rows:
@@ -180,6 +195,9 @@ def measure_drain(run: Run, workers: int, turn: int) -> None:
         def alone_with_defaults() -> None:
             run.seconds["spark_defaults_drain", workers].append(measure_spark_alone(run.df, run.rows))
 
+        def slots() -> None:
+            run.seconds["slots_drain", workers].append(measure_slots(run.df, run.rows))
+
         def fed() -> None:
             began.append(time.time())
             report = cluster.feed(run.df, shapes=SHAPES, cache=run.cache)
@@ -187,7 +205,7 @@ def measure_drain(run: Run, workers: int, turn: int) -> None:
             run.seconds["feed_delivered", workers].append(report.seconds)
 
         began: list[float] = []
-        for step in common.in_turn([alone_with_defaults, alone, fed], turn):
+        for step in common.in_turn([alone_with_defaults, alone, slots, fed], turn):
             step()
     ends = [result[-1] for result in cluster.results.values()]
     expect(sum(rows for rows, _ in ends), run.rows)
@@ -252,6 +270,7 @@ def show(run: Run, workers: Sequence[int]) -> None:
     pairs = [
         ("feed_drain", "spark_drain"),
         ("feed_drain", "spark_defaults_drain"),
+        ("slots_drain", "spark_defaults_drain"),
         ("fit_fed", "fit_memory"),
         ("feed_drain", "tensorflowonspark_drain"),
     ]

@@ -51,7 +51,7 @@ class Shape:
     ddl
         Their Spark types.
     shapes
-        What ``feed`` is told of them.
+        What ``predict`` is told of them, and ``feed`` if they are `declared`; else the first rows settle them.
     rows
         How many are fed by default.
     """
@@ -60,7 +60,13 @@ class Shape:
     ddl: str
     rows: int
     shapes: dict[str, int] = field(default_factory=dict)
+    declared: bool = False
     answer: str = "answer int"
+
+    @property
+    def fed_shapes(self) -> dict[str, int] | None:
+        """What ``feed`` is told."""
+        return self.shapes if self.declared else None
 
 
 def _floats(rng: np.random.Generator, n: int) -> dict[str, pa.Array]:
@@ -97,6 +103,14 @@ def _ragged(rng: np.random.Generator, n: int) -> dict[str, pa.Array]:
     return {"x": pa.ListArray.from_arrays(pa.array(offsets), pa.array(rng.integers(0, 10**6, offsets[-1], np.int64)))}
 
 
+def _lists(rng: np.random.Generator, n: int) -> dict[str, pa.Array]:
+    import numpy as np
+    import pyarrow as pa
+
+    values = pa.array(rng.integers(0, 10**6, n * 50, np.int64))
+    return {"x": pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * 50), values)}
+
+
 def _binaries(rng: np.random.Generator, n: int) -> dict[str, pa.Array]:
     import pyarrow as pa
 
@@ -105,6 +119,7 @@ def _binaries(rng: np.random.Generator, n: int) -> dict[str, pa.Array]:
 
 SHAPES = {
     "784 floats": Shape(_floats, "x array<float>", 300_000, {"x": common.FEATURES}),
+    "784 floats, declared": Shape(_floats, "x array<float>", 300_000, {"x": common.FEATURES}, declared=True),
     "40 scalars": Shape(
         _scalars,
         ", ".join(
@@ -119,6 +134,8 @@ SHAPES = {
     "26 strings, 13 floats": Shape(
         _strings, ", ".join([*[f"s{i} string" for i in range(26)], *[f"f{i} float" for i in range(13)]]), 200_000
     ),
+    "50 ints": Shape(_lists, "x array<long>", 200_000, {"x": 50}),
+    "50 ints, declared": Shape(_lists, "x array<long>", 200_000, {"x": 50}, declared=True),
     "int lists": Shape(_ragged, "x array<long>", 200_000),
     "75 KB binaries": Shape(_binaries, "x binary", 6_000),
 }
@@ -161,11 +178,11 @@ def measure(spark: SparkSession, name: str, options: argparse.Namespace, seconds
     for r in range(options.rounds):
         print(f"{name}: round {r + 1} of {options.rounds}", file=sys.stderr)
         with tfspark.Cluster(spark, drain, args, workers=1, spool_bytes=4 << 30, progress=False) as cluster:
-            cluster.feed(warm_up, shapes=shape.shapes)
+            cluster.feed(warm_up, shapes=shape.fed_shapes)
             in_phase(cluster, 1)
             seconds["spark_drain"].append(measure_spark(df, rows))
             began = time.time()
-            cluster.feed(df, shapes=shape.shapes, epochs=EPOCHS, cache="memory")
+            cluster.feed(df, shapes=shape.fed_shapes, epochs=EPOCHS, cache="memory")
         ends = cluster.results["worker", 0][1:]
         expect(sum(n for n, _ in ends), rows * EPOCHS)
         seconds["feed_drain"].append(ends[0][1] - began)

@@ -124,8 +124,8 @@ def by_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
 
 def by_spark(run: Run) -> Callable[[DataFrame], DataFrame]:
     """Return how Spark alone hands the inputs to Python, packed as `tfspark.predict` does, and takes labels back."""
-    from tfspark.packing import packed_columns
-    from tfspark.schema import ColumnSpec
+    from tfspark.columns.packed_arrays import packed_columns
+    from tfspark.columns.spec import ColumnSpec
 
     def labels(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--directory", help="where to put the files; by default a temporary directory")
     given = parser.parse_args()
     keep_stdout_for_figures()
-    from tfspark.connector import connector_jar
+    from tfspark.spark.connector import connector_jar
 
     jar = str(connector_jar())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--driver-memory 4g --jars {jar} pyspark-shell"

@@ -14,8 +14,13 @@ import secrets
 import select
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from waiting import eventually
 
 SUBNET = "10.213.7"
 
@@ -136,6 +141,62 @@ class Hosts:
             process.wait()
         for space in self._spaces():
             _ip("netns", "delete", space)
+
+
+class SparkHosts(Hosts):
+    """A standalone Spark: the master on the host of the driver, a worker of two cores on each of the others."""
+
+    def __init__(self, directory: Path, workers: Sequence[str]) -> None:
+        super().__init__()
+        self.directory, self.workers = directory, workers
+        self.url = ""
+
+    def environment(self, name: str) -> dict[str, str]:
+        address = self.address(name)
+        local = self.directory / name
+        local.mkdir(exist_ok=True)
+        return {
+            **os.environ,
+            "SPARK_LOCAL_IP": address,
+            "SPARK_LOCAL_HOSTNAME": address,
+            "SPARK_LOCAL_DIRS": str(local),
+            "SPARK_NO_DAEMONIZE": "1",
+            "SPARK_DAEMON_MEMORY": "256m",
+            "PYSPARK_PYTHON": sys.executable,
+        }
+
+    def daemon(self, name: str, kind: str, *arguments: str) -> Path:
+        """Start a master or worker of Spark on a host; its log."""
+        import pyspark
+
+        command = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), f"org.apache.spark.deploy.{kind}"]
+        log = self.directory / f"{name}.log"
+        with open(log, "wb") as out:
+            command += ["--host", self.address(name), "--webui-port", "0", *arguments]
+            self.start(name, command, stdout=out, stderr=out, env=self.environment(name))
+        return log
+
+    def begin(self) -> None:
+        self.add("driver")
+        for name in self.workers:
+            self.add(name)
+        # The port is free: nothing else runs on that host.
+        self.url = f"spark://{self.address('driver')}:7077"
+        logs = [self.daemon("driver", "master.Master", "--port", "7077")]
+        for name in self.workers:
+            work = str(self.directory / name / "work")
+            size = ("--cores", "2", "--memory", "2g", "--work-dir", work)
+            logs.append(self.daemon(name, "worker.Worker", *size, self.url))
+        registered = "Successfully registered with master"
+        assert eventually(lambda: all(registered in log.read_text() for log in logs[1:]), 90.0), logs
+
+    def nodes(self, name: str) -> list[str]:
+        """Return the command lines of the cluster's processes on a host."""
+        found = []
+        for pid in self.pids(name):
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        return [command for command in found if "tfspark.node" in command]
 
 
 def _wait_for_end(pid: int) -> None:

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import keras
+from waiting import eventually
 
 READY_SECONDS = 60.0
 
@@ -58,10 +58,7 @@ class Server:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    pause, deadline = threading.Event(), time.monotonic() + READY_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        pause.wait(0.05)
+    assert eventually(condition, READY_SECONDS), "the condition was not met in time"
 
 
 def linear(factor: float) -> Any:

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -130,3 +131,21 @@ def test_the_site_is_built_without_network_spark_and_tensorflow(tmp_path: Path) 
     for page in site.rglob("*.html"):
         loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text())
         assert loaded == [], f"{page} loads from elsewhere"
+
+
+@pytest.mark.unit
+def test_the_picture_of_imports_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / ".hooks"))
+    import imports_picture
+
+    assert imports_picture.PICTURE.read_text() == imports_picture.picture(), "run docs/.hooks/imports_picture.py"
+
+
+@pytest.mark.unit
+def test_the_diagrams_are_what_their_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / ".hooks"))
+    import diagrams
+
+    for name, diagram in diagrams.DIAGRAMS.items():
+        assert (diagrams.IMAGES / name).read_text() == diagram(), "run docs/.hooks/diagrams.py"
+        ElementTree.fromstring(diagram())

@@ -7,15 +7,8 @@ import json
 import pytest
 
 from tfspark.errors import ConfigurationError
-from tfspark.spec import (
-    ClusterSpec,
-    NodeAddress,
-    NodeId,
-    is_chief,
-    plan_nodes,
-    spec_from_json,
-    spec_to_json,
-)
+from tfspark.messages import SpecComplete
+from tfspark.spec import ClusterSpec, NodeAddress, NodeId, is_chief, plan_nodes
 
 pytestmark = pytest.mark.unit
 
@@ -42,4 +35,4 @@ def test_tf_config_names_every_node_and_brackets_ipv6() -> None:
         "cluster": {"worker": ["10.0.0.1:1", "[fd00::2]:4"]},
         "task": {"type": "worker", "index": 1},
     }
-    assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+    assert SpecComplete.decode(SpecComplete(spec.nodes).encode()).nodes == spec.nodes

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Cluster": "tfspark.driver.cluster",
-    "FeedReport": "tfspark.driver.feed_report",
+    "Cluster": "tfspark.cluster",
+    "FeedReport": "tfspark.feeding.report",
     "NodeContext": "tfspark.node.context",
-    "add_connector": "tfspark.spark_session",
-    "configure": "tfspark.spark_session",
+    "add_connector": "tfspark.spark.session",
+    "configure": "tfspark.spark.session",
     "errors": "tfspark.errors",
     "jobs": "tfspark.jobs",
     "ml": "tfspark.ml",
-    "predict": "tfspark.inference",
-    "predict_udf": "tfspark.inference",
-    "run": "tfspark.driver.cluster",
-    "session": "tfspark.spark_session",
+    "predict": "tfspark.prediction",
+    "predict_udf": "tfspark.prediction",
+    "run": "tfspark.cluster",
+    "session": "tfspark.spark.session",
 }
 
 __all__ = [
@@ -43,11 +43,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from tfspark import errors, jobs, ml
-    from tfspark.driver.cluster import Cluster, run
-    from tfspark.driver.feed_report import FeedReport
-    from tfspark.inference import predict, predict_udf
+    from tfspark.cluster import Cluster, run
+    from tfspark.feeding.report import FeedReport
     from tfspark.node.context import NodeContext
-    from tfspark.spark_session import add_connector, configure, session
+    from tfspark.prediction import predict, predict_udf
+    from tfspark.spark.session import add_connector, configure, session
 
 
 def __getattr__(name: str) -> Any:

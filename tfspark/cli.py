@@ -21,11 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tfspark", description="Train and run TensorFlow on Apache Spark.")
     parser.add_argument("--version", action="version", version=f"tfspark {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    verbs.add_parser(
+    jar = verbs.add_parser(
         "jar",
         help="print the path of the TFRecord connector's jar, after building it if needed",
         description='For spark-submit --jars "$(tfspark jar)".',
-    ).set_defaults(run=_jar)
+    )
+    jar.add_argument("--ship", action="store_true", help="build it into tfspark's own directory, for a wheel")
+    jar.set_defaults(run=_jar)
     add_doctor(verbs)
     add_records(verbs)
     add_serve(verbs)
@@ -43,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _jar(_: argparse.Namespace) -> int:
-    from tfspark.connector import connector_jar
+def _jar(options: argparse.Namespace) -> int:
+    from tfspark.spark.connector import connector_jar, ship_jar
 
-    sys.stdout.write(f"{connector_jar()}\n")
+    sys.stdout.write(f"{ship_jar() if options.ship else connector_jar()}\n")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The name under which this package is installed, and what to install for what is missing.
+"""The name under which this package is installed, and the command that installs it or one of its extras.
 
-The distribution has another name than the package, because ``tfspark`` on the package index is another project's.
+The distribution and the package have different names, because ``tfspark`` on the package index is another project.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import importlib.metadata
 from tfspark import __version__
 
 NAME = "tfspark-cluster"
-"""As in ``setup.cfg``."""
+"""The same as in ``setup.cfg``."""
 
 _STRANGER = "tfspark"
 
 
 @functools.cache
 def distribution_name() -> str:
-    """Return the name of the installed distribution that brings this package; `NAME` if there is none."""
+    """Return the name of the installed distribution that contains this package; `NAME` if none is installed."""
     names = importlib.metadata.packages_distributions().get("tfspark", [])
     own = {n for n in names if n != _STRANGER and importlib.metadata.version(n) == __version__}
     return NAME if NAME in own or not own else min(own)
 
 
 def install_command(extra: str | None = None) -> str:
-    """Return the command that installs this package, or one of its extras.
+    """Return the pip command that installs this package, or one of its extras.
 
     Parameters
     ----------

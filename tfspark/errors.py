@@ -2,16 +2,17 @@
 
 TFSparkError
 ├── ConfigurationError      arguments or settings that cannot work; nothing was launched
-│   ├── ResourceError       Spark does not offer the slots, CPUs or GPUs that were asked for
+│   ├── ResourceError       Spark has fewer task slots, CPUs or GPUs than the cluster needs
 │   ├── DependencyError     Java, Spark or a Python package is missing or of a wrong version
-│   ├── OutputError         files would have to be replaced that something else has written
+│   ├── OutputError         the output directory holds files that this job did not write
 │   └── SchemaError         a column has no tensor form, or its values break the rule for nulls
 ├── ClusterError            a running cluster failed
 │   ├── StartTimeout        nodes did not register in time
 │   ├── NodeFailed          one TensorFlow process failed; carries its traceback and last log lines
-│   └── ClusterStopped      the cluster was asked to work after it had stopped, or was cancelled
+│   ├── StepTimeout         workers waited too long for each other within a training step
+│   └── ClusterStopped      the cluster had stopped already, or its job was cancelled
 ├── FeedError               rows could not be delivered
-└── PredictError            workers could not answer for rows that ``cluster.predict`` asked about
+└── PredictError            workers could not compute predictions for ``cluster.predict``
 
 A message says what happened, where (role, index, host) and, after ``Hint:``, what to do about it.
 The classes carry fields and format them; they hold no other logic. All of them survive pickling.
@@ -20,6 +21,9 @@ The classes carry fields and format them; they hold no other logic. All of them 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from traceback import format_tb
+
+from tfspark.tracebacks import said_more, user_frames
 
 __all__ = [
     "ClusterError",
@@ -33,6 +37,7 @@ __all__ = [
     "ResourceError",
     "SchemaError",
     "StartTimeout",
+    "StepTimeout",
     "TFSparkError",
 ]
 
@@ -46,6 +51,16 @@ class TFSparkError(Exception):
         What happened and where.
     hint
         What to do about it; shown after ``Hint:``.
+
+    Examples
+    --------
+    >>> try:
+    ...     tfspark.run(spark, print, workers=0)
+    ... except TFSparkError as error:
+    ...     print(error.message)
+    ...     print(error.hint)
+    workers must be >= 1, got 0.
+    Pass workers=1 to train in one process, or more to train in parallel.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -56,49 +71,142 @@ class TFSparkError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows of it: the user's frames and the error, without those of libraries."""
+        frames = user_frames("".join(format_tb(self.__traceback__)))
+        return [*frames.splitlines(), f"{type(self).__name__}: {self}"]
+
 
 class ConfigurationError(TFSparkError, ValueError):
-    """Arguments or settings that cannot work; raised before anything is launched."""
+    """Arguments or settings that cannot work; raised before anything is launched.
+
+    Examples
+    --------
+    >>> tfspark.run(spark, print, workers=1, ps=-1)
+    Traceback (most recent call last):
+    tfspark.errors.ConfigurationError: ps must be >= 0, got -1.
+    """
 
 
 class ResourceError(ConfigurationError):
-    """Spark does not offer the task slots, CPUs or GPUs that were asked for."""
+    """Spark has fewer task slots, CPUs or GPUs than the cluster needs.
+
+    Examples
+    --------
+    >>> try:
+    ...     tfspark.run(spark, print, workers=1000)
+    ... except ResourceError as error:
+    ...     print("Spark has too few task slots.")
+    Spark has too few task slots.
+    """
 
 
 class DependencyError(ConfigurationError):
-    """Java, Spark, TensorFlow or another package is missing or of a wrong version."""
+    """Java, Spark, TensorFlow or another package is missing or of a wrong version.
+
+    Examples
+    --------
+    >>> raise DependencyError("matplotlib is not installed.", hint="pip install matplotlib")
+    Traceback (most recent call last):
+    tfspark.errors.DependencyError: matplotlib is not installed.
+    Hint: pip install matplotlib
+    """
 
 
 class OutputError(ConfigurationError):
-    """Files would have to be replaced that something else has written; see `tfspark.jobs.RunDirectory`."""
+    """The output directory holds files that this job did not write; see `tfspark.jobs.RunDirectory`.
+
+    Examples
+    --------
+    >>> _ = (Path(directory) / "result.json").write_text("{}")
+    >>> try:
+    ...     tfspark.jobs.RunDirectory("train", directory, None).claim()
+    ... except OutputError as error:
+    ...     print(error.hint)
+    Use another directory, or move it away.
+    """
 
 
 class SchemaError(ConfigurationError):
-    """A column has no tensor form, or its values break the rule for nulls."""
+    """A column has no tensor form, or its values break the rule for nulls.
+
+    Examples
+    --------
+    >>> try:
+    ...     tfspark.predict(spark.sql("SELECT map('a', 1) AS x"), model_directory)
+    ... except SchemaError as error:
+    ...     print("The column has no tensor form.")
+    The column has no tensor form.
+    """
 
 
 class ClusterError(TFSparkError, RuntimeError):
-    """A running cluster failed."""
+    """A running cluster failed.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise NodeFailed("worker", 1, "10.0.0.7", "ValueError: bad label")
+    ... except ClusterError as error:
+    ...     print(error.message)
+    worker 1 on 10.0.0.7 failed: ValueError: bad label
+    """
 
 
 class StartTimeout(ClusterError, TimeoutError):
-    """The nodes of a cluster did not all register in time."""
+    """The nodes of a cluster did not all register in time.
+
+    Examples
+    --------
+    >>> issubclass(StartTimeout, TimeoutError)
+    True
+    """
 
 
 class StepTimeout(ClusterError, TimeoutError):
-    """Workers have waited too long for one another within a training step."""
+    """Workers waited too long for each other within a training step.
+
+    Examples
+    --------
+    >>> issubclass(StepTimeout, TimeoutError)
+    True
+    """
 
 
 class ClusterStopped(ClusterError):
-    """The cluster was asked to work after it had stopped, or it was cancelled."""
+    """The cluster had stopped already, or its Spark job was cancelled.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise ClusterStopped("The cluster is stopping: stop() was called")
+    ... except ClusterError as error:
+    ...     print(error.message)
+    The cluster is stopping: stop() was called
+    """
 
 
 class FeedError(TFSparkError, RuntimeError):
-    """Rows could not be delivered to the workers."""
+    """Rows could not be delivered to the workers.
+
+    Examples
+    --------
+    >>> raise FeedError("Nothing was fed.", hint="Call cluster.feed(df) in the driver.")
+    Traceback (most recent call last):
+    tfspark.errors.FeedError: Nothing was fed.
+    Hint: Call cluster.feed(df) in the driver.
+    """
 
 
 class PredictError(TFSparkError, RuntimeError):
-    """Workers could not answer for the rows that ``cluster.predict`` asked about."""
+    """Workers could not compute predictions for ``cluster.predict``.
+
+    Examples
+    --------
+    >>> raise PredictError("fn must return a dict with the keys ['score'], got list.")
+    Traceback (most recent call last):
+    tfspark.errors.PredictError: fn must return a dict with the keys ['score'], got list.
+    """
 
 
 class NodeFailed(ClusterError):
@@ -111,13 +219,21 @@ class NodeFailed(ClusterError):
     reason
         One line: the exception, exit code or signal.
     remote_traceback
-        Traceback formatted in the node's process, or ``""``.
+        Traceback formatted in the node's process, or ``""``. The error's text shows it without the frames of libraries.
     log_tail
-        Last lines the process wrote to stdout and stderr.
+        Last lines the process wrote to stdout and stderr. The error's text shows those that are not in the traceback.
     hint
         What to do about it.
     final
-        Whether it would fail in the same way again, so that restarting the cluster cannot help.
+        Whether the node would fail in the same way again. A cluster is not restarted after such a failure.
+
+    Examples
+    --------
+    >>> error = NodeFailed("worker", 1, "10.0.0.7", "ValueError: bad label", log_tail=["epoch 3"])
+    >>> print(error)
+    worker 1 on 10.0.0.7 failed: ValueError: bad label
+    --- last log lines of worker 1 ---
+    epoch 3
     """
 
     def __init__(
@@ -146,17 +262,26 @@ class NodeFailed(ClusterError):
 
     def __str__(self) -> str:
         parts = [self.message]
-        if self.remote_traceback:
-            parts.append(f"--- traceback of {self.role} {self.index} ---\n{self.remote_traceback.rstrip()}")
-        if self.log_tail:
-            lines = "\n".join(self.log_tail)
-            parts.append(f"--- last log lines of {self.role} {self.index} ---\n{lines}")
         if self.hint:
             parts.append(f"Hint: {self.hint}")
+        if self.remote_traceback:
+            parts.append(f"--- traceback of {self.role} {self.index} ---\n{user_frames(self.remote_traceback)}")
+        if lines := said_more(self.log_tail, self.remote_traceback):
+            parts.append("\n".join([f"--- last log lines of {self.role} {self.index} ---", *lines]))
         return "\n".join(parts)
 
 
+def all_of(problems: Sequence[SchemaError]) -> SchemaError:
+    """Return one error that names several problems, so that they can be mended together."""
+    if len(problems) == 1:
+        return problems[0]
+    hints = dict.fromkeys(p.hint for p in problems if p.hint)
+    return SchemaError(
+        f"{len(problems)} columns do not fit: " + " ".join(p.message for p in problems), hint=" ".join(hints) or None
+    )
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its type if it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

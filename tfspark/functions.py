@@ -1,6 +1,7 @@
-"""Column functions for records that are in no file, such as those of Kafka topics.
+"""Column functions that convert records which are not in files, such as those of Kafka topics.
 
-The same are SQL functions in classic sessions that have the connector. Not imported by ``import tfspark``.
+Classic sessions with the connector also have them as SQL functions of the same names. ``import tfspark`` does not
+import this module.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tfspark.errors import ConfigurationError, DependencyError
-from tfspark.expressions import bridge_of_column
 from tfspark.records.columns import decoded, encoded
 from tfspark.records.example import RecordType
+from tfspark.spark.expressions import bridge_of_column
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
@@ -28,23 +29,27 @@ def to_example(column: Column | str, options: Mapping[str, str] | None = None) -
     Parameters
     ----------
     column
-        A column of structs; each field is a feature, a null field is left out. A null struct is null.
+        A column of structs. Each field becomes a feature; a field that is null is left out. A null struct gives null.
     options
         ``recordType`` (``Example`` or ``SequenceExample``) and ``vectors``, as when writing ``format("tfrecord")``.
 
     Returns
     -------
     pyspark.sql.Column
-        Of type binary.
+        A binary column.
 
     Examples
     --------
-    >>> df.select(to_example(struct("id", "weights")).alias("value"))
+    >>> from pyspark.sql.functions import struct
+    >>> rows = spark.createDataFrame([(1, [0.5, 2.0])], "id long, weights array<float>")
+    >>> messages = rows.select(to_example(struct("id", "weights")).alias("value"))
+    >>> messages.schema.simpleString()
+    'struct<value:binary>'
     """
     column, given = _column(column), _strings(options)
     bridge = bridge_of_column(column)
     if bridge is not None:
-        functions = bridge.connector.RecordFunctions
+        functions = bridge.tfrecord.RecordFunctions
         return bridge.column(functions.toExample(bridge.expression(column), bridge.java_map(given)))
     record_type = _record_type(given)
 
@@ -60,7 +65,7 @@ def from_example(column: Column | str, schema: StructType | str, options: Mappin
     Parameters
     ----------
     column
-        A binary column; a null is null.
+        A binary column. Null gives null.
     schema
         The features to read, as a type or as ``"id long, weights array<float>"``.
     options
@@ -70,17 +75,22 @@ def from_example(column: Column | str, schema: StructType | str, options: Mappin
     Returns
     -------
     pyspark.sql.Column
-        Of structs.
+        A column of structs.
 
     Examples
     --------
-    >>> df.select(from_example("value", "id long, weights array<float>").alias("row")).select("row.*")
+    >>> from pyspark.sql.functions import struct
+    >>> rows = spark.createDataFrame([(1, [0.5, 2.0])], "id long, weights array<float>")
+    >>> messages = rows.select(to_example(struct("id", "weights")).alias("value"))
+    >>> parsed = messages.select(from_example("value", "id long, weights array<float>").alias("row"))
+    >>> parsed.select("row.*").collect()
+    [Row(id=1, weights=[0.5, 2.0])]
     """
     column, given = _column(column), _strings(options)
     bridge = bridge_of_column(column)
     if bridge is not None:
         text = schema if isinstance(schema, str) else schema.json()
-        functions = bridge.connector.RecordFunctions
+        functions = bridge.tfrecord.RecordFunctions
         return bridge.column(functions.fromExample(bridge.expression(column), text, bridge.java_map(given)))
     return _from_example_udf(column, schema, given)
 
@@ -119,14 +129,17 @@ def _strings(options: Mapping[str, Any] | None) -> dict[str, str]:
 def _record_type(given: Mapping[str, str]) -> RecordType:
     """Check the options that the JVM would check, and return the type of the records."""
     if given.get("vectors", "dense").lower() != "dense":
-        raise ConfigurationError("vectors=sparse needs a classic SparkSession with the connector.")
+        raise ConfigurationError(
+            "vectors=sparse needs a classic SparkSession with the connector; this session has no connector.",
+            hint="Make the session with tfspark.session(...), or leave the option vectors out.",
+        )
     if given.get("mode", "failfast").lower() not in ("failfast", "permissive"):
-        raise ConfigurationError(f"mode must be FAILFAST or PERMISSIVE, not {given['mode']!r}.")
+        raise ConfigurationError(f"mode must be FAILFAST or PERMISSIVE, got {given['mode']!r}.")
     name = given.get("recordtype", "Example")
     for known in (RecordType.EXAMPLE, RecordType.SEQUENCE_EXAMPLE):
         if known.value.lower() == name.lower():
             return known
-    raise ConfigurationError(f"recordType must be Example or SequenceExample, not {name!r}.")
+    raise ConfigurationError(f"recordType must be Example or SequenceExample, got {name!r}.")
 
 
 def _arrow_udf() -> Any:
@@ -134,7 +147,7 @@ def _arrow_udf() -> Any:
         from pyspark.sql.functions import arrow_udf
     except ImportError as e:
         raise DependencyError(
-            "to_example and from_example need pyspark 4.1 or newer in sessions without the connector's JVM.",
-            hint="Use a classic session that tfspark.session has made, or upgrade pyspark.",
+            "to_example and from_example need pyspark >= 4.1 in sessions without the connector.",
+            hint="Make the session with tfspark.session(...), or upgrade pyspark.",
         ) from e
     return arrow_udf

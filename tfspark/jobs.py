@@ -1,8 +1,8 @@
-"""What the programs of a scheduler share: run ids, directories that carry a job's mark, exit codes, SIGTERM.
+"""Helpers for programs that a scheduler runs: run ids, output directories with a job's mark, exit codes, SIGTERM.
 
-A job that may be asked for twice writes all of a run into ``OUTPUT/RUN_ID`` and its result last. ``jobs/*.py`` are
-written with this module; ``docs/guide/jobs.md`` shows how it fits together. It deletes and replaces nothing but what
-the same job has written: `RunDirectory`.
+A scheduler may run a job again with the same run id. So a job writes all files of a run into ``OUTPUT/RUN_ID``, and
+its result last. `RunDirectory` deletes and replaces only files that the same job has written. ``jobs/*.py`` use this
+module, and ``docs/guide/jobs.md`` explains it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tfspark.errors import ConfigurationError, OutputError, TFSparkError
-from tfspark.spark_session import session as make_session
+from tfspark.spark.session import session as make_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,7 +31,7 @@ __all__ = ["ExitCode", "Parser", "RunDirectory", "directory", "execute", "locati
 logger = logging.getLogger(__name__)
 
 MARK = "_tfspark_job.json"
-"""Names the job whose directory it is; data sources of Spark leave out names with an underscore."""
+"""File with the name of the job that owns the directory; Spark's data sources skip names that begin with ``_``."""
 
 RESULT = "result.json"
 
@@ -41,20 +41,25 @@ _DRAFT = ".draft"
 
 
 class ExitCode(IntEnum):
-    """How a job ends, as a scheduler sees it.
+    """Exit code of a job, for the scheduler.
 
     Attributes
     ----------
     DONE
-        Done now, or by an earlier run.
+        The run is complete, now or from an earlier attempt.
     FAILED
-        Failed, for example in a node; what failed is said last.
+        The run failed, for example in a node. The last line of the log says what failed.
     WRONG_USAGE
-        The command line cannot work; nothing was started.
+        The command line is wrong; nothing was started.
     BELOW_BAR
-        Done, but the result is not as good as was asked for.
+        The run is complete, but its result does not reach the required quality.
     TERMINATED
-        Ended by SIGTERM.
+        SIGTERM ended the run.
+
+    Examples
+    --------
+    >>> int(ExitCode.WRONG_USAGE)
+    2
     """
 
     DONE = 0
@@ -65,26 +70,42 @@ class ExitCode(IntEnum):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of command lines that prints a description as it is written, and an error in one line.
+    """An argument parser that keeps the line breaks of the description and prints errors in one line.
 
     Parameters
     ----------
     description
-        The job's docstring.
+        Usually the docstring of the job.
+
+    Examples
+    --------
+    >>> parser = Parser("Train a model.")
+    >>> _ = parser.add_argument("--run-id", type=run_id, required=True)
+    >>> parser.parse_args(["--run-id", "2026-01-31"]).run_id
+    '2026-01-31'
     """
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """End the program with `ExitCode.WRONG_USAGE`."""
+        """End the program with `ExitCode.WRONG_USAGE`.
+
+        Examples
+        --------
+        >>> try:
+        ...     Parser("Train a model.").error("--epochs must be >= 1, got 0")
+        ... except SystemExit as error:
+        ...     print(int(error.code))
+        2
+        """
         self.exit(ExitCode.WRONG_USAGE, _complaint(message))
 
 
 def run_id(text: str) -> str:
-    """Return a run id that is one plain directory name for Linux, Hadoop, object stores and Spark.
+    """Check a run id and return it. Use it as ``type=`` of an argument.
 
-    To be given as ``type=`` of an argument.
+    A run id is a plain directory name on Linux, Hadoop, object stores and in Spark.
 
     Parameters
     ----------
@@ -94,50 +115,72 @@ def run_id(text: str) -> str:
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is anything else: empty, ``..``, a path, with a colon.
+        If the text is anything else, such as an empty text, ``..``, a path, or a text with a colon.
+
+    Examples
+    --------
+    >>> run_id("2026-01-31")
+    '2026-01-31'
     """
     if not _RUN_ID.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a run id: up to 128 letters, digits and ._+=-, the first a letter or a digit"
+            f"{text!r} is not a run id: use 1 to 128 letters, digits and ._+=-, and begin with a letter or a digit"
         )
     return text
 
 
 def directory(text: str) -> str:
-    """Return the absolute path of a directory that driver and executors share, for ``type=`` of an argument.
+    """Return the absolute path of a directory that driver and executors share. Use it as ``type=`` of an argument.
 
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is empty or a URI of anything but a file.
+        If the text is empty or a URI with another scheme than ``file:``.
+
+    Examples
+    --------
+    >>> directory("file:///data/flights")
+    '/data/flights'
     """
     path = re.sub("^file:/*", "/", text)
     if not path or "\0" in path or re.match(r"[A-Za-z][\w+.-]*:/", path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a directory that driver and executors share")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a local or mounted directory: pass a path like /data")
     return str(Path(path).resolve())
 
 
 def location(text: str) -> str:
-    """Return the absolute path of a directory, or a URI as it is, for ``type=`` of an argument.
+    """Return the absolute path of a directory; return a URI unchanged. Use it as ``type=`` of an argument.
 
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is empty.
+        If the text is empty.
+
+    Examples
+    --------
+    >>> location("s3a://bucket/flights")
+    's3a://bucket/flights'
     """
     return text if "://" in text else directory(text)
 
 
 def execute(main: Callable[[], int]) -> int:
-    """Run the main function of a job; return its exit code.
+    """Run the main function of a job and return its exit code.
 
     Log lines go to standard error. SIGTERM raises `SystemExit` in the main thread, so that ``with`` blocks stop the
-    cluster and the session. A `TFSparkError` is logged, and becomes the exit code.
+    cluster and the session. A `TFSparkError` is logged and becomes the exit code.
 
     Parameters
     ----------
     main
-        Returns the exit code.
+        A function that returns the exit code.
+
+    Examples
+    --------
+    >>> def main():
+    ...     return ExitCode.BELOW_BAR
+    >>> int(execute(main))
+    3
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("py4j").setLevel(logging.ERROR)
@@ -154,12 +197,18 @@ def execute(main: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def session(name: str, master: str | None, **settings: str) -> Iterator[SparkSession]:
-    """Give a Spark session within a ``with`` block, and stop it at the end.
+    """Make a Spark session for a ``with`` block and stop it at the end of the block.
 
     Parameters
     ----------
     name, master, settings
         As for `tfspark.session`.
+
+    Examples
+    --------
+    >>> with session("flights", "local[2]") as spark:
+    ...     spark.range(3).count()
+    3
     """
     spark = make_session(name, master, **settings)
     try:
@@ -169,10 +218,11 @@ def session(name: str, master: str | None, **settings: str) -> Iterator[SparkSes
 
 
 class RunDirectory:
-    """Where a run of a job writes: ``OUTPUT/RUN_ID``, or OUTPUT itself, with the job's mark in it.
+    """The directory that a run of a job writes to: ``OUTPUT/RUN_ID``, or OUTPUT itself.
 
-    The mark is a file that names the job. Without it nothing may be there under a name that the job writes; with it,
-    those names are the job's to replace. Whatever else is there stays. Nothing is changed before `claim`.
+    The job marks its directory with a file that holds the job's name. In a directory with the mark, the job replaces
+    the files that it writes. In a directory without the mark, existing files of these names are an error. Other files
+    stay. Nothing changes before `claim`.
 
     Parameters
     ----------
@@ -183,14 +233,23 @@ class RunDirectory:
     name
         A run id, see `run_id`; None for OUTPUT itself.
     writes
-        Names, or patterns of the shell, of what the job writes there besides its result.
+        Names or shell patterns of the files and directories that the job writes besides its result.
     alone
-        Whether nothing else may be there: readers of the directory would read that as well.
+        Whether other files are an error, because readers of the directory would read them too.
 
     Raises
     ------
     ConfigurationError
         If `name` is not a run id.
+
+    Examples
+    --------
+    >>> run = RunDirectory("train", output, "2026-01-31", writes=["model.keras"])
+    >>> if run.result() is None:
+    ...     run.claim()
+    ...     run.finish({"loss": 0.25})
+    >>> run.result()
+    {'loss': 0.25}
     """
 
     def __init__(
@@ -199,7 +258,10 @@ class RunDirectory:
         from pyarrow import fs
 
         if name is not None and not _RUN_ID.fullmatch(name):
-            raise ConfigurationError(f"{name!r} is not a run id.")
+            raise ConfigurationError(
+                f"{name!r} is not a run id.",
+                hint="Use 1 to 128 letters, digits and ._+=-, and begin with a letter or a digit.",
+            )
         self._path = output if name is None else f"{output.rstrip('/')}/{name}"
         self._job = job
         self._options = f"--output {output}" if name is None else f"--output {output} --run-id {name}"
@@ -210,43 +272,72 @@ class RunDirectory:
 
     @property
     def path(self) -> Path:
-        """The directory for what reads and writes files."""
+        """The directory as a path, for programs that read and write files.
+
+        Examples
+        --------
+        >>> run.path.name
+        '2026-01-31'
+        """
         return Path(self._root)
 
     @property
     def uri(self) -> str:
-        """The directory for Spark, whose own file system may be another than the local one."""
+        """The directory as a URI, for Spark, whose default file system may not be the local one.
+
+        Examples
+        --------
+        >>> run.uri.startswith("file:///")
+        True
+        """
         return self._path if "://" in self._path else f"file://{self._path}"
 
     def result(self, name: str = RESULT) -> Any:
-        """Return what an earlier run of the job has left as its result; None if there is none.
+        """Return the result of an earlier run of the job; None if there is none.
 
         Raises
         ------
         OutputError
-            If it is another job's directory, or holds something that the job would write and has not written.
+            If the directory belongs to another job, or has no mark and holds files with names that the job writes.
+
+        Examples
+        --------
+        >>> RunDirectory("train", output, "2026-02-01").result() is None
+        True
         """
         self._owned(self._names())
         return self._get(name)
 
     def has(self, name: str) -> bool:
-        """Tell whether an earlier run of the job has left a file; raises as `result` does."""
+        """Return whether an earlier run of the job wrote this file. Raises the same errors as `result`.
+
+        Examples
+        --------
+        >>> run.has("model.keras")
+        False
+        """
         names = self._names()
         self._owned(names)
         return name in names
 
     def claim(self, keep: Collection[str] = ()) -> None:
-        """Mark the directory, which is made if need be, and remove what an earlier run of the job has left in it.
+        """Make and mark the directory, and remove the files that an earlier run of the job wrote.
 
         Parameters
         ----------
         keep
-            Those of `writes` that stay.
+            Names or patterns of `writes` that are not removed.
 
         Raises
         ------
         OutputError
-            As `result` does, or if something else is there and the job must be alone.
+            For the same reasons as `result`, and if there are other files although ``alone=True``.
+
+        Examples
+        --------
+        >>> run.claim()
+        >>> run.result() is None
+        True
         """
         names = self._names()
         owned = self._owned(names)
@@ -260,38 +351,54 @@ class RunDirectory:
                 (self._files.delete_dir if is_directory else self._files.delete_file)(f"{self._root}/{name}")
 
     def put(self, name: str, value: Any) -> None:
-        """Write a JSON file that is there whole or not at all; the name must be one of `writes`."""
+        """Write a JSON file atomically; the name must be one of `writes`.
+
+        Examples
+        --------
+        >>> run = RunDirectory("train", output, "2026-02-02", writes=["history.json"])
+        >>> run.claim()
+        >>> run.put("history.json", {"loss": [0.5, 0.25]})
+        >>> run.result("history.json")
+        {'loss': [0.5, 0.25]}
+        """
         draft = f"{self._root}/{name}{_DRAFT}"
         with self._files.open_output_stream(draft) as f:
             f.write(json.dumps(value, indent=1).encode())
         self._files.move(draft, f"{self._root}/{name}")
 
     def finish(self, result: Any) -> None:
-        """Write the result, which says that the run is done."""
+        """Write the result. The run is complete when its result exists.
+
+        Examples
+        --------
+        >>> run.finish({"loss": 0.25})
+        >>> run.result()
+        {'loss': 0.25}
+        """
         self.put(RESULT, result)
 
     def _owned(self, names: Mapping[str, bool]) -> bool:
-        """Tell whether the job's mark is there; refuse what is another's."""
+        """Return whether the directory has the job's mark; raise if it belongs to another job."""
         if MARK not in names:
             self._refuse_any(n for n in names if _matches(n, self._writes))
             return False
         try:
             owner = self._get(MARK)["job"]
         except (ValueError, TypeError, KeyError):
-            self._refuse(f"has a {MARK} that is not a job's")
+            self._refuse(f"has a {MARK} without a job name")
         if owner != self._job:
             self._refuse(f"belongs to the job {owner!r}")
         return True
 
     def _refuse_any(self, names: Iterable[str]) -> None:
         for name in sorted(names):
-            self._refuse(f"holds {name!r}, which the job {self._job!r} has not written")
+            self._refuse(f"contains {name!r}, which the job {self._job!r} did not write")
 
     def _refuse(self, why: str) -> NoReturn:
-        raise OutputError(f"{self._options}: {self._path} {why}.", hint="Name another directory, or move that away.")
+        raise OutputError(f"{self._options}: {self._path} {why}.", hint="Use another directory, or move it away.")
 
     def _names(self) -> dict[str, bool]:
-        """Return what is in the directory, and whether those are directories."""
+        """Return the names in the directory, each with whether it is a directory."""
         from pyarrow import fs
 
         try:
@@ -313,5 +420,5 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 
 
 def _complaint(message: str) -> str:
-    """Return the line that says what is wrong with a command line."""
+    """Return the error line for a wrong command line."""
     return f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n"

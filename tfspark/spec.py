@@ -1,4 +1,4 @@
-"""Who is in a cluster: roles, node identities, addresses, and the TF_CONFIG made from them.
+"""The nodes of a cluster: roles, node identities, addresses, and the TF_CONFIG made from them.
 
 Pure data; used by every process.
 """
@@ -9,13 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from tfspark.errors import ConfigurationError
 
 
 class Role(str, Enum):
-    """A node's job in the cluster, in TensorFlow's own words."""
+    """A node's role in the cluster; the names are TensorFlow's."""
 
     CHIEF = "chief"
     WORKER = "worker"
@@ -24,7 +23,7 @@ class Role(str, Enum):
 
 
 ROLES_WITHOUT_GPUS = (Role.PS.value, "evaluator")
-"""They wait most of the time, and those that train would miss a GPU."""
+"""Roles that get no GPU: they wait most of the time, and training nodes need the GPUs."""
 
 
 class StrategyName(str, Enum):
@@ -58,7 +57,7 @@ class NodeId:
 
 @dataclass(frozen=True)
 class NodeAddress:
-    """Where a node listens: ``port`` is TensorFlow's, ``data_port`` the one its rows are fed to."""
+    """Where a node listens: ``port`` is for TensorFlow, ``data_port`` for the rows that are fed."""
 
     node: NodeId
     host: str
@@ -68,22 +67,22 @@ class NodeAddress:
 
 
 def plan_nodes(workers: int, chief: bool = False, ps: int = 0, evaluator: bool = False) -> tuple[NodeId, ...]:
-    """List the nodes of a cluster, chief first. Parameter servers need a chief, which is there then in any case.
+    """List the nodes of a cluster, chief first. A cluster with parameter servers always has a chief.
 
     Raises
     ------
     ConfigurationError
-        If a count is not a whole number or there is no node to train on.
+        If a count is not a whole number, ``ps`` is negative, or ``workers`` is less than 1.
     """
     for name, value in (("workers", workers), ("ps", ps)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigurationError(f"{name} must be a whole number, not {value!r}.")
+            raise ConfigurationError(f"{name} must be a whole number, got {value!r}.")
     if ps < 0:
-        raise ConfigurationError(f"ps={ps}: there cannot be fewer than no parameter servers.")
+        raise ConfigurationError(f"ps must be >= 0, got {ps}.")
     if workers < 1:
         raise ConfigurationError(
-            f"workers={workers}: a cluster needs at least one worker.",
-            hint="Pass workers=1 for training in one process, more to train in parallel.",
+            f"workers must be >= 1, got {workers}.",
+            hint="Pass workers=1 to train in one process, or more to train in parallel.",
         )
     nodes = [NodeId(Role.CHIEF.value, 0)] if chief or ps else []
     nodes += [NodeId(Role.WORKER.value, i) for i in range(workers)]
@@ -98,13 +97,13 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
     Raises
     ------
     ConfigurationError
-        If `strategy` is no name of one, or does not go with the nodes.
+        If `strategy` is not the name of a strategy, or does not fit the nodes.
     """
     try:
         name = StrategyName(strategy)
     except ValueError:
         known = [s.value for s in StrategyName]
-        raise ConfigurationError(f"strategy must be a function or one of {known}, not {strategy!r}.") from None
+        raise ConfigurationError(f"strategy must be a function or one of {known}, got {strategy!r}.") from None
     has_ps = any(n.role == Role.PS.value for n in nodes)
     if name is StrategyName.AUTO:
         if has_ps:
@@ -112,33 +111,33 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
         return name
     if has_ps != (name is StrategyName.PARAMETER_SERVER):
         raise ConfigurationError(
-            f"strategy={name.value!r} with {'' if has_ps else 'no '}parameter servers.",
-            hint="Pass ps=1 or more with strategy='parameter_server', and only with it.",
+            f"strategy={name.value!r} does not work with {'' if has_ps else 'no '}parameter servers.",
+            hint="Pass strategy='parameter_server' with ps=1 or more; pass the other strategies with ps=0.",
         )
     return name
 
 
 def training_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that are fed: with parameter servers the workers, else workers and chief."""
+    """Return the nodes that get fed rows: with parameter servers the workers, else the workers and the chief."""
     if any(n.role == Role.PS.value for n in nodes):
         return tuple(n for n in nodes if n.role == Role.WORKER.value)
     return tuple(n for n in nodes if n.role != Role.EVALUATOR.value)
 
 
 def server_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that do as the chief says instead of calling ``main``."""
+    """Return the nodes that run TensorFlow's server for the chief instead of calling ``main``."""
     if any(n.role == Role.PS.value for n in nodes):
         return tuple(n for n in nodes if n.role in (Role.WORKER.value, Role.PS.value))
     return ()
 
 
 def rejoining_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that may be lost and come back while the others go on: the workers of parameter servers."""
+    """Return the nodes that may fail and rejoin while the others continue: workers of a parameter server cluster."""
     return tuple(n for n in server_nodes(nodes) if n.role == Role.WORKER.value)
 
 
 def resuming_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that agree on the checkpoint that training goes on from: all that call ``main`` and train."""
+    """Return the nodes that agree on the checkpoint to resume from: all nodes that call ``main`` and train."""
     servers = server_nodes(nodes)
     return tuple(n for n in nodes if n not in servers and n.role != Role.EVALUATOR.value)
 
@@ -173,23 +172,7 @@ class ClusterSpec:
 
 
 def is_chief(node: NodeId, nodes: Sequence[NodeId]) -> bool:
-    """Tell whether `node` is the one that saves and exports: the chief, else worker 0."""
+    """Return whether `node` saves and exports for the cluster: the chief does, or worker 0 if there is no chief."""
     has_chief = any(n.role == Role.CHIEF.value for n in nodes)
     leader = NodeId(Role.CHIEF.value if has_chief else Role.WORKER.value, 0)
     return node == leader
-
-
-def spec_to_json(spec: ClusterSpec) -> list[dict[str, Any]]:
-    """Encode a cluster spec for the wire."""
-    return [
-        {"role": a.node.role, "index": a.node.index, "host": a.host, "port": a.port,
-         "data_port": a.data_port, "pid": a.pid}
-        for a in spec.nodes
-    ]  # fmt: skip
-
-
-def spec_from_json(data: Sequence[dict[str, Any]]) -> ClusterSpec:
-    """Decode what `spec_to_json` made."""
-    return ClusterSpec(
-        tuple(NodeAddress(NodeId(d["role"], d["index"]), d["host"], d["port"], d["data_port"], d["pid"]) for d in data)
-    )

@@ -1,8 +1,8 @@
-"""``import tensorflow`` in well under its usual time, for processes that do it at their start.
+"""Import TensorFlow faster than ``import tensorflow`` does.
 
-Keras imports matplotlib and scikit-learn for galleries of images and for its wrappers, which training seldom uses:
-here these modules of Keras are loaded when something of them is first used. The garbage collector, which finds
-nothing in half a million objects that are all needed, rests meanwhile.
+Keras imports matplotlib and scikit-learn for its visualization and wrapper modules, which training seldom uses: these
+modules are loaded on first use instead. The garbage collector is off during the import, because the import creates
+half a million objects and none of them is garbage.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ DEFERRED = frozenset({"keras.visualization", "keras.wrappers", "keras.src.visual
 
 
 class _Deferred(Loader):
-    """Leaves a module empty until an attribute is asked for that it does not have.
+    """Loads a module when one of its attributes is first used.
 
-    `importlib.util.LazyLoader` loads at any look at a module, and TensorFlow's AutoGraph looks at all there are.
+    `importlib.util.LazyLoader` also loads a module when its dunder attributes are read, and TensorFlow's AutoGraph
+    reads those of all modules.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -64,7 +65,7 @@ class _Finder(MetaPathFinder):
 
 
 def import_tensorflow() -> Any:
-    """Import TensorFlow, and Keras with it; return its module.
+    """Import TensorFlow and Keras; return the module ``tensorflow``.
 
     Raises
     ------

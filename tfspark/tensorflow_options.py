@@ -1,34 +1,38 @@
-"""What TensorFlow takes only before it is first used: threads, memory of GPUs, logical devices.
+"""Settings that TensorFlow accepts only before its first use: threads, GPU memory, logical devices.
 
-The engine uses TensorFlow before ``main`` is called, so ``main`` is too late to say these:
-``Cluster(tensorflow_options={"intra_op_threads": 4})``.
+tfspark uses TensorFlow before it calls ``main``, so ``main`` cannot make these settings. Pass them to the cluster
+instead: ``Cluster(tensorflow_options={"intra_op_threads": 4})``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from tfspark.checks import check_whole_number
 from tfspark.errors import ConfigurationError
+
+LEAST_INTER_OP_THREADS = 2
+"""An operation that waits, for rows or for other workers, holds a thread; the step needs another one."""
 
 
 @dataclass(frozen=True)
 class TensorFlowOptions:
-    """Settings of TensorFlow in each node; what is ``None`` stays as TensorFlow has it.
+    """Settings of TensorFlow in each node; ``None`` keeps TensorFlow's default, and takes the node's CPUs for threads.
 
     Attributes
     ----------
     inter_op_threads
-        Threads that run operations side by side.
+        Threads that run independent operations in parallel.
     intra_op_threads
-        Threads within one operation.
+        Threads that one operation uses.
     memory_growth
-        Take memory of GPUs as it is needed instead of all at once.
+        Allocate GPU memory when it is needed, instead of all of it at the start.
     gpu_memory_mb
-        Memory of each GPU that TensorFlow may take, in MB.
+        Limit of the memory that TensorFlow allocates on each GPU, in MB.
     logical_cpus
-        Number of CPU devices that TensorFlow shows.
+        Number of logical CPU devices.
 
     Examples
     --------
@@ -44,33 +48,68 @@ class TensorFlowOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> TensorFlowOptions:
-        """Check options given by name.
+        """Check options given by name and return them.
 
         Raises
         ------
         ConfigurationError
-            If a name is unknown, or a value is not of its kind.
+            If a name is unknown or a value has the wrong type or range.
+
+        Examples
+        --------
+        >>> TensorFlowOptions.of({"memory_growth": True}).memory_growth
+        True
         """
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigurationError(f"tensorflow_options must be a dict, got {options!r}.")
         known = {f.name for f in fields(cls)}
         for name, value in (options or {}).items():
             if name not in known:
-                raise ConfigurationError(f"tensorflow_options has no {name!r}; it has {sorted(known)}.")
+                raise ConfigurationError(f"tensorflow_options has no option {name!r}; the options are {sorted(known)}.")
             if name == "memory_growth":
                 if not isinstance(value, bool):
                     raise ConfigurationError(f"tensorflow_options: {name} must be True or False, got {value!r}.")
-            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"tensorflow_options: {name} must be a whole number >= 1, got {value!r}.")
+            else:
+                check_whole_number(f"tensorflow_options: {name}", value, 1)
         chosen = cls(**(options or {}))
         if chosen.memory_growth and chosen.gpu_memory_mb is not None:
-            raise ConfigurationError("tensorflow_options: memory_growth and gpu_memory_mb exclude each other.")
+            raise ConfigurationError(
+                "tensorflow_options: memory_growth=True and gpu_memory_mb cannot be used together.",
+                hint="Leave one of them out.",
+            )
         return chosen
 
+    def sharing(self, cpus: int) -> TensorFlowOptions:
+        """Return the options with threads for so many CPUs, where none are given.
+
+        Examples
+        --------
+        >>> TensorFlowOptions.of({"inter_op_threads": 8}).sharing(4).given()
+        {'inter_op_threads': 8, 'intra_op_threads': 4}
+        """
+        return replace(
+            self,
+            intra_op_threads=self.intra_op_threads or cpus,
+            inter_op_threads=self.inter_op_threads or max(cpus, LEAST_INTER_OP_THREADS),
+        )
+
     def given(self) -> dict[str, Any]:
-        """Return the options that are not ``None``."""
+        """Return the options that are not ``None``.
+
+        Examples
+        --------
+        >>> TensorFlowOptions.of({"intra_op_threads": 4}).given()
+        {'intra_op_threads': 4}
+        """
         return {k: v for k, v in asdict(self).items() if v is not None}
 
     def apply(self) -> None:
-        """Tell TensorFlow, in a process that has not used it yet."""
+        """Apply the settings in a process that has not used TensorFlow yet.
+
+        Examples
+        --------
+        >>> TensorFlowOptions.of({}).apply()
+        """
         if not self.given():
             return
         import tensorflow as tf

@@ -15,17 +15,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 DATE = "{{ date_of(dag_run) }}"
+
+WRONG_USAGE = 2
+"""Exit code of a job that refuses its arguments."""
+
+LONGEST = timedelta(hours=8)
+"""A task that takes longer is ended, before the next night begins."""
 
 JOBS = Path(os.environ.get("TFSPARK_JOBS", Path(__file__).resolve().parent.parent))
 
@@ -35,10 +42,23 @@ def date_of(dag_run: Any) -> str:
     return (dag_run.logical_date or dag_run.run_after).astimezone(timezone.utc).strftime("%Y-%m-%d")
 
 
+class JobOperator(SparkSubmitOperator):
+    """Submits a job, and does not try again if the job refuses its arguments: it would refuse them again."""
+
+    def execute(self, context: Any) -> None:
+        """Submit the job and wait for it."""
+        try:
+            super().execute(context)
+        except AirflowException as e:
+            if re.search(rf"Error code is: {WRONG_USAGE}\b", str(e)):
+                raise AirflowFailException(f"the job refuses its arguments: {e}") from e
+            raise
+
+
 def job(name: str, script: str, *arguments: str) -> SparkSubmitOperator:
     """Submit one of the jobs by the connection ``spark_default``; `arguments` are templates."""
     where = ["--output", f"{{{{ params.output }}}}/{name}", "--run-id", DATE]
-    return SparkSubmitOperator(
+    return JobOperator(
         task_id=name,
         name=f"tickets-{name}-{DATE}",
         application=str(JOBS / script),
@@ -78,7 +98,7 @@ with DAG(
     max_active_runs=1,
     user_defined_macros={"date_of": date_of},
     # How long to wait before a retry is Airflow's own setting, core.default_task_retry_delay.
-    default_args={"retries": 1},
+    default_args={"retries": 1, "execution_timeout": LONGEST},
     params={
         "data": Param("/data/tickets", type="string", description="a directory of Parquet files for each date"),
         "new": Param("/data/tickets-new", type="string", description="the same, to predict"),

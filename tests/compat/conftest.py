@@ -48,7 +48,7 @@ def sc(request: pytest.FixtureRequest) -> Iterator[Any]:
 def no_cluster_is_left() -> Iterator[None]:
     """A test that fails must not hold the slots of those that follow."""
     yield
-    from tfspark.driver.cluster import _live
+    from tfspark.cluster import _live
 
     for cluster in list(_live):
         cluster.stop(grace=0.0)

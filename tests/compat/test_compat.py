@@ -146,10 +146,59 @@ def test_a_question_without_enough_results_fails() -> None:
         assert inbox.take(5) == [1, 2]
         inbox.answer(["one"])
         inbox.close("has returned")
-        with pytest.raises(PredictError, match="map_fun has returned with 1 results for 2 rows"):
+        with pytest.raises(PredictError, match="map_fun has returned, with 1 results for 2 rows"):
             asked.result(10)
     with pytest.raises(PredictError, match="0 results for 1 rows"):
         inbox.ask([3])
+
+
+def test_the_thread_that_answers_cannot_ask_for_more_while_it_owes_results() -> None:
+    inbox = Inbox()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(inbox.ask, [1, 2])
+        assert inbox.take(5) == [1, 2]
+        inbox.answer(["one"])
+        with pytest.raises(PredictError, match="asked for more rows, with 1 results for 2 rows"):
+            inbox.take(5)
+        with pytest.raises(PredictError, match="asked for more rows, with 1 results for 2 rows"):
+            asked.result(10)
+
+
+def test_a_thread_may_take_rows_ahead_of_the_one_that_answers() -> None:
+    inbox = Inbox()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(inbox.ask, [1, 2])
+        assert pool.submit(inbox.take, 5).result(10) == [1, 2]
+        ahead = pool.submit(inbox.take, 5)
+        inbox.answer(["one"])
+        second = pool.submit(inbox.ask, [3])
+        assert ahead.result(10) == [3]
+        inbox.answer(["two", "three"])
+        assert (first.result(10), second.result(10)) == (["one", "two"], ["three"])
+
+
+def test_results_for_rows_that_were_not_taken_are_refused() -> None:
+    inbox = Inbox()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(inbox.ask, [1, 2])
+        assert inbox.take(1) == [1]
+        with pytest.raises(PredictError, match="more results than"):
+            inbox.answer(["one", "two"])
+        inbox.close("has returned")
+        with pytest.raises(PredictError, match="has returned, with 1 results for 2 rows"):
+            asked.result(10)
+
+
+def test_a_question_waits_no_longer_than_its_timeout_for_anything_to_move() -> None:
+    inbox = Inbox()
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(inbox.ask, [1, 2], 0.3)
+        assert inbox.take(1) == [1]
+        with pytest.raises(PredictError, match=r"no progress in feed_timeout=0\.3 seconds, with 0 results for 2 rows"):
+            asked.result(10)
+        # Results that come too late are for nobody.
+        with pytest.raises(PredictError, match="feed_timeout"):
+            inbox.ask([3])
 
 
 def test_after_closing_rows_are_dropped_and_an_error_wakes_everyone() -> None:
@@ -169,7 +218,7 @@ def test_after_closing_rows_are_dropped_and_an_error_wakes_everyone() -> None:
 
 def test_a_node_without_a_feed_says_so() -> None:
     ctx = importlib.import_module("tfspark.compat.tensorflowonspark.TFSparkNode").TFNodeContext()
-    with pytest.raises(ConfigurationError, match="fed nothing"):
+    with pytest.raises(ConfigurationError, match="This node gets no rows"):
         ctx.get_data_feed()
     with pytest.raises(ConfigurationError, match=r"Use ctx\.get_data_feed"):
         TFNode.next_batch(None, 1)
@@ -194,9 +243,9 @@ def test_any_objects_are_fed_to_chosen_workers_and_these_are_awaited(spark: Any)
     rows = [1, "two", (3.0, [4]), None, {"five": b"6"}]
     rdd = spark.sparkContext.parallelize(rows, 2)
     cluster = tfspark.Cluster(spark, main, workers=2, strategy="none").start()
-    with pytest.raises(ConfigurationError, match=r"workers=\[2\]: there are \[0, 1\]"):
+    with pytest.raises(ConfigurationError, match=r"unknown workers \[2\]; the cluster has \[0, 1\]"):
         cluster.feed(rdd, workers=[2])
-    with pytest.raises(ConfigurationError, match="pickled=True is for RDDs"):
+    with pytest.raises(ConfigurationError, match="pickled=True works for RDDs"):
         cluster.feed(spark.range(3), pickled=True)
     report = cluster.feed(rdd, 2, pickled=True, workers=[1])
     assert report.rows == 5
@@ -221,7 +270,7 @@ def test_a_failure_names_the_node_and_spark_goes_on(spark: Any) -> None:
 
     sc = spark.sparkContext
     cluster = TFCluster.run(sc, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
-    with pytest.raises(ConfigurationError, match="no queue 'other'"):
+    with pytest.raises(ConfigurationError, match="The queue 'other' does not exist"):
         cluster.train(sc.parallelize([1]), qname="other")
     cluster.train(sc.parallelize([], 2))
     with pytest.raises(NodeFailed, match="ValueError: no such row"):
@@ -231,15 +280,86 @@ def test_a_failure_names_the_node_and_spark_goes_on(spark: Any) -> None:
     assert sc.parallelize(range(3)).sum() == 3
 
 
+def infer(sc: Any, main: Any, rows: Any, **options: Any) -> Any:
+    """Run an inference that must fail; returns what the action says, and the cluster."""
+    cluster = TFCluster.run(sc, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    with pytest.raises(PySparkException) as raised:
+        cluster.inference(sc.parallelize(rows, 1), **options).collect()
+    return str(raised.value), cluster
+
+
 def test_missing_results_fail_the_inference(spark: Any) -> None:
-    def main(args: Any, ctx: Any) -> None:
+    def returns(args: Any, ctx: Any) -> None:
         feed = ctx.get_data_feed(train_mode=False)
         feed.batch_results(feed.next_batch(10)[:1])
 
-    cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
-    with pytest.raises(PySparkException, match=r"1 results for 2 rows|gave no answer"):
-        cluster.inference(spark.sparkContext.parallelize([1, 2], 1)).collect()
+    def asks_for_more(args: Any, ctx: Any) -> None:
+        feed = ctx.get_data_feed(train_mode=False)
+        while not feed.should_stop():
+            feed.batch_results(feed.next_batch(10)[:1])
+
+    said, cluster = infer(spark.sparkContext, returns, [1, 2])
+    assert "map_fun has returned, with 1 results for 2 rows" in said
     cluster.shutdown()
+    said, cluster = infer(spark.sparkContext, asks_for_more, [1, 2])
+    assert "map_fun asked for more rows, with 1 results for 2 rows" in said
+    with pytest.raises(NodeFailed, match="asked for more rows"):
+        cluster.shutdown()
+
+
+def test_an_inference_that_does_not_move_ends_after_its_feed_timeout(spark: Any) -> None:
+    def main(args: Any, ctx: Any) -> None:
+        feed = ctx.get_data_feed(train_mode=False)
+        while not feed.should_stop():
+            feed.next_batch(10)
+
+    said, cluster = infer(spark.sparkContext, main, [1, 2, 3], feed_timeout=2)
+    assert "map_fun made no progress in feed_timeout=2 seconds, with 0 results for 3 rows" in said
+    with pytest.raises(NodeFailed, match="feed_timeout=2 seconds"):
+        cluster.shutdown()
+    with pytest.raises(ConfigurationError, match=r"feed_timeout must be > 0, got 0\."):
+        TFCluster.TFCluster.inference(cluster, spark.sparkContext.parallelize([1]), feed_timeout=0)
+
+
+def test_an_inference_raises_what_map_fun_raised_with_its_traceback(spark: Any) -> None:
+    def at_a_row(args: Any, ctx: Any) -> None:
+        feed = ctx.get_data_feed(train_mode=False)
+        while not feed.should_stop():
+            feed.batch_results([10 // row for row in feed.next_batch(2)])
+
+    def at_once(args: Any, ctx: Any) -> None:
+        raise OSError("no such model")
+
+    for main, words in ((at_a_row, "ZeroDivisionError: integer"), (at_once, "OSError: no such model")):
+        said, cluster = infer(spark.sparkContext, main, [2, 1, 5, 0, 3])
+        assert f"map_fun failed: {words}" in said
+        assert f"in {main.__name__}\n" in said
+        with pytest.raises(NodeFailed, match=words):
+            cluster.shutdown()
+
+
+def test_a_main_that_fails_before_it_is_fed_fails_the_training(spark: Any) -> None:
+    """Also on a node that gets no rows."""
+
+    def main(args: Any, ctx: Any) -> None:
+        if ctx.task_index == 1:
+            raise OSError("no such directory")
+        # Waits for the other one, as in a collective.
+        threading.Event().wait()
+
+    cluster = TFCluster.run(spark.sparkContext, main, {}, 2, 0, input_mode=TFCluster.InputMode.SPARK)
+    with pytest.raises(NodeFailed, match=r"worker 1 .*OSError: no such directory"):
+        cluster.train(spark.sparkContext.parallelize(range(100), 1), 1)
+        cluster.cluster.wait(timeout=120)
+
+
+def test_a_cluster_takes_the_timeouts_of_tfspark(spark: Any) -> None:
+    def main(args: Any, ctx: Any) -> None:
+        ctx.get_data_feed().next_batch(10)
+
+    for name in ("stall_timeout", "hang_timeout"):
+        with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds > 0"):
+            TFCluster.run(spark.sparkContext, main, {}, 1, 0, **{name: -1})
 
 
 def test_feeding_needs_a_slot_beside_the_nodes(spark: Any) -> None:
@@ -255,6 +375,67 @@ def test_a_main_that_does_not_return_is_ended_after_the_timeout(spark: Any) -> N
     with pytest.raises(TimeoutError, match="has not returned"):
         cluster.shutdown(timeout=1)
     assert spark.range(3).count() == 3
+
+
+# --- Keras on several workers
+
+
+def test_checkpoints_and_backups_are_the_chiefs_and_training_resumes_from_them(spark: Any, tmp_path: Path) -> None:
+    """Two workers under a MultiWorkerMirroredStrategy of the program's; the first run breaks off in its third epoch."""
+
+    def main(args: Any, ctx: Any) -> None:
+        import keras
+        import numpy as np
+        import tensorflow as tf
+
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        rng = np.random.default_rng(ctx.executor_id)
+        x = rng.normal(size=(64, 2)).astype("float32")
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        ds = tf.data.Dataset.from_tensor_slices((x, x @ [[2.0], [3.0]])).batch(32).with_options(options)
+        with strategy.scope():
+            model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))])
+            model.compile(keras.optimizers.Adam(0.1), "mse", metrics=["mae"])
+        seen: list[int] = []
+
+        def note(epoch: int, logs: Any) -> None:
+            seen.append(epoch)
+            if args["break_off"] and epoch == 2:
+                raise KeyError("broken off")
+
+        here = args["directory"]
+        history = model.fit(
+            ds,
+            validation_data=ds,
+            epochs=4,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.ModelCheckpoint(f"{here}/all-{{epoch}}-{{val_loss:.1f}}.keras"),
+                keras.callbacks.ModelCheckpoint(
+                    Path(f"{here}/best.weights.h5"), monitor="val_mae", save_best_only=True, save_weights_only=True
+                ),
+                keras.callbacks.ModelCheckpoint(f"{here}/steps-{{epoch}}-{{batch}}.keras", save_freq=2),
+                keras.callbacks.BackupAndRestore(f"{here}/backup"),
+                keras.callbacks.LambdaCallback(on_epoch_end=note),
+            ],
+        )
+        said = {"seen": seen, "epochs": len(history.epoch), "weights": [w.tolist() for w in model.get_weights()]}
+        (Path(here) / f"{ctx.job_name}.json").write_text(json.dumps(said))
+
+    def run(break_off: bool) -> None:
+        arguments = {"directory": str(tmp_path), "break_off": break_off}
+        TFCluster.run(spark.sparkContext, main, arguments, 2, 0, master_node="chief").shutdown(timeout=240)
+
+    with pytest.raises(NodeFailed, match="broken off"):
+        run(True)
+    assert (tmp_path / "backup").exists() and len(list(tmp_path.glob("all-*.keras"))) == 3
+    run(False)
+    chief, worker = (json.loads((tmp_path / f"{job}.json").read_text()) for job in ("chief", "worker"))
+    # The third epoch had been backed up before it broke off.
+    assert chief["seen"] == worker["seen"] == [3] and chief["weights"] == worker["weights"]
+    assert not (tmp_path / "backup").exists() and (tmp_path / "best.weights.h5").exists()
+    assert len(list(tmp_path.glob("all-*.keras"))) == 4 and len(list(tmp_path.glob("steps-*.keras"))) >= 4
 
 
 # --- tfspark migrate
@@ -297,6 +478,93 @@ def test_every_way_to_import_and_call_is_found() -> None:
     assert migrate.find("import keras\nmodel.train(x)\nctx.job_name\n") == []
 
 
+KERAS_2 = """\
+import tensorflow as tf
+from tensorflow import estimator, keras as k
+from tensorflow.keras.callbacks import ModelCheckpoint
+
+def main_fun(args, ctx):
+    run = tf.estimator.RunConfig(args.model_dir)
+    filepath = args.model_dir + "/weights-{epoch:04d}"
+    tf.keras.callbacks.ModelCheckpoint(filepath=filepath, verbose=1, save_weights_only=True)
+    ModelCheckpoint(f"{args.model_dir}/model-{{epoch}}")
+    k.callbacks.ModelCheckpoint(args.model_dir + "/best.keras", save_best_only=True)
+    ModelCheckpoint(tf.io.gfile.join(args.model_dir, "x.weights.h5"), save_weights_only=True)
+    ModelCheckpoint(args.path)
+    model = k.Sequential()
+    model.compile(tf.keras.optimizers.Adam(lr=0.1))
+    model.fit_generator(rows)
+    model.save(args.export_dir, save_format="tf")
+    model.save_weights(args.model_dir + "/last")
+    ctx.start_cluster_server(1)
+    predict(conv2d_input=image)
+    stage.setOutputMapping({"dense_1": "prediction"})
+"""
+
+
+def test_what_keras_3_does_not_understand_must_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {(f.line, f.use): f for f in migrate.find(KERAS_2)}
+    must = sorted(line for (line, _), f in found.items() if not f.runs)
+    assert must == [2, 6, 8, 9, 14, 15, 16, 17]
+    assert found[6, "tf.estimator"].becomes.startswith("Keras and ctx.fit")
+    assert found[8, "the path of ModelCheckpoint, ...'/weights-{epoch:04d}'"].becomes.endswith("'.weights.h5'")
+    assert "'.keras' or '.h5'" in next(f.becomes for (line, _), f in found.items() if line == 9)
+    assert "model.export(directory)" in found[16, "save_format="].becomes
+    stay = sorted(line for (line, _), f in found.items() if f.runs)
+    assert stay == [12, 19, 20]
+    (tmp_path / "program.py").write_text("from tensorflowonspark import TFCluster\n" + KERAS_2)
+    assert tfspark_command(["migrate", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "program.py:7: must change: tf.estimator -> Keras and ctx.fit" in out
+    assert "program.py:19: must change: ctx.start_cluster_server(...) -> ctx.strategy()" in out
+    assert "9 must change before tfspark.compat can run the program" in out
+    (tmp_path / "program.py").write_text("x = 1\n")
+    assert tfspark_command(["migrate", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "No uses of tensorflowonspark found.\n"
+
+
+def test_what_compat_refuses_must_change() -> None:
+    program = (
+        "from tensorflowonspark import TFNode, TFNothing\n"
+        "from tensorflowonspark.TFCluster import InputMode, Nothing\n"
+        "import tensorflowonspark.pipeline, tensorflowonspark.nothing\n"
+        "def main(args, ctx):\n"
+        "    ctx.mgr.get_queue('control')\n"
+        "    TFNode.next_batch(ctx.mgr, 3)\n"
+        "    the_model.save(args.dir + '/model')\n"
+        "    df.write.save('/model')\n"
+    )
+    must = [(f.line, f.use) for f in migrate.find(program) if not f.runs]
+    assert must == [
+        (1, "import of tensorflowonspark.TFNothing"),
+        (2, "import of tensorflowonspark.TFCluster.Nothing"),
+        (3, "import of tensorflowonspark.nothing"),
+        (5, "ctx.mgr.get_queue(...)"),
+        (6, "TFNode.next_batch(...)"),
+        (7, "save(...'/model')"),
+    ]
+
+
+def test_what_must_change_is_what_keras_3_does_not_have() -> None:
+    import tensorflow as tf
+
+    from tfspark.compat import keras2_uses
+
+    for name in keras2_uses.GONE:
+        package, *path = name.split(".")
+        found: Any = tf if package == "tensorflow" else None
+        for part in path:
+            found = getattr(found, part, None)
+        if name.endswith(".legacy"):
+            # The module is there, and refuses each of its names.
+            with pytest.raises(ImportError, match="not supported in Keras 3"):
+                found.Adam()
+        else:
+            assert found is None, name
+    for method in keras2_uses.METHODS:
+        assert not hasattr(tf.keras.Model, method), method
+
+
 def test_every_name_in_the_report_exists() -> None:
     for name in migrate.CALLS:
         module, _, function = name.partition(".")
@@ -313,7 +581,7 @@ def test_the_command_reports_files_and_directories(
     assert tfspark_command(["migrate", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert f"{program}:13: cluster.train(...) -> cluster.feed(df, epochs=n)" in out
-    assert "14 uses of tensorflowonspark found" in out
+    assert "14 uses of tensorflowonspark and of old Keras found; tfspark.compat runs them as they are." in out
     assert program.read_text() == PROGRAM
     for bad in (["nowhere.py"], [str(tmp_path / "bad.py")]):
         (tmp_path / "bad.py").write_text("def (")
@@ -329,9 +597,106 @@ def test_an_export_replaces_a_saved_model_and_nothing_else(tmp_path: Path) -> No
 
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     (tmp_path / "notes.txt").write_text("a user's")
-    with pytest.raises(OutputError, match="something else than a SavedModel"):
+    with pytest.raises(OutputError, match="contains files that are not a SavedModel"):
         compat.export_saved_model(model, str(tmp_path), True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     for _ in range(2):
         compat.export_saved_model(model, str(tmp_path / "model"), True)
     assert (tmp_path / "model" / "saved_model.pb").exists()
+
+
+def layers() -> Any:
+    import keras
+
+    return keras.layers
+
+
+def signature_of(model: Any, directory: Path) -> tuple[list[str], list[str]]:
+    """Export a model; returns the names of inputs and outputs."""
+    import tensorflow as tf
+
+    from tfspark.compat.tensorflowonspark import compat
+
+    compat.export_saved_model(model, str(directory), True)
+    signature = tf.saved_model.load(str(directory)).signatures["serving_default"]
+    return sorted(signature.structured_input_signature[1]), sorted(signature.structured_outputs)
+
+
+def convolutional(first: Any = ()) -> Any:
+    import keras
+
+    conv = layers().Conv2D(2, 3) if first else layers().Conv2D(2, 3, input_shape=(4, 4, 1))
+    return keras.Sequential([*first, conv, layers().Flatten(), layers().Dense(3), layers().Dense(2)])
+
+
+def deferred() -> Any:
+    import keras
+
+    model = keras.Sequential([layers().Dense(2)])
+    model.build((None, 3))
+    return model
+
+
+def functional(as_dict: bool) -> Any:
+    import keras
+
+    a, b = keras.Input((1,)), keras.Input((2,))
+    outputs = [layers().Dense(1)(b), layers().Dense(1, name="score")(a)]
+    return (
+        keras.Model({"u": a, "v": b}, dict(zip("pq", outputs, strict=True)))
+        if as_dict
+        else keras.Model([b, a], outputs)
+    )
+
+
+def subclassed(inputs: Any, as_dict: bool = False) -> Any:
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers().Dense(1)
+
+        def call(self, inputs: Any) -> Any:
+            found = self.dense(sum(keras.tree.flatten(inputs)))
+            return {"p": found, "q": found} if as_dict else found
+
+    model = Own()
+    model(inputs)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exports_name_inputs_and_outputs_as_keras_2_did(tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    ones = np.ones((2, 1), "float32")
+    expected: list[tuple[Any, list[str], list[str]]] = [
+        (convolutional, ["conv2d_input"], ["dense_1"]),
+        (lambda: convolutional([keras.Input((4, 4, 1))]), ["conv2d_input"], ["dense_1"]),
+        (lambda: convolutional([keras.Input((4, 4, 1), name="image")]), ["image"], ["dense_1"]),
+        (deferred, ["dense_input"], ["dense"]),
+        (lambda: functional(False), ["input_1", "input_2"], ["dense", "score"]),
+        (lambda: functional(True), ["u", "v"], ["p", "q"]),
+        (lambda: subclassed(ones), ["input_1"], ["output_1"]),
+        (lambda: subclassed({"u": ones, "v": ones}, True), ["u", "v"], ["p", "q"]),
+        (lambda: subclassed([ones, ones]), ["input_1", "input_2"], ["output_1"]),
+    ]
+    for i, (build, inputs, outputs) in enumerate(expected):
+        # However many models the process has built.
+        for _ in range(2):
+            assert signature_of(build(), tmp_path / str(i)) == (inputs, outputs), i
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_names_that_the_program_gave_stay(tmp_path: Path) -> None:
+    import keras
+
+    keras.backend.clear_session()
+    x = keras.Input((2,), name="dense_input")
+    model = keras.Model(x, layers().Dense(1, name="dense_1")(x))
+    assert signature_of(model, tmp_path / "model") == (["dense_input"], ["dense_1"])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert signature_of(loaded, tmp_path / "model") == (["dense_input"], ["dense_1"])

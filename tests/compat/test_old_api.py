@@ -128,7 +128,9 @@ def test_every_name_takes_the_documented_arguments(old: Any, module: str) -> Non
         for part in name.split("."):
             found = getattr(found, part)
         signature = inspect.signature(found)
-        named = [p for p in signature.parameters if p not in ("args", "kwargs") or p == parameters]
+        # What tfspark adds is given by name only.
+        given = [n for n, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+        named = [p for p in given if p not in ("args", "kwargs") or p == parameters]
         assert " ".join(named) == parameters, name
         for parameter, default in DEFAULTS.get(f"{module}.{name}", {}).items():
             assert signature.parameters[parameter].default == default, (name, parameter)
@@ -252,6 +254,25 @@ def test_a_manager_has_values_and_queues(old: Any) -> None:
     same.task_done()
     with pytest.raises(Exception):  # noqa: B017 - of any kind
         old.TFManager.connect(manager.address, b"another")
+
+
+def test_a_feed_reads_and_answers_the_queues_of_a_manager(old: Any) -> None:
+    manager = old.TFManager.start(b"secret", ["input", "output", "error"])
+    source = manager.get_queue("input")
+    for row in (1, 2, 3, old.marker.EndPartition(), 4, None):
+        source.put(row)
+    feed = old.TFNode.DataFeed(manager, train_mode=False)
+    assert feed.next_batch(2) == [1, 2] and not feed.should_stop()
+    assert feed.next_batch(9) == [3] and feed.next_batch(9) == [4] and feed.should_stop()
+    feed.batch_results(["a", "b"])
+    assert [manager.get_queue("output").get(timeout=10) for _ in range(2)] == ["a", "b"]
+    source.put((1, "x"))
+    source.put((2, "y"))
+    by_tensor = old.TFNode.DataFeed(manager, input_mapping={"c1": "n", "c2": "s"})
+    assert by_tensor.next_batch(2) == {"n": [1, 2], "s": ["x", "y"]}
+    source.put((3, "z"))
+    by_tensor.terminate()
+    assert str(manager.get("state")).strip("'") == "terminating" and source.empty()
 
 
 def test_reservations_are_awaited(old: Any) -> None:

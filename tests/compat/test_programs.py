@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tfspark.compat
+from tfspark.saved_models.description import read_signatures
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -91,6 +92,47 @@ def test_a_residual_network_on_several_nodes(run: Run, tmp_path: Path) -> None:
 def test_a_segmentation_network_fed_with_images(run: Run, tmp_path: Path) -> None:
     run("segmentation.py", result=tmp_path / "result")
     assert json.loads((tmp_path / "result").read_text())["accuracy"] > 0.9
+
+
+def checkpoints_of(model_dir: Path) -> list[str]:
+    return sorted(os.listdir(model_dir))
+
+
+def test_a_convolutional_network_with_checkpoints_is_exported_and_applied(run: Run, tmp_path: Path) -> None:
+    # Small batches are many steps, whatever network training begins with.
+    run("mnist_spark.py", model_dir=tmp_path / "checkpoints", export_dir=tmp_path / "model", batch_size=16)
+    # Written by the chief alone, and the backup is gone with the end of the training.
+    assert checkpoints_of(tmp_path / "checkpoints") == [f"weights-000{i}.weights.h5" for i in (1, 2, 3)]
+    run("mnist_inference.py", images=tmp_path / "images", export_dir=tmp_path / "model", output=tmp_path / "found")
+    found = [line.split() for f in sorted((tmp_path / "found").iterdir()) for line in f.read_text().splitlines()]
+    assert len(list((tmp_path / "found").iterdir())) == 2 and len(found) == 1797
+    assert np.mean([label == guess for label, guess in found]) > 0.8
+
+
+def test_a_pipeline_exports_unnamed_inputs_and_infers_by_their_names(run: Run, tmp_path: Path) -> None:
+    run("mnist_pipeline.py", mode="train", model_dir=tmp_path / "checkpoints", export_dir=tmp_path / "model")
+    assert checkpoints_of(tmp_path / "checkpoints") == [f"weights-000{i}.weights.h5" for i in (1, 2, 3)]
+    run("mnist_pipeline.py", mode="inference", export_dir=tmp_path / "model", output=tmp_path / "found")
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["rows"] == 1797 and found["hits"] > 0.8 * 1797
+
+
+def test_keras_2_trains_and_exports_on_several_workers(tmp_path: Path) -> None:
+    """Metrics of Keras 2 are added up over the workers when a model is exported."""
+    program = [str(PROGRAMS / "mnist_spark.py"), "--model_dir", f"{tmp_path}/checkpoints"]
+    command = [sys.executable, "-m", "tfspark.compat", *program, "--export_dir", f"{tmp_path}/model", "--epochs", "2"]
+    env = {
+        **os.environ,
+        "TF_USE_LEGACY_KERAS": "1",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_SUBMIT_ARGS": "--master local[3] --conf spark.ui.enabled=false pyspark-shell",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "keras_metadata.pb").exists()
+    assert {f"weights-000{i}.weights.h5" for i in (1, 2)} <= set(checkpoints_of(tmp_path / "checkpoints"))
+    signature = read_signatures(str(tmp_path / "model"))["serving_default"]
+    assert (list(signature.inputs), list(signature.outputs)) == (["conv2d_input"], ["dense_1"])
 
 
 def test_a_program_file_runs_by_itself(tmp_path: Path) -> None:

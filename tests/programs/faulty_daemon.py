@@ -20,9 +20,9 @@ from typing import Any
 
 import pyspark.daemon
 
-from tfspark.executor import feed_task
+from tfspark.feeding import feed_task
 
-chain, finish, send = feed_task._chain, feed_task._finish, feed_task._send
+checked, finish, send = feed_task._of_expected_lengths, feed_task._finish, feed_task._send
 current: dict[str, Any] = {}
 
 
@@ -46,8 +46,8 @@ def faulty_send(plan: Any, header: Any, *args: Any) -> int:
     return send(plan, header, *args)
 
 
-def faulty_chain(*args: Any) -> Iterator[Any]:
-    for i, batch in enumerate(chain(*args)):
+def faulty_checked(*args: Any) -> Iterator[Any]:
+    for i, batch in enumerate(checked(*args)):
         if i == 1 and current["fault"] == "half":
             os.kill(os.getpid(), signal.SIGKILL)
         if i == 1 and current["fault"] == "executor" and current["jvm"] not in current["spared"]:
@@ -70,7 +70,7 @@ def faulty_finish(writer: Any, replies: Any, rows: int) -> None:
     finish(writer, replies, rows)
 
 
-feed_task._chain, feed_task._finish, feed_task._send = faulty_chain, faulty_finish, faulty_send
+feed_task._of_expected_lengths, feed_task._finish, feed_task._send = faulty_checked, faulty_finish, faulty_send
 
 if __name__ == "__main__":
     pyspark.daemon.manager()

@@ -50,6 +50,7 @@ def main() -> None:
         os.kill(victim.pid, sig)
         assert coordinator.wait(lambda: coordinator.losses == 1, 60)
         second = cluster.feed(df, epochs=2)
+        assert coordinator.wait(lambda: not coordinator.away, 60)
         pids = [victim.pid, next(a for a in cluster.nodes.nodes if str(a.node) == "worker 1").pid]
     spark.stop()
     (result,) = cluster.results.values()

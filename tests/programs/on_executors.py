@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tfspark
-from tfspark.driver import profiles
 
 SEEN = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TF_FORCE_GPU_ALLOW_GROWTH")
 PORTS = (24100, 24120)
@@ -59,13 +58,27 @@ def gpu_workers_beside_a_parameter_server(spark: Any) -> Any:
     }
 
 
+def predicting(spark: Any) -> Any:
+    def look(batches: Any) -> Any:
+        import pyarrow as pa
+
+        from tfspark.prediction.loading import start_tensorflow
+
+        start_tensorflow()
+        for _ in batches:
+            yield pa.RecordBatch.from_pydict({"env": [json.dumps(seen(os.environ))]})
+
+    rows = spark.range(0, 2, 1, 2).mapInArrow(look, "env string").collect()
+    return [json.loads(r.env) for r in rows]
+
+
 def spread(spark: Any) -> Any:
     found = tfspark.run(spark, look, workers=2, strategy="none", spread=True)
     return {"executors": [r["executor"] for r in found.values()], "gpus": [r["gpus"] for r in found.values()]}
 
 
 def refusals(spark: Any) -> Any:
-    profiles.PATIENCE_SECONDS = 2.0
+    os.environ["TFSPARK_SLOTS_TIMEOUT"] = "2s"
     asked: list[dict[str, Any]] = [
         {"workers": 1, "gpus_per_node": 2},
         {"workers": 3, "gpus_per_node": 1},
@@ -84,7 +97,7 @@ def shares(spark: Any) -> Any:
 
 
 def all_gpus_held(spark: Any) -> Any:
-    profiles.PATIENCE_SECONDS = 2.0
+    os.environ["TFSPARK_SLOTS_TIMEOUT"] = "2s"
     with tfspark.Cluster(spark, look, "feed", workers=1, gpus_per_node=2) as cluster:
         shuffled = refusal(lambda: cluster.feed(spark.range(40).repartition(2)))
         asked = refusal(lambda: cluster.predict(spark.range(4), "a int"))

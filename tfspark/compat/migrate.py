@@ -1,15 +1,21 @@
-"""``tfspark migrate``: report the calls of TensorFlowOnSpark in programs, and what they become; nothing is changed."""
+"""``tfspark migrate``: report the calls of TensorFlowOnSpark in programs, and what they become; nothing is changed.
+
+What Keras 3 and TensorFlow 2.21 do not understand is reported too: it has to be changed before anything runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfspark.compat.keras2_uses import find_uses
 from tfspark.errors import ConfigurationError
 
 PACKAGE = "tensorflowonspark"
@@ -40,6 +46,10 @@ CALLS = {
     "compat.is_gpu_available": "bool(ctx.gpus)",
     "gpu_info.get_gpus": "ctx.gpus, which Spark assigns",
     "gpu_info.is_gpu_available": "bool(ctx.gpus)",
+    "TFSparkNode.run": "tfspark.Cluster(spark, main, args, workers=n)",
+    "TFSparkNode.train": "cluster.feed(df, epochs=n)",
+    "TFSparkNode.inference": "cluster.predict(df, 'score float')",
+    "TFSparkNode.shutdown": "leaving the with block, or cluster.wait(timeout)",
     "util.single_node_env": "nothing: tfspark sets CUDA_VISIBLE_DEVICES before TensorFlow starts",
 }
 """What each function and class becomes, by module and name."""
@@ -88,17 +98,41 @@ ARGUMENTS = {
 """Arguments of the calls that start, feed and stop a cluster."""
 
 
+REFUSED = {
+    "TFNode.start_cluster_server",
+    "TFNode.export_saved_model",
+    "TFNode.next_batch",
+    "TFNode.batch_results",
+    "TFNode.terminate",
+    "TFSparkNode.run",
+    "TFSparkNode.train",
+    "TFSparkNode.inference",
+    "TFSparkNode.shutdown",
+}
+"""Functions that `tfspark.compat` refuses, as the original does with TensorFlow 2."""
+
+REFUSED_METHODS = {"start_cluster_server", "export_saved_model"}
+"""Methods of main's context that it refuses."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One use of the old API."""
+    """One use of the old API, or of something that has left Keras or TensorFlow.
+
+    Attributes
+    ----------
+    runs
+        Whether `tfspark.compat` runs it as it is.
+    """
 
     line: int
     use: str
     becomes: str
+    runs: bool = True
 
 
 def find(source: str, name: str = "<program>") -> list[Finding]:
-    """Find the uses of TensorFlowOnSpark in a program, in the order of its lines.
+    """Find the uses of TensorFlowOnSpark in a program, and what it must change for Keras 3, in the order of its lines.
 
     Parameters
     ----------
@@ -119,9 +153,9 @@ def find(source: str, name: str = "<program>") -> list[Finding]:
     except (SyntaxError, ValueError) as e:
         raise ConfigurationError(f"{name} cannot be read as Python: {e}") from None
     names = _imported(tree)
-    if not names:
-        return []
-    found = {f for node in ast.walk(tree) for f in _uses(node, names)}
+    found = {Finding(u.line, u.use, u.becomes, u.runs) for u in find_uses(tree)}
+    if names:
+        found |= {f for node in ast.walk(tree) for f in _uses(node, names)}
     return sorted(found, key=lambda f: (f.line, f.use))
 
 
@@ -145,19 +179,45 @@ def _uses(node: ast.AST, names: dict[str, str]) -> Iterator[Finding]:
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         if any(m.split(".")[0] == PACKAGE for m in modules):
             yield Finding(node.lineno, f"import of {PACKAGE}", "import tfspark")
+        yield from _unknown(node, modules)
     elif isinstance(node, ast.Call):
         yield from _calls(node, names)
     elif isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES and _dotted(node.value) in ("ctx", "context"):
         yield Finding(node.lineno, _dotted(node), ATTRIBUTES[node.attr])
 
 
+def _unknown(node: ast.Import | ast.ImportFrom, modules: list[str]) -> Iterator[Finding]:
+    """Yield the modules and names that `tfspark.compat` does not have."""
+    wanted = (
+        [(m, None) for m in modules] if isinstance(node, ast.Import) else [(modules[0], a.name) for a in node.names]
+    )
+    for module, name in wanted:
+        if module.split(".")[0] == PACKAGE and not _exists(module, name):
+            use = f"import of {module}{'.' if name else ''}{name or ''}"
+            yield Finding(node.lineno, use, "nothing: tfspark does not have it", runs=False)
+
+
+def _exists(module: str, name: str | None) -> bool:
+    own = f"tfspark.compat.{module}"
+    try:
+        if name is None or name == "*":
+            return importlib.util.find_spec(own) is not None
+        return hasattr(importlib.import_module(own), name) or importlib.util.find_spec(f"{own}.{name}") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _calls(node: ast.Call, names: dict[str, str]) -> Iterator[Finding]:
     written = _dotted(node.func)
     known = _resolve(written, names)
+    if written.endswith(".mgr.get_queue"):
+        yield Finding(node.lineno, f"{written}(...)", CALLS["TFNode.DataFeed"], runs=False)
+        return
     if known in CALLS:
-        yield Finding(node.lineno, f"{known}(...)", CALLS[known])
+        yield Finding(node.lineno, f"{known}(...)", CALLS[known], known not in REFUSED)
     elif known is None and isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
-        yield Finding(node.lineno, f"{written or '...'}(...)".replace("None", ""), METHODS[node.func.attr])
+        use, runs = f"{written or '...'}(...)", node.func.attr not in REFUSED_METHODS
+        yield Finding(node.lineno, use, METHODS[node.func.attr], runs)
     else:
         return
     for keyword in node.keywords:
@@ -186,7 +246,8 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "migrate",
         help="report what a program of TensorFlowOnSpark becomes",
-        description="Report each use of TensorFlowOnSpark, and its form with tfspark. Files are not changed. "
+        description="Report each use of TensorFlowOnSpark, and its form with tfspark, and what Keras 3 and TensorFlow "
+        "2.21 do not understand. Files are not changed. "
         "The guide is docs/migration/tensorflowonspark.md.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a Python file, or a directory of them")
@@ -194,13 +255,25 @@ def add_parser(verbs: Any) -> None:
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    found = 0
+    found: list[Finding] = []
     for file in _files(options.files):
-        for f in find(file.read_text(errors="replace"), str(file)):
-            found += 1
-            sys.stdout.write(f"{file}:{f.line}: {f.use} -> {f.becomes}\n")
-    sys.stdout.write(f"{found or 'no'} uses of {PACKAGE} found; until they are changed, tfspark.compat runs them.\n")
+        of_file = find(file.read_text(errors="replace"), str(file))
+        for f in of_file:
+            must = "" if f.runs else "must change: "
+            sys.stdout.write(f"{file}:{f.line}: {must}{f.use} -> {f.becomes}\n")
+        found += of_file
+    sys.stdout.write(f"{_summary(found)}\n")
     return 0
+
+
+def _summary(found: list[Finding]) -> str:
+    must = sum(not f.runs for f in found)
+    if not found:
+        return f"No uses of {PACKAGE} found."
+    counted = f"{len(found)} use{'s' * (len(found) != 1)} of {PACKAGE} and of old Keras found"
+    if must:
+        return f"{counted}; {must} must change before tfspark.compat can run the program, the others may stay."
+    return f"{counted}; tfspark.compat runs them as they are."
 
 
 def _files(names: list[str]) -> Iterator[Path]:

@@ -1,5 +1,5 @@
-"""``tfspark doctor``: what of a set-up works, what does not, and what to do about it.
+"""``tfspark doctor``: checks a set-up and says how to fix each failed check.
 
-`machine` looks at the driver's machine and `survey` at the executors, by way of `probe`; both only gather facts.
-`verdicts` and the functions beside it judge them, `command` shows the findings.
+`machine` checks the driver's machine. `survey` gathers facts of the executors with `probe`, and `verdicts` turns them
+into findings. `command` shows the findings.
 """

@@ -1,4 +1,4 @@
-"""`Finding`: what a check has found."""
+"""`Finding`: the result of a check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tfspark.errors import TFSparkError
 
 
 class State(str, Enum):
-    """How it stands with what was checked."""
+    """The state of what was checked."""
 
     OK = "ok"
     WARNING = "warning"
     BROKEN = "broken"
     UNKNOWN = "unknown"
-    """It could not be looked at, because of something else that is broken."""
+    """Not checked, because something else is broken."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Finding:
     Attributes
     ----------
     check
-        What was looked at, in a word or two.
+        Name of the check.
     state
-        How it stands.
+        State of what was checked.
     text
-        What was found.
+        What the check found.
     hint
-        What to do about it; empty if there is nothing to do.
+        How to fix it; empty if there is nothing to fix.
     """
 
     check: str
@@ -42,34 +42,34 @@ class Finding:
 
 
 def ok(check: str, text: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding for something that works."""
     return Finding(check, State.OK, text)
 
 
 def warning(check: str, text: str, hint: str) -> Finding:
-    """Works, but not everywhere or not for long."""
+    """Return a finding for something that may fail."""
     return Finding(check, State.WARNING, text, hint)
 
 
 def broken(check: str, text: str, hint: str) -> Finding:
-    """A cluster would not run like this."""
+    """Return a finding for something that prevents a cluster from running."""
     return Finding(check, State.BROKEN, text, hint)
 
 
 def unknown(check: str, text: str) -> Finding:
-    """Could not be looked at."""
+    """Return a finding for something that was not checked."""
     return Finding(check, State.UNKNOWN, text)
 
 
 def of_error(check: str, error: Exception, hint: str = "") -> Finding:
-    """What an error says, its own hint as what to do."""
+    """Return a finding for an error; its hint is the fix."""
     if isinstance(error, TFSparkError):
         return broken(check, error.message, error.hint or hint)
     return broken(check, f"{type(error).__name__}: {error}", hint)
 
 
 def guarded(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Go through a check's findings; what it raises is one of them."""
+    """Yield the findings of a check; an error that it raises becomes a finding."""
     try:
         yield from look()
     except (TFSparkError, OSError, ImportError) as e:

@@ -1,4 +1,4 @@
-"""Checks of the machine that the driver runs on; none of them starts Spark."""
+"""Checks of the driver's machine; none of them starts Spark."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ CONNECT_SECONDS = 5.0
 
 
 def check_python() -> Iterator[Finding]:
-    """The driver's own Python, and what it tells executors to run."""
+    """Check the driver's Python, and report the Python that executors will run."""
     told = os.environ.get("PYSPARK_PYTHON")
     yield ok("python", f"{platform.python_version()} with tfspark {__version__}: {sys.executable}")
     if told:
-        yield ok("python", f"executors are told to run {told} (PYSPARK_PYTHON)")
+        yield ok("python", f"executors will run {told} (PYSPARK_PYTHON)")
 
 
 def check_java() -> Iterator[Finding]:
-    """The Java that Spark will run on."""
-    from tfspark.java import ensure_java
+    """Check the Java that Spark will use."""
+    from tfspark.spark.java import ensure_java
 
     java = ensure_java()
     yield ok("java", f"{java.version}, found by {java.origin}: {java.command}")
 
 
 def check_spark() -> Iterator[Finding]:
-    """The installed Spark."""
-    from tfspark.spark_home import ensure_pyspark, spark_jars, spark_version
+    """Check the installed Spark."""
+    from tfspark.spark.home import ensure_pyspark, spark_jars, spark_version
 
     ensure_pyspark()
     yield ok("spark", f"{spark_version()}: {spark_jars().parent}")
 
 
 def check_packages() -> Iterator[Finding]:
-    """Python packages of the driver."""
+    """Check the Python packages of the driver."""
     needed = packages.requirements()
     if not needed:
         yield warning(
             "packages",
-            "tfspark is not installed as a package here, so that what it needs is not known",
-            f"{install_command()}, rather than putting its directory on PYTHONPATH.",
+            "tfspark is not installed as a package, so its requirements are unknown",
+            f"Run {install_command()} instead of setting PYTHONPATH.",
         )
         return
     installed = installed_versions([r.name for r in needed])
@@ -57,13 +57,13 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_jar() -> Iterator[Finding]:
-    """The jar of the TFRecord connector; compiles it if need be."""
-    from tfspark.connector import connector_jar
+    """Check the jar of the TFRecord connector; compile it if needed."""
+    from tfspark.spark.connector import connector_jar
 
     try:
         yield ok("connector", f"{connector_jar()}")
     except OSError as e:
-        yield broken("connector", f"the jar cannot be kept: {e}", "Point TFSPARK_CACHE to a writable directory.")
+        yield broken("connector", f"cannot write the jar: {e}", "Set TFSPARK_CACHE to a writable directory.")
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -73,17 +73,17 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "java": check_java,
     "connector": check_jar,
 }
-"""In the order in which one builds on the other."""
+"""The checks in order; later ones depend on earlier ones."""
 
 
 def examine() -> Iterator[Finding]:
-    """Go through all checks."""
+    """Run all checks."""
     for name, check in CHECKS.items():
         yield from guarded(name, check)
 
 
 def check_master(master: str) -> Iterator[Finding]:
-    """Whether a standalone master listens: Spark itself would try for a minute before it gives up."""
+    """Check that a standalone master listens; Spark itself would try for a minute before it fails."""
     if not master.startswith("spark://"):
         return
     addresses = [urlsplit(f"//{address}") for address in master.removeprefix("spark://").split(",")]
@@ -94,10 +94,10 @@ def check_master(master: str) -> Iterator[Finding]:
                 yield ok("master", f"{address.netloc} answers")
                 return
         except (OSError, ValueError) as e:
-            # A port that is no number is a ValueError.
+            # A port that is not a number raises ValueError.
             failures.append(f"{address.netloc}: {getattr(e, 'strerror', None) or e}")
     yield broken(
         "master",
-        f"no master can be reached at {', '.join(failures)}",
-        "Start it, or take the URL from the top of its web page; firewalls must let its port (7077) pass.",
+        f"cannot reach a master at {', '.join(failures)}",
+        "Start the master, or take its URL from the top of its web page. Firewalls must allow its port (7077).",
     )

@@ -1,4 +1,4 @@
-"""Which Python packages tfspark needs, by its own metadata, and whether what is installed will do."""
+"""Compares the installed Python packages with tfspark's requirements, from its metadata."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tfspark.distribution import distribution_name
 from tfspark.doctor.findings import Finding, State, ok
 
 NODES_ONLY = frozenset({"tensorflow", "keras", "tensorboard"})
-"""A driver can do without these as long as its own code does."""
+"""The driver needs these only if its own code uses them."""
 
 SHOWN = ("tensorflow", "keras", "pyarrow", "pandas", "numpy")
 
 DRIVER_ONLY = frozenset({"rich", "findspark", "cryptography", "google-crc32c", "pyspark"})
-"""Executors can do without these; pyspark comes to them with Spark."""
+"""Executors do not need these; they get pyspark from Spark."""
 
 
 def requirements() -> list[Requirement]:
-    """Return what tfspark requires, extras aside; nothing if it was not installed as a package."""
+    """Return the requirements of tfspark, without extras; empty if it is not installed as a package."""
     try:
         lines = importlib.metadata.requires(distribution_name()) or []
     except importlib.metadata.PackageNotFoundError:
@@ -30,18 +30,18 @@ def requirements() -> list[Requirement]:
 
 
 def judge(check: str, where: str, installed: Mapping[str, str | None], optional: frozenset[str]) -> Iterator[Finding]:
-    """Compare installed versions with `requirements`; name those that are missing or will not do.
+    """Compare installed versions with `requirements`; yield findings for missing packages and wrong versions.
 
     Parameters
     ----------
     check
         Name of the check.
     where
-        Whose packages they are: ``"the driver"``.
+        The place of the packages, such as ``"the driver"``.
     installed
-        Version by name, None for what is missing.
+        Version by name; None if the package is missing.
     optional
-        Names whose lack is only a warning.
+        Packages that give only a warning if they are missing.
     """
     wrong: dict[State, list[tuple[str, str]]] = {State.BROKEN: [], State.WARNING: []}
     for needed in requirements():
@@ -53,7 +53,7 @@ def judge(check: str, where: str, installed: Mapping[str, str | None], optional:
     for state, found_and_wanted in wrong.items():
         if found_and_wanted:
             founds, wanted = zip(*found_and_wanted, strict=True)
-            yield Finding(check, state, f"{where}: {', '.join(founds)}", f"pip install {' '.join(wanted)} there.")
+            yield Finding(check, state, f"{where}: {', '.join(founds)}", f"Run pip install {' '.join(wanted)} there.")
     if not any(wrong.values()):
         shown = [n for n in SHOWN if installed.get(n)]
         yield ok(check, f"{where}: {', '.join(f'{n} {installed[n]}' for n in shown)}")

@@ -1,7 +1,7 @@
-"""What the doctor asks of executors. Runs in Spark tasks, in whatever Python they have.
+"""Gathers facts of executors, inside Spark tasks, with the executors' Python.
 
-Its functions travel by value, so that executors without tfspark, pandas or TensorFlow can answer, too. For the same
-reason it imports nothing but the standard library, pyspark and `tfspark.executor.host`, which travels likewise.
+Its functions are pickled by value, so that they also work on executors without tfspark, pandas or TensorFlow. So it
+imports only the standard library, pyspark and `tfspark.executor.host`, which is pickled by value too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tfspark.executor.host import address_towards
 
 CONNECT_SECONDS = 5.0
 IMPORT_SECONDS = 180.0
-"""A first import of TensorFlow from a slow disk takes long, but not this long."""
+"""Deadline for the import of TensorFlow; even the first import from a slow disk is faster."""
 
 NVIDIA_SMI_SECONDS = 30.0
 
@@ -43,18 +43,18 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Order:
-    """What to look at.
+    """The facts to gather.
 
     Attributes
     ----------
     driver
-        Host and port where the driver says `word`.
+        Host and port where the driver sends `word`.
     word
-        What listeners say; random, so that nobody else's port is mistaken for one of ours.
+        Random text that listeners send, so that a port of another program is noticed.
     packages
-        Names of the Python packages whose versions are wanted.
+        Names of the Python packages to look up.
     paths
-        Directories, local or as URIs, that should be the same everywhere; the driver has put a file `word` into each.
+        Directories, as local paths or URIs, that should be shared; the driver has put a file `word` into each.
     """
 
     driver: tuple[str, int]
@@ -64,7 +64,7 @@ class Order:
 
 
 class Listener:
-    """Says a word to whoever connects, until it is closed."""
+    """A server that sends a word to every client until it is closed."""
 
     def __init__(self, bind: str, word: str) -> None:
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
@@ -90,24 +90,24 @@ class Listener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing alone would not wake the thread.
+        # close() alone does not wake the thread.
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join()
 
 
 def complaint_of(host: str, port: int, word: str) -> str | None:
-    """Say why a listener cannot be heard; None if it can."""
+    """Return why a listener cannot be reached; None if it can."""
     try:
         with socket.create_connection((host, port), CONNECT_SECONDS) as s:
             heard = s.recv(len(word))
     except OSError as e:
         return str(e.strerror or e)
-    return None if heard == word.encode() else "somebody else answers there"
+    return None if heard == word.encode() else "another program answers at this port"
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Return versions by package name, None for what is not installed."""
+    """Return versions by package name; None if the package is not installed."""
     found: dict[str, str | None] = {}
     for name in names:
         try:
@@ -118,7 +118,7 @@ def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def examine(order: Order) -> Callable[[Iterator[Any]], Iterator[str]]:
-    """Return the body of a barrier task that yields one JSON object of facts."""
+    """Return the function of a barrier task; it yields one JSON object of facts."""
 
     def body(_: Iterator[Any]) -> Iterator[str]:
         from pyspark import BarrierTaskContext
@@ -129,7 +129,7 @@ def examine(order: Order) -> Callable[[Iterator[Any]], Iterator[str]]:
         except OSError:
             address = "127.0.0.1"
         with Listener("::" if ":" in address else "0.0.0.0", order.word) as listener:
-            # Workers of one executor are children of one process.
+            # Python workers of one executor have the same parent process.
             me: dict[str, Any] = {
                 "executor": f"{socket.gethostname()} {os.getppid()}",
                 "host": socket.gethostname(),
@@ -147,7 +147,7 @@ def examine(order: Order) -> Callable[[Iterator[Any]], Iterator[str]]:
             if firsts[me["executor"]] == rank:
                 others = [seats[i] for i in firsts.values() if i != rank]
                 facts.update(_thorough(order, facts["granted"], others))
-            # Listeners stay until everyone has been heard.
+            # Listeners stay open until all tasks have tried all of them.
             context.barrier()
         yield json.dumps(facts)
 
@@ -174,14 +174,14 @@ def _thorough(order: Order, granted: Sequence[str], others: Sequence[dict[str, A
 
 
 def _tfspark_version() -> str | None:
-    # This function has travelled by value; the package itself may be missing or another one.
+    # This function was pickled by value; the installed package may be missing or have another version.
     if importlib.util.find_spec("tfspark") is None:
         return None
     return str(importlib.import_module("tfspark").__version__)
 
 
 def _tensorflow(granted: Sequence[str]) -> dict[str, Any]:
-    """Import TensorFlow in a process of its own, with the GPUs that Spark has given to this task."""
+    """Import TensorFlow in a separate process, with the GPUs that Spark assigned to this task."""
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     if granted:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(granted)
@@ -189,14 +189,14 @@ def _tensorflow(granted: Sequence[str]) -> dict[str, Any]:
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=IMPORT_SECONDS)
     except subprocess.TimeoutExpired:
-        return {"error": f"importing it takes longer than {IMPORT_SECONDS:.0f} s"}
+        return {"error": f"the import took longer than {IMPORT_SECONDS:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _nvidia_gpus() -> int:
-    """Count the GPUs that the driver software of this host knows."""
+    """Return the number of GPUs that nvidia-smi lists on this host."""
     if shutil.which("nvidia-smi") is None:
         return 0
     try:
@@ -207,13 +207,13 @@ def _nvidia_gpus() -> int:
 
 
 def _path_complaint(path: str, word: str) -> str | None:
-    """Say what is wrong with a shared directory here; leaves a file for the driver to see."""
+    """Return what is wrong with a shared directory, or None; leave a file for the driver in it."""
     try:
         from pyarrow import fs
 
         filesystem, inner = fs.FileSystem.from_uri(path)
         if filesystem.get_file_info([f"{inner}/{word}"])[0].type == fs.FileType.NotFound:
-            return "what the driver has written is not there"
+            return "the driver's file is not there"
         with filesystem.open_output_stream(f"{inner}/{word}.{socket.gethostname()}.{os.getppid()}") as f:
             f.write(word.encode())
     except (ImportError, OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""Gathers facts of a Spark application and its executors: starts a session, looks into all at once, ends it."""
+"""Gathers facts of a Spark application and its executors: starts a session, examines all at once, stops it."""
 
 from __future__ import annotations
 
@@ -14,52 +14,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.doctor import packages, probe
-from tfspark.driver import launcher
-from tfspark.driver.profiles import require_room, task_slots
 from tfspark.errors import ResourceError, TFSparkError
 from tfspark.executor import host
+from tfspark.spark.conf import driver_addresses
+from tfspark.spark.internals import concurrent_tasks, register_profile
+from tfspark.spark.jobs import TaggedJob, describe_job_error
+from tfspark.spark.profiles import require_room, task_slots
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 MAX_TASKS = 1000
-"""So many slots are looked at; beyond them executors may be missed."""
+"""Largest number of tasks; with more slots, some executors may not be checked."""
 
 SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
-    # What is broken does not get better by trying again.
+    # A retry does not fix what is broken.
     "spark.task.maxFailures": "1",
     "spark.stage.maxConsecutiveAttempts": "1",
 }
-"""The doctor's own, where the user has set nothing else."""
+"""The doctor's default settings; settings of the user override them."""
 
 
 @dataclass
 class Survey:
-    """What was found out; None and empty where it was not.
+    """The gathered facts; None or empty if a fact is unknown.
 
     Attributes
     ----------
     master, settings
-        Of the running application.
+        Master and settings of the running application.
     slots
-        Tasks that can run at once.
+        Number of tasks that can run at once.
     shortage
-        The error that a cluster of the wanted number of workers would end with, for want of slots.
+        The error of a cluster with the requested number of workers, if there are too few slots.
     missing_jars
-        Entries of ``spark.jars`` that are no files here.
+        Entries of ``spark.jars`` that do not exist.
     connector_error
-        Why ``format("tfrecord")`` is not known to Spark.
+        Why Spark does not have ``format("tfrecord")``.
     tasks
-        The facts that `probe` has gathered, those of one task of each executor in full.
+        The facts of `probe`; complete for one task of each executor.
     job_error
-        Why the job that gathers them failed.
+        Why the job of `probe` failed.
     paths
-        What is wrong with shared directories as the driver sees them, None for nothing; by path.
+        What is wrong with each shared directory in the driver, or None, by path.
     seen
-        Files that executors have left in each of them.
+        Number of files that executors have left in each directory.
     """
 
     master: str = ""
@@ -75,22 +77,22 @@ class Survey:
 
     @property
     def executors(self) -> list[dict[str, Any]]:
-        """The full facts, one of each executor."""
+        """The complete facts, one per executor."""
         return [t for t in self.tasks if "python" in t]
 
     @property
     def is_local(self) -> bool:
-        """Whether driver and executor are one process."""
+        """Whether driver and executor are the same process."""
         return self.master == "local" or self.master.startswith("local[")
 
 
 def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], workers: int, timeout: float) -> Survey:
-    """Start an application, look at everything, and end it; one that is running already is left running.
+    """Start an application, gather facts and stop it; an application that was running before is not stopped.
 
     Raises
     ------
     TFSparkError
-        If there is no session to be had.
+        If the session cannot be created.
     """
     import tfspark
 
@@ -101,8 +103,8 @@ def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], wo
         raise
     except Exception as e:
         raise TFSparkError(
-            f"Spark does not start: {launcher.describe_job_error(e)}",
-            hint="The lines above, Spark's own, say why. Try the same master with spark-shell.",
+            f"Spark does not start: {describe_job_error(e)}",
+            hint="Read Spark's own lines above. Try the same master with spark-shell.",
         ) from e
     try:
         return _look(spark, [_uri(p) for p in paths], workers, timeout)
@@ -126,7 +128,7 @@ def _look(spark: SparkSession, paths: Sequence[str], workers: int, timeout: floa
         require_room(spark, workers)
     except ResourceError as e:
         found.shortage = e
-    found.slots = task_slots(spark)
+    found.slots = task_slots(spark) or 0
     if found.slots:
         word = f"tfspark-doctor-{secrets.token_hex(8)}"
         with _marked(paths, word, found):
@@ -135,7 +137,7 @@ def _look(spark: SparkSession, paths: Sequence[str], workers: int, timeout: floa
 
 
 def _probe(spark: SparkSession, word: str, paths: Sequence[str], found: Survey, timeout: float) -> None:
-    bind, reached_at = launcher.driver_addresses(spark)
+    bind, reached_at = driver_addresses(spark)
     with probe.Listener(bind, word) as listener:
         names = tuple(r.name for r in packages.requirements())
         order = probe.Order((reached_at, listener.port), word, names, tuple(paths))
@@ -146,19 +148,19 @@ def _probe(spark: SparkSession, word: str, paths: Sequence[str], found: Survey, 
             outcome.extend([result, error])
             ended.set()
 
-        job = launcher.TaggedJob(spark, word, lambda: _run(spark, order, min(found.slots, MAX_TASKS)), end)
+        job = TaggedJob(spark, word, lambda: _run(spark, order, min(found.slots, MAX_TASKS)), end)
         if not ended.wait(timeout):
             job.cancel()
-            found.job_error = f"looking at the executors took longer than {timeout:.0f} s"
+            found.job_error = f"the check of the executors took longer than {timeout:.0f} s"
         elif outcome[1] is not None:
-            found.job_error = launcher.describe_job_error(outcome[1])
+            found.job_error = describe_job_error(outcome[1])
         else:
             found.tasks = [json.loads(line) for line in outcome[0]]
         job.join(timeout)
 
 
 def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:
-    """An RDD, as DataFrames would need the very pandas and pyarrow on executors that are to be checked."""
+    """Run the probe as an RDD, because a DataFrame would need pandas and pyarrow, which are to be checked."""
     from pyspark import cloudpickle
 
     modules = (probe, host)
@@ -168,9 +170,8 @@ def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:
         sc = spark.sparkContext
         profile = _gpu_profile(spark)
         if profile is not None:
-            java_profile = profile._java_resource_profile
-            sc._jsc.sc().resourceProfileManager().addResourceProfile(java_profile)  # type: ignore[attr-defined]
-            tasks = min(tasks, int(sc._jsc.sc().maxNumConcurrentTasks(java_profile)))  # type: ignore[attr-defined]
+            register_profile(sc, profile)
+            tasks = min(tasks, concurrent_tasks(sc, profile))
         rdd = sc.parallelize(range(tasks), tasks)
         if profile is not None:
             rdd = rdd.withResources(profile)
@@ -181,7 +182,7 @@ def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:
 
 
 def _gpu_profile(spark: SparkSession) -> Any:
-    """Have each task be given a GPU, as a node would be, where executors have some but tasks get none by default."""
+    """Return a profile that gives each task a GPU, if executors have GPUs but tasks get none by default."""
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
     conf = spark.sparkContext.getConf()
@@ -199,12 +200,12 @@ def _connector_error(spark: SparkSession) -> str | None:
         try:
             spark.read.format("tfrecord").schema("x long").load(f"file://{empty}")
         except Exception as e:
-            return launcher.describe_job_error(e)
+            return describe_job_error(e)
     return None
 
 
 def _uri(path: str) -> str:
-    """Name a directory so that Arrow finds it from any working directory."""
+    """Return a directory in a form that Arrow finds from any working directory."""
     if path.startswith(("s3a:", "s3n:")):
         return f"s3{path[3:]}"
     return path if "://" in path else os.path.abspath(path)
@@ -212,7 +213,7 @@ def _uri(path: str) -> str:
 
 @contextmanager
 def _marked(paths: Sequence[str], word: str, found: Survey) -> Iterator[None]:
-    """Put a file into each shared directory for executors to find; count theirs and remove all of them at the end."""
+    """Put a file into each shared directory; at the end, count the executors' files and remove all of them."""
     from pyarrow import fs
 
     marked = []
@@ -237,6 +238,6 @@ def _marked(paths: Sequence[str], word: str, found: Survey) -> Iterator[None]:
 
 
 def describe_python(settings: Mapping[str, str]) -> str:
-    """Say which Python executors are told to run."""
+    """Return the Python that executors will run."""
     told = settings.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
     return told or f"python3 of their PATH (this is {sys.executable})"

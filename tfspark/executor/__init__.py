@@ -1,1 +1,1 @@
-"""What runs in Spark's Python workers: supervising a node, and feeding one partition."""
+"""Code that runs in Spark's Python workers: the task that supervises a node, its processes, GPUs and host."""

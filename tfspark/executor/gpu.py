@@ -1,4 +1,4 @@
-"""Which GPUs a node sees: what Spark assigned to its task, in the words that CUDA understands."""
+"""Which GPUs a process of TensorFlow sees: what Spark assigned to its task, as the variables that CUDA reads."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ NONE = "-1"
 
 
 def visible_devices(addresses: Sequence[str], executor_sees: str | None) -> tuple[str, ...]:
-    """Return the devices behind the addresses that Spark assigned.
+    """Return the devices for the GPU addresses that Spark assigned.
 
     Parameters
     ----------
     addresses
-        Of the task, from ``TaskContext.resources()``.
+        GPU addresses of the task, from ``TaskContext.resources()``.
     executor_sees
-        ``CUDA_VISIBLE_DEVICES`` of the executor, if it has one: CUDA then counts these from 0, so numbers count them
-        too, as far as they go. Anything else must be one of them.
+        ``CUDA_VISIBLE_DEVICES`` of the executor, or None. If it is set, CUDA numbers its entries from 0, so an address
+        that is a number is a position in it. Any other address must be one of its entries.
 
     Raises
     ------
     ResourceError
-        If Spark assigned a device that the executor does not see.
+        If Spark assigned a device that is not in the executor's ``CUDA_VISIBLE_DEVICES``.
     """
     if executor_sees is None:
         return tuple(addresses)
@@ -37,32 +37,32 @@ def visible_devices(addresses: Sequence[str], executor_sees: str | None) -> tupl
             devices.append(address)
         else:
             raise ResourceError(
-                f"Spark assigned GPU {address!r}, but the executor's {VISIBLE} is {executor_sees!r}.",
-                hint=f"The discovery script must print positions in {VISIBLE}, or its entries, or the executor must "
-                "not have that variable.",
+                f"Spark assigned GPU {address!r}, but the executor sees only {VISIBLE}={executor_sees!r}.",
+                hint=f"Unset {VISIBLE} on the executor, or let the GPU discovery script print its entries or their "
+                "positions.",
             )
     return tuple(devices)
 
 
-def gpus_of_node(
+def gpus_of_process(
     amount: float | None, addresses: Sequence[str], env: Mapping[str, str], executor_sees: str | None
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the GPUs of a node, and the variables by which its process sees them and no others.
+    """Return the GPUs of a node or of a predicting task, and the variables that make it see only these GPUs.
 
     Parameters
     ----------
     amount
-        What it was given, maybe a share of one; ``None`` if Spark was not asked and knows of none, so that what the
-        executor itself sees goes.
+        GPUs assigned to the node; less than 1 is a share of one GPU. ``None`` if Spark does not manage GPUs: the node
+        then sees what the executor sees.
     addresses, executor_sees
         As for `visible_devices`.
     env
-        What is set already, and stays if it is a matter of taste.
+        Environment of the node; optional settings in it are kept.
 
     Raises
     ------
     ResourceError
-        If Spark assigned a device that the executor does not see.
+        If Spark assigned a device that is not in the executor's ``CUDA_VISIBLE_DEVICES``.
     """
     if amount is None and executor_sees is not None:
         return (), {VISIBLE: executor_sees}
@@ -71,9 +71,9 @@ def gpus_of_node(
         return (), {VISIBLE: NONE}
     made = {VISIBLE: ",".join(devices)}
     if all(d.isdecimal() for d in devices) and "CUDA_DEVICE_ORDER" not in env:
-        # Discovery scripts number GPUs as nvidia-smi does; CUDA, unless told so, begins with the fastest.
+        # Discovery scripts number GPUs as nvidia-smi does, by PCI bus. CUDA's default order is fastest first.
         made["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if amount < 1 and "TF_FORCE_GPU_ALLOW_GROWTH" not in env:
-        # Others use it at the same time, and TensorFlow would take all of its memory.
+        # Other processes share this GPU, and by default TensorFlow would allocate all of its memory.
         made["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     return devices, made

@@ -1,9 +1,9 @@
-"""Spawn a node's process and make sure that it never outlives its supervisor.
+"""Start a node's process and make sure that it ends when its supervisor ends.
 
-Four things end it: the supervisor's word on its standard input; SIGTERM and SIGKILL to its process group; the
-kernel's parent-death signal; and a guardian, forked by the node before all else, that kills the whole group and
-removes its files when the supervisor's end of a pipe closes. The parent-death signal alone would reach the node, but
-not what it has started.
+Four things end it: a line ``stop`` on its standard input; SIGTERM and SIGKILL to its process group; the kernel's
+parent-death signal; and a guardian process. The node forks the guardian first of all. When the supervisor's end of a
+pipe closes, the guardian kills the process group and removes its files. The parent-death signal alone would kill the
+node, but not the processes that the node has started.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ LENGTH_BYTES = 8
 
 
 def spawn(module: str, directory: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start ``python -m module`` in a session of its own, its output in one pipe, and hand it `payload`.
+    """Start ``python -m module`` in its own session, with stdout and stderr in one pipe, and send it `payload`.
 
-    `directory` holds its temporary files and goes when it goes. Returns the process, and the descriptor whose closing
-    sets its guardian to work.
+    `directory` is for its temporary files and is removed when it ends. Returns the process and its lifeline: the file
+    descriptor that wakes the guardian when it is closed.
 
-    The payload, which holds the cluster's token, goes through the pipe: argument lists and environments can be
-    read by others on the host.
+    The payload contains the cluster's token, so it goes through a pipe: other users of the host can see argument lists.
     """
     guarded, lifeline = os.pipe()
     process = subprocess.Popen(
@@ -53,14 +52,34 @@ def tell_to_stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.flush()
 
 
+def close_pipes(process: subprocess.Popen[bytes]) -> None:
+    """Close our ends of the pipes of a process that has ended.
+
+    Python 3.13 reports what still waits to be written when it collects a pipe whose reader is gone.
+    """
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
 def kill_group(process: subprocess.Popen[bytes], sig: int = signal.SIGKILL) -> None:
-    """Send a signal to the process and all it has started."""
+    """Send a signal to the process and to all processes in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, sig)
 
 
+def exit_descriptor(pid: int) -> int | None:
+    """Return a file descriptor that becomes readable when the process ends, or None if this host has none."""
+    try:
+        return os.pidfd_open(pid)
+    # Linux before 5.3 and some sandboxes lack the call; Python lacks it if it was built for such a kernel.
+    except (AttributeError, OSError):
+        return None
+
+
 def is_stopped(pid: int) -> bool:
-    """Tell whether a process is held by a signal or a debugger."""
+    """Return whether a process is stopped by a signal or a debugger."""
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rsplit(")", 1)[1].split()[0] in "Tt"
@@ -69,7 +88,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident set size of a process, 0 if it is gone."""
+    """Return the resident set size of a process in bytes; 0 if the process has ended."""
     try:
         with open(f"/proc/{pid}/statm") as f:
             return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -78,7 +97,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def out_of_memory_kills() -> int:
-    """Return how many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
+    """Return the number of out-of-memory kills in this process's control group; 0 if unknown."""
     try:
         with open("/proc/self/cgroup") as f:
             groups = [line.rstrip("\n").split(":", 2) for line in f]
@@ -91,7 +110,7 @@ def out_of_memory_kills() -> int:
             names = [f"/sys/fs/cgroup{path}/memory.events", "/sys/fs/cgroup/memory.events"]
         else:
             continue
-        # In a container the path may be the host's, and its own group is mounted at the root.
+        # In a container the path may be the one on the host, and the container's group is mounted at the root.
         for name in names:
             with contextlib.suppress(OSError, ValueError), open(name) as f:
                 for line in f:

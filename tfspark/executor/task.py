@@ -1,12 +1,13 @@
-"""The Spark task that supervises one node: spawns its process, forwards its output, reports its end, kills it.
+"""The Spark task that supervises one node: starts its process, forwards its output, reports its end, kills it.
 
-It runs in a Spark Python worker, in a stage with one task per node, and never imports TensorFlow. A node
-that fails does not fail the task: Spark would run the whole stage again. The coordinator decides.
+It runs in a Spark Python worker, in a stage with one task per node, and never imports TensorFlow. When a node fails,
+its task does not fail, because Spark would then run the whole stage again. The coordinator decides what to do.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import selectors
@@ -19,49 +20,42 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.errors import TFSparkError
 from tfspark.executor import process as proc
-from tfspark.executor.gpu import VISIBLE, gpus_of_node
-from tfspark.executor.host import address_towards, local_directory
+from tfspark.executor.cpus import cpus_of_node
+from tfspark.executor.gpu import VISIBLE, gpus_of_process
+from tfspark.executor.host import address_towards, local_directories
+from tfspark.messages import Attach, AttachAnswer, Exited, ExitedAnswer, Heartbeat, HeartbeatAnswer, Message, Raised
+from tfspark.settings import Settings
 from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
-from tfspark.transport.messages import Attach, Exited, Heartbeat, Raised
 from tfspark.transport.ports import Ports
 
-HEARTBEAT_SECONDS = 0.5
-"""How often the coordinator hears from the task, and how late it may hear of a line the node printed."""
-
-COORDINATOR_PATIENCE_SECONDS = 20.0
-"""A coordinator that was not reached for so long is taken for dead, and the node is killed."""
-
-TERM_SECONDS = 1.0
-"""From SIGTERM to SIGKILL."""
+EXIT_POLL_SECONDS = 0.1
+"""Pause between two looks at whether the process has ended, where the kernel cannot tell."""
 
 NATIVE_CHATTER = re.compile(
     r"I\d{4} \d|WARNING: All log messages before absl::InitializeLog|[EW]\d{4} .*(cuda_platform|cudart_stub)"
 )
-"""What TensorFlow's native code prints at every start, whatever its log level: kept out of the driver's log."""
+"""Lines that TensorFlow's native code prints at every start, at any log level; the driver's log leaves them out."""
 
-TAIL_LINES = 40
-MAX_LINES_PER_HEARTBEAT = 200
 MAX_LINE_BYTES = 8192
-
-MAX_LINES_WAITING = 2000
-"""Lines that wait for a heartbeat; what a node prints beyond them is in the executor's log only."""
 
 RESULT_SCHEMA = pa.schema([pa.field("role", pa.string()), pa.field("index", pa.int32())])
 RESULT_DDL = "role string, index int"
 
+A = TypeVar("A", bound=Message)
+
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a supervising task needs; travels in the task's closure.
+    """Everything that a supervising task needs; part of the task's closure.
 
     Attributes
     ----------
@@ -70,10 +64,14 @@ class Launch:
     held
         The nodes of this Spark job, by partition.
     gpus
-        What each of them was given, maybe a share of one; ``None`` if Spark was not asked and knows of none, so that
-        what the executor itself sees goes.
+        GPUs of each node; less than 1 is a share of one GPU. ``None`` if Spark does not manage GPUs: a node then sees
+        what its executor sees.
+    cpus
+        CPUs that Spark sets aside for each node; ``None`` on ``local[n]``, where all nodes share one machine.
     ports
-        Range that all must be of on which nodes listen.
+        Range of the ports that nodes listen on.
+    settings
+        Those of the cluster.
     """
 
     nodes: tuple[NodeId, ...]
@@ -82,11 +80,12 @@ class Launch:
     coordinator_port: int
     secret: Secret
     main: bytes
-    spool_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     gpus: float | None = None
+    cpus: float | None = None
     ports: Ports | None = None
+    settings: Settings = field(default_factory=Settings)
 
 
 def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -111,27 +110,30 @@ def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.
 
 
 class Supervisor:
-    """Watches over one process from its start to its end.
+    """Supervises one process from its start to its end.
 
     Parameters
     ----------
     launch
-        The cluster's.
+        The cluster's launch data.
     node
-        Which one.
+        The node to supervise.
     attempt
-        Of the Spark task; unique.
+        Unique attempt id of the Spark task.
     gpus
-        Addresses that Spark assigned to the task.
+        Addresses of the GPUs that Spark assigned to the task.
     stage
-        The Spark stage that the supervising task belongs to.
+        Spark stage of the supervising task.
     """
 
     def __init__(self, launch: Launch, node: NodeId, attempt: int, gpus: Sequence[str] = (), stage: int = -1) -> None:
         self.launch, self.node, self.attempt = launch, node, attempt
         self._addresses, self._stage = gpus, stage
-        self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, launch.secret.for_clients())
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._settings = settings = launch.settings
+        secret = launch.secret.for_clients()
+        self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, secret, settings.call_timeout)
+        # After a crash of native code Python writes the stack of each of its threads.
+        self.tail: deque[str] = deque(maxlen=settings.log_tail_lines)
         self._pending: list[str] = []
         self._left_out = 0
         self._partial = b""
@@ -141,24 +143,24 @@ class Supervisor:
         self._reached_at = time.monotonic()
         self._stop_at: float | None = None
         self._signals_sent = 0
+        self._interval = settings.heartbeat_interval
 
     def run(self) -> None:
-        """Attach, spawn, watch, report."""
+        """Register with the coordinator, start the process, watch it, and report its end."""
         host = address_towards(self.launch.coordinator_host, self.launch.coordinator_port)
-        role, index = self.node.role, self.node.index
-        answer = self.client.ask(Attach(role, index, self.attempt, host, self._stage))
-        if not answer["go"]:
+        if not self._insist(Attach(self.node, self.attempt, host, self._stage), AttachAnswer).go:
             return
         amount = 0 if self.node.role in ROLES_WITHOUT_GPUS else self.launch.gpus
         try:
-            gpus, env = gpus_of_node(
+            gpus, env = gpus_of_process(
                 amount, self._addresses, {**os.environ, **self.launch.env}, os.environ.get(VISIBLE)
             )
         except TFSparkError as e:
-            self.client.send(Raised(role, index, f"{type(e).__name__}: {e.message}", "", e.hint or "", final=True))
-            self.client.send(Exited(role, index, 1, [], False))
+            self.client.send(Raised(self.node, f"{type(e).__name__}: {e.message}", "", e.hint or "", final=True))
+            self.client.send(Exited(self.node, 1))
             return
         port: int | None = 0
+        started = 0
         while port is not None:
             kills_before = proc.out_of_memory_kills()
             self._spawn(host, port, gpus, env)
@@ -167,17 +169,24 @@ class Supervisor:
             killed_by_us = self._signals_sent > 0
             out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
             self._beat()
-            answer = self.client.ask(Exited(role, index, code, list(self.tail), killed_by_us, out_of_memory))
-            port = answer["respawn_port"]
+            exited = Exited(self.node, code, list(self.tail), killed_by_us, out_of_memory, started)
+            port = self._insist(exited, ExitedAnswer).respawn_port
+            started += 1
             self._end()
 
+    def _insist(self, message: Message, answer: type[A]) -> A:
+        """Ask the coordinator, again and again until it has not been reached for as long as a node may wait."""
+        got = self.client.insist(message, answer, self._reached_at + self._settings.driver_timeout - time.monotonic())
+        self._reached_at = time.monotonic()
+        return got
+
     def close(self) -> None:
-        """Kill whatever is left of the process and what it started."""
+        """Kill the process and everything that it started."""
         self._end()
         self.client.close()
 
     def _spawn(self, host: str, port: int, gpus: Sequence[str], env: Mapping[str, str]) -> None:
-        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directory())
+        self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directories()[0])
         self._process, self._lifeline = proc.spawn(
             "tfspark.node.main", self._directory, self._payload(host, port, gpus), self._environment(env)
         )
@@ -186,6 +195,7 @@ class Supervisor:
         if self._process is not None:
             proc.kill_group(self._process)
             self._process.wait()
+            proc.close_pipes(self._process)
             os.close(self._lifeline)
             self._process = None
         if self._directory:
@@ -202,10 +212,11 @@ class Supervisor:
                 "nodes": [[n.role, n.index] for n in launch.nodes],
                 "coordinator": [launch.coordinator_host, launch.coordinator_port],
                 "secret": launch.secret.to_json(),
-                "spool_bytes": launch.spool_bytes,
-                "spool_directory": self._directory,
-                "options": {**launch.options, "gpus": list(gpus)},
+                # The first one, of its own, is removed with it. Spools have only files without names.
+                "spool_directories": [self._directory, *local_directories()[1:]],
+                "options": {**launch.options, "gpus": list(gpus), "cpus": cpus_of_node(launch.cpus, len(launch.nodes))},
                 "ports": launch.ports,
+                "settings": launch.settings.to_json(),
                 "sys_path": sys.path,
                 "spawned_at": time.time(),
             }
@@ -222,30 +233,34 @@ class Supervisor:
     def _watch(self, process: subprocess.Popen[bytes]) -> int:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        exit_fd = os.pidfd_open(process.pid)
+        exit_fd = proc.exit_descriptor(process.pid)
+        longest = EXIT_POLL_SECONDS if exit_fd is None else math.inf
         last_beat = 0.0
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)
-                selector.register(exit_fd, selectors.EVENT_READ)
+                if exit_fd is not None:
+                    selector.register(exit_fd, selectors.EVENT_READ)
                 while process.poll() is None:
-                    due = last_beat + HEARTBEAT_SECONDS - time.monotonic()
-                    for key, _ in selector.select(max(0.0, due)):
+                    due = last_beat + self._interval - time.monotonic()
+                    for key, _ in selector.select(max(0.0, min(due, longest))):
                         if key.fileobj is process.stdout and not self._read_output(process):
                             selector.unregister(process.stdout)
-                    if time.monotonic() - last_beat >= HEARTBEAT_SECONDS:
-                        self._beat()
+                    if time.monotonic() - last_beat >= self._interval:
+                        # From its beginning: one that was not answered has taken longer than a pause.
                         last_beat = time.monotonic()
+                        self._beat()
                     self._enforce_stop(process)
         finally:
-            os.close(exit_fd)
+            if exit_fd is not None:
+                os.close(exit_fd)
         self._read_output(process)
         if self._partial:
             self._line(self._partial)
         return process.returncode
 
     def _read_output(self, process: subprocess.Popen[bytes]) -> bool:
-        """Take what the process has printed; false at the end of its output."""
+        """Read the lines that the process has printed; return False at the end of its output."""
         assert process.stdout is not None
         while True:
             try:
@@ -260,39 +275,42 @@ class Supervisor:
                 self._partial = b""
             for line in lines:
                 self._line(line)
-            if len(self._pending) >= MAX_LINES_PER_HEARTBEAT:
+            if len(self._pending) >= self._settings.log_lines_per_heartbeat:
                 return True
 
     def _line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
-        sys.stderr.write(f"[{self.node}] {text}\n")
+        # In local mode this is the driver's terminal, where the progress display shows them.
+        if not sys.stderr.isatty():
+            sys.stderr.write(f"[{self.node}] {text}\n")
         if not NATIVE_CHATTER.match(text):
             self.tail.append(text)
-            if len(self._pending) < MAX_LINES_WAITING:
+            if len(self._pending) < self._settings.log_lines_waiting:
                 self._pending.append(text)
             else:
                 self._left_out += 1
 
     def _beat(self) -> None:
-        """Send what was printed; learn whether to stop. The lines are kept until the coordinator has them."""
-        lines = self._pending[:MAX_LINES_PER_HEARTBEAT]
+        """Send printed lines and learn whether to stop. Lines are kept until the coordinator has confirmed them."""
+        lines = self._pending[: self._settings.log_lines_per_heartbeat]
         pid = self._process.pid if self._process else 0
-        role, index = self.node.role, self.node.index
-        message = Heartbeat(role, index, lines, proc.resident_bytes(pid), proc.is_stopped(pid))
+        message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid))
         try:
-            answer = self.client.ask(message, timeout=5.0)
+            answer = self.client.ask(message, HeartbeatAnswer, timeout=self._settings.heartbeat_timeout)
         except flight.FlightError:
-            if time.monotonic() - self._reached_at > COORDINATOR_PATIENCE_SECONDS:
+            self._interval = self._settings.heartbeat_interval
+            if time.monotonic() - self._reached_at > self._settings.driver_timeout:
                 self._ask_to_stop(0.0)
             return
         del self._pending[: len(lines)]
         if self._left_out:
-            self._pending.append(f"... {self._left_out} lines left out")
+            self._pending.append(f"... {self._left_out} lines omitted; see the executor's log")
             self._left_out = 0
         self._reached_at = time.monotonic()
-        if answer["stop_grace"] is not None:
-            self._ask_to_stop(answer["stop_grace"])
-        if answer["kill"] and self._process is not None:
+        self._interval = answer.seconds
+        if answer.stop_grace is not None:
+            self._ask_to_stop(answer.stop_grace)
+        if answer.kill and self._process is not None:
             proc.kill_group(self._process)
 
     def _ask_to_stop(self, grace: float) -> None:
@@ -307,6 +325,6 @@ class Supervisor:
         if self._signals_sent == 0 and late >= 0:
             self._signals_sent = 1
             proc.kill_group(process, signal.SIGTERM)
-        elif self._signals_sent == 1 and late >= TERM_SECONDS:
+        elif self._signals_sent == 1 and late >= self._settings.kill_delay:
             self._signals_sent = 2
             proc.kill_group(process, signal.SIGKILL)

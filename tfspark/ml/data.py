@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.sources import quoted
+from tfspark.columns.leaves import quoted
+from tfspark.columns.spec import Shape
 from tfspark.errors import ConfigurationError, SchemaError
-from tfspark.schema import Shape
+from tfspark.ml.plan import fed_name
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
+
+    from tfspark.cluster import Cluster
+    from tfspark.feeding.report import FeedReport
 
 WEIGHT = "tfspark_weight"
 """Column of the weights that are made of weightCol and classWeight; 1 on average."""
@@ -45,7 +49,41 @@ def require_columns(df: DataFrame, wanted: Mapping[str, Sequence[str]]) -> None:
     for param, columns in wanted.items():
         missing = [c for c in columns if c not in df.columns]
         if missing:
-            raise SchemaError(f"{param} names {missing}, which are no columns.", hint=f"There are {df.columns}.")
+            raise SchemaError(f"{param} refers to unknown columns {missing}; the columns are {df.columns}.")
+
+
+def fed_frame(df: DataFrame, columns: Sequence[str]) -> DataFrame:
+    """Select columns, called as they are fed; see `tfspark.ml.plan.fed_name`.
+
+    Raises
+    ------
+    SchemaError
+        If two of them would be called the same.
+    """
+    from pyspark.sql import functions as F
+
+    names = [fed_name(c) for c in columns]
+    same = [c for c, n in zip(columns, names, strict=True) if names.count(n) > 1]
+    if same:
+        raise SchemaError(f"Columns {same} have the same name when '.' is replaced by '/'.", hint="Rename one of them.")
+    return df.select(*[F.col(quoted(c)).alias(n) for c, n in zip(columns, names, strict=True)])
+
+
+def feed_rows(cluster: Cluster, df: DataFrame, shapes: Mapping[str, Shape], **options: Any) -> FeedReport:
+    """Feed the rows of a `fed_frame`, with the words of `tfspark.ml` for nulls.
+
+    Raises
+    ------
+    SchemaError, FeedError
+        If rows cannot be fed.
+    """
+    fed = {fed_name(c): s for c, s in shapes.items()}
+    try:
+        return cluster.feed(df, shapes=fed, **options)
+    except SchemaError as e:
+        if "null(s)" not in e.message:
+            raise
+        raise SchemaError(e.message, hint="Drop or fill the nulls in Spark: df.dropna() or df.fillna(value).") from e
 
 
 @contextmanager
@@ -100,9 +138,9 @@ def with_weights(df: DataFrame, weight: str | None, label: str = "", class_weigh
     assert found is not None
     average, missing, rows = found
     if missing:
-        raise SchemaError(f"{missing} of {rows} rows have no weight: column {weight!r} is null there.")
+        raise SchemaError(f"Column {weight!r} is null in {missing} of {rows} rows, so that they have no weight.")
     if rows and not average > 0:
-        raise ConfigurationError(f"The weights of the rows average {average}: there is nothing to learn from them.")
+        raise ConfigurationError(f"The average weight of the rows must be > 0, got {average}.")
     return df.withColumn(WEIGHT, (weighed / F.lit(average or 1.0)).cast("float"))
 
 
@@ -115,44 +153,32 @@ def balanced(df: DataFrame, weight: Column, label: str) -> dict[float, float]:
     return {r["label"]: total / (len(counts) * r["weight"]) for r in counts if r["weight"]}
 
 
-def shapes_of(df: DataFrame, columns: Sequence[str], declared: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shape of one row for each array or vector column, of the first row where nothing else tells it.
+def fed_shapes(
+    df: DataFrame, columns: Sequence[str], declared: Mapping[str, Shape], open_: Collection[str]
+) -> dict[str, Shape]:
+    """Return the shapes to feed columns with; the first rows settle those that are not there, see `Cluster.feed`.
+
+    Parameters
+    ----------
+    declared
+        The Param ``shapes``.
+    open_
+        Columns whose inputs leave a dimension open: their arrays may have any length.
 
     Raises
     ------
     ConfigurationError
         If a shape is declared for a column that is not fed.
-    SchemaError
-        If the first row does not tell it.
     """
-    unknown = sorted(set(declared) - set(columns))
-    if unknown:
-        raise ConfigurationError(f"shapes names {unknown}, which are not fed.", hint=f"These are: {list(columns)}.")
-    fields = {f.name: f for f in df.schema.fields}
-    wanted = []
-    for column in columns:
-        kind, metadata = fields[column].dataType.typeName(), fields[column].metadata
-        known = column in declared or metadata.get("ml_attr", {}).get("num_attrs")
-        if not known and kind in ("array", "vectorudt"):
-            wanted.append(column)
-    if not wanted:
-        return dict(declared)
-    row = df.select(*[quoted(c) for c in wanted]).first()
-    # Without rows there is nothing to know: feeding says that there are none.
-    found = {c: _shape_of(c, row[c]) for c in wanted} if row is not None else {}
-    return {**found, **declared}
-
-
-def _shape_of(column: str, value: Any) -> tuple[int, ...]:
-    if value is None:
-        raise SchemaError(f"The first row of column {column!r} is null.", hint="Drop or fill nulls before fit.")
-    dims: list[int] = []
-    while hasattr(value, "__len__") and not isinstance(value, (str, bytes, bytearray)):
-        dims.append(len(value))
-        value = value[0] if len(value) else None
-    if math.prod(dims) == 0:
-        raise SchemaError(
-            f"The first row of column {column!r} holds an empty array.",
-            hint=f"Say what shape rows have: shapes={{{column!r}: [None]}} if their lengths vary.",
+    if unknown := sorted(set(declared) - set(columns)):
+        raise ConfigurationError(
+            f"shapes refers to columns {unknown} that are not fed; the columns are {list(columns)}."
         )
-    return tuple(dims)
+    depths = {f.name: _depth(f.dataType) for f in df.schema.fields}
+    return {**{c: [None] * depths[c] for c in columns if c in open_ and depths[c]}, **declared}
+
+
+def _depth(kind: DataType) -> int:
+    from pyspark.sql.types import ArrayType
+
+    return 1 + _depth(kind.elementType) if isinstance(kind, ArrayType) else 0

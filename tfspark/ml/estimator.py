@@ -6,22 +6,23 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyspark import keyword_only
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLWritable
 
-from tfspark.driver.sources import quoted
 from tfspark.errors import ConfigurationError, FeedError
-from tfspark.ml.data import WEIGHT, require_columns, shapes_of, split_frames, with_weights
+from tfspark.ml.data import WEIGHT, fed_frame, fed_shapes, feed_rows, require_columns, split_frames, with_weights
+from tfspark.ml.labels import class_counts
 from tfspark.ml.model import KerasModel
-from tfspark.ml.packing import Pickled, pack, pickle
-from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, with_accessors
-from tfspark.ml.plan import VALIDATION, BatchPlan, FitPlan, ModelPlan
+from tfspark.ml.param_values import Configured, Pickled, as_json, is_keras_object, pickle
+from tfspark.ml.params import KerasEstimatorParams, KerasFile, is_keras_model, is_schedule, with_accessors
+from tfspark.ml.plan import VALIDATION, BatchPlan, FitPlan, ModelPlan, fed_name
 from tfspark.ml.slots import reserved
 from tfspark.ml.summary import KerasTrainingSummary
-from tfspark.ml.training import train
+from tfspark.ml.training import scheduled_already, train
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -40,8 +41,8 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     Parameters
     ----------
     model
-        A Keras 3 model; a function that makes one, in each worker; or the path of a ``.keras`` file. It may be
-        compiled or not.
+        A Keras 3 model; a function or a class that makes one, in each worker; or the path of a ``.keras`` file. It
+        may be compiled or not.
     featuresCol
         Column of the features: numbers, strings, arrays or ML vectors.
     featuresCols
@@ -86,9 +87,16 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     seed
         Makes training reproducible: initial weights, order of the rows, the rows of `validationSplit`.
     shapes
-        Shape of one row of array columns, for those whose first row does not tell it.
+        Shape of one row of array columns. Those that are not named have the lengths that their inputs leave open, or
+        else the one length of the first rows.
+    learningRate
+        Of the optimizer: a number, or a ``keras.optimizers.schedules.LearningRateSchedule``.
+    paddingValues
+        What array columns of different lengths are padded with, to the longest row of a batch; by default what a
+        ``Masking`` layer of the model masks, or 0.
     customObjects
-        Classes and functions that a saved model names.
+        Classes and functions of one's own, by the names that a saved model or a Keras object has for them. Needed for
+        a Keras model or a ``.keras`` file that holds any; and by ``KerasModel.evaluate`` and ``toKeras``.
     predictionBatchSize
         Rows per call of the model in ``transform``.
     clusterOptions
@@ -96,9 +104,16 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
     Examples
     --------
-    >>> estimator = KerasEstimator(model=build, loss="mse", optimizer="adam", epochs=5, numWorkers=2)
-    >>> model = estimator.fit(train)
-    >>> model.transform(test)
+    >>> def build():
+    ...     import keras
+    ...
+    ...     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> estimator = KerasEstimator(
+    ...     model=build, featuresCol="x", labelCol="y", loss="mse", optimizer="sgd", epochs=2, batchSize=2
+    ... )
+    >>> model = estimator.fit(df)
+    >>> model.transform(df).columns
+    ['x', 'y', 'prediction']
     """
 
     @keyword_only
@@ -122,7 +137,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         epochs: int | None = None,
         numWorkers: int | None = None,
         optimizer: Any = None,
-        learningRate: float | None = None,
+        learningRate: Any = None,
         loss: Any = None,
         lossWeights: Any = None,
         metrics: Any = None,
@@ -133,6 +148,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         shuffle: bool | None = None,
         seed: int | None = None,
         shapes: Any = None,
+        paddingValues: Any = None,
         customObjects: Any = None,
         predictionBatchSize: int | None = None,
         clusterOptions: Any = None,
@@ -143,25 +159,32 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
     @keyword_only
     def setParams(self, **kwargs: Any) -> KerasEstimator:
-        """Set Params by name; ``None`` leaves one as it is."""
+        """Set Params by name; ``None`` leaves one as it is.
+
+        Examples
+        --------
+        >>> estimator.setParams(epochs=5).getEpochs()
+        5
+        """
         return self._set(**{k: v for k, v in self._input_kwargs.items() if v is not None})
 
     def _fit(self, dataset: DataFrame) -> KerasModel:
-        from tfspark.driver.cluster import Cluster
-        from tfspark.driver.launcher import require_classic
+        from tfspark.cluster import Cluster
+        from tfspark.spark.requirements import require_session
 
         spark = dataset.sparkSession
-        require_classic(spark)
+        require_session(spark)
         self._check(dataset)
         weight, class_weight = self.value("weightCol"), self.value("classWeight")
         label = self.target_columns
         weighted = bool(weight) or class_weight is not None
-        training = BatchPlan(self.input_columns, label, WEIGHT if weighted else None)
-        validation = BatchPlan(self.input_columns, label, WEIGHT if weight else None)
+        padding, classes = self.value("paddingValues") or {}, class_counts(dataset, self.label_columns)
+        training = BatchPlan(self.input_columns, label, WEIGHT if weighted else None, padding, classes)
+        validation = BatchPlan(self.input_columns, label, WEIGHT if weight else None, padding, classes)
         columns = BatchPlan(self.input_columns, label, weight or None).columns
         workers, declared = self.getNumWorkers(), self.value("shapes") or {}
         indicator, share = self.value("validationIndicatorCol") or None, self.getValidationSplit()
-        shapes = shapes_of(dataset, columns, declared)
+        fed_shapes(dataset, columns, declared, ())
         options = self.cluster_options
         split = split_frames(dataset, columns, indicator, share, self.getSeed())
         with reserved(spark, workers, options), split as frames:
@@ -174,12 +197,14 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
                 validation_rows = with_weights(validation_rows, weight)
             began = time.monotonic()
             with Cluster(spark, train, plan, workers=workers, **options) as cluster:
+                open_ = cluster._open_columns()
+                shapes = fed_shapes(dataset, columns, declared, [c for c in columns if fed_name(c) in open_])
                 seed = self._chosen_seed
                 validated = 0
                 if validation_rows is not None:
-                    validated = _feed_validation(cluster, validation_rows.select(*_quoted(validation)), shapes, seed)
-                rows = rows.select(*_quoted(training))
-                fed = cluster.feed(rows, epochs=self.getEpochs(), shapes=shapes, seed=seed)
+                    validated = _feed_validation(cluster, fed_frame(validation_rows, validation.columns), shapes, seed)
+                rows = fed_frame(rows, training.columns)
+                fed = feed_rows(cluster, rows, shapes, epochs=self.getEpochs(), seed=seed)
         history, trained = next(r for r in cluster.results.values() if r is not None)
         summary = KerasTrainingSummary(history, fed.rows, validated, time.monotonic() - began)
         model = KerasModel(trained, summary)
@@ -193,22 +218,28 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         for name in ("epochs", "batchSize", "numWorkers", "predictionBatchSize", "earlyStoppingPatience"):
             number = self.value(name)
             if number is not None and number < 1:
-                raise ConfigurationError(f"{name}={number}: it has to be at least 1.")
+                raise ConfigurationError(f"{name} must be >= 1, got {number}.")
         if not 0 <= self.getValidationSplit() < 1:
-            raise ConfigurationError(f"validationSplit={self.getValidationSplit()}: a share lies between 0 and 1.")
+            raise ConfigurationError(f"validationSplit must be >= 0 and < 1, got {self.getValidationSplit()}.")
         indicator = self.value("validationIndicatorCol")
         if indicator and self.getValidationSplit() > 0:
-            raise ConfigurationError("validationIndicatorCol and validationSplit exclude each other.")
+            raise ConfigurationError("validationIndicatorCol and validationSplit cannot both be set.")
         alone = [n for n in ("optimizer", "metrics", "lossWeights") if self.value(n) is not None]
         if alone and self.value("loss") is None:
             raise ConfigurationError(
-                f"{alone} are set without loss.", hint="Pass loss too, and the model is compiled with all of them."
+                f"{alone} are set, but loss is not.", hint="Set loss, too: the model is then compiled with all of them."
             )
         if self.value("classWeight") is not None and not isinstance(self.target_columns, str):
-            raise ConfigurationError("classWeight is for one label, and labelCols names several.")
+            raise ConfigurationError("classWeight works for one label; labelCols names several.")
+        rate, optimizer = self.value("learningRate"), self.value("optimizer")
+        if rate is not None and not is_schedule(rate) and _has_schedule(optimizer):
+            name = optimizer.config["class_name"] if isinstance(optimizer, Configured) else type(optimizer).__name__
+            raise scheduled_already(name, rate)
         stopping = [n for n in ("earlyStoppingMonitor", "restoreBestWeights") if self.isSet(n)]
         if stopping and self.value("earlyStoppingPatience") is None:
-            raise ConfigurationError(f"{stopping} are set without earlyStoppingPatience, so nothing stops early.")
+            raise ConfigurationError(
+                f"{stopping} are set, but earlyStoppingPatience is not.", hint="Set it, or nothing stops early."
+            )
         self.require(df)
         require_columns(df, {"validationIndicatorCol": [indicator] if indicator else []})
 
@@ -225,20 +256,20 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
             source = KerasFile(_read_keras(spark, source))
         model = ModelPlan(
             keras=source.data if isinstance(source, KerasFile) else None,
-            function=pack(source, "model") if isinstance(source, Pickled) else None,
-            optimizer=pack(self.value("optimizer"), "optimizer"),
-            learning_rate=self.value("learningRate"),
+            function=as_json(source, "model") if isinstance(source, Pickled) else None,
+            optimizer=as_json(self.value("optimizer"), "optimizer"),
+            learning_rate=as_json(self.value("learningRate"), "learningRate"),
             weighted=training.weight is not None,
             **self.compiling(),
         )
         return FitPlan(
             model=model,
-            training=training,
-            validation=validation,
+            training=training.as_fed(),
+            validation=validation and validation.as_fed(),
             batch_size=self.getBatchSize(),
             shuffle=self.getShuffle(),
             seed=self._chosen_seed,
-            callbacks=pack(self.value("callbacks"), "callbacks"),
+            callbacks=as_json(self.value("callbacks"), "callbacks"),
             early_stopping=stopping,
         )
 
@@ -255,39 +286,57 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         return KerasFile(keras_bytes(model)) if is_keras_model(model) else pickle(model, "model")
 
     def write(self) -> EstimatorWriter:
-        """Return a writer that saves Params, functions and model."""
+        """Return a writer that saves Params, functions and model.
+
+        Examples
+        --------
+        >>> estimator.write().overwrite().save(f"{directory}/estimator")
+        """
         from tfspark.ml.persistence import EstimatorWriter
 
         return EstimatorWriter(self)
 
     @classmethod
     def read(cls) -> EstimatorReader:
-        """Return a reader of what `write` saved. It runs none of the functions that were saved."""
+        """Return a reader of what `write` saved. It runs none of the functions that were saved.
+
+        Examples
+        --------
+        >>> KerasEstimator.read().load(f"{directory}/estimator").getEpochs()
+        5
+        """
         from tfspark.ml.persistence import EstimatorReader
 
         return EstimatorReader(cls)
 
 
-def _quoted(plan: BatchPlan) -> list[str]:
-    return [quoted(c) for c in plan.columns]
+def _has_schedule(optimizer: Any) -> bool:
+    """Tell whether an optimizer has a LearningRateSchedule, as far as the driver can see."""
+    if isinstance(optimizer, Configured):
+        config = optimizer.config.get("config") or {}
+    elif is_keras_object(optimizer):
+        config = optimizer.get_config()
+    else:
+        return False
+    return isinstance(config.get("learning_rate"), Mapping)
 
 
 def _feed_validation(cluster: Any, rows: DataFrame, shapes: Any, seed: int | None) -> int:
     try:
-        return int(cluster.feed(rows, shapes=shapes, seed=seed, name=VALIDATION).rows)
+        return int(feed_rows(cluster, rows, shapes, seed=seed, name=VALIDATION).rows)
     except FeedError as e:
         if e.message != "The data has no rows.":
             raise
-        raise FeedError("No rows are set aside for validation.", hint="Check the column, or its share.") from e
+        raise FeedError(
+            "No rows are left for validation.", hint="Check validationIndicatorCol or validationSplit."
+        ) from e
 
 
 def _read_keras(spark: SparkSession, path: str) -> bytes:
     from tfspark.ml.files import read_file
 
     if not path.endswith(".keras"):
-        raise ConfigurationError(
-            f"{path!r} is no .keras file.", hint="Keras 3 trains what model.save('model.keras') wrote."
-        )
+        raise ConfigurationError(f"{path!r} is not a .keras file.", hint="Write one with model.save('model.keras').")
     return read_file(spark, path)
 
 

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.errors import ConfigurationError, first_line
+from tfspark.spark.internals import hadoop_file_system, is_classic
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 CHUNK_BYTES = 8 << 20
 """Handed to the JVM at a time; py4j holds it several times over."""
+
+
+def require_classic_writer(spark: SparkSession, path: str) -> None:
+    """Check that files can be written in this session.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is one of Spark Connect.
+    """
+    if not is_classic(spark):
+        raise ConfigurationError(
+            f"{path!r} cannot be written from Spark Connect: files are written through the driver's JVM.",
+            hint="Save with the classic session that trained the model. Loading and transforming work on Connect.",
+        )
 
 
 def require_new(spark: SparkSession, path: str) -> None:
@@ -21,12 +37,8 @@ def require_new(spark: SparkSession, path: str) -> None:
     ConfigurationError
         If there is something, or the session is one of Spark Connect.
     """
-    if not hasattr(spark, "_jsparkSession"):
-        raise ConfigurationError(
-            f"{path!r} cannot be written from Spark Connect: files are written through the driver's JVM.",
-            hint="Save with the classic session that trained the model. Loading and transforming work on Connect.",
-        )
-    target, files = _on_its_file_system(spark, path)
+    require_classic_writer(spark, path)
+    target, files = hadoop_file_system(spark, path)
     if files.exists(target):
         raise ConfigurationError(
             f"{path!r} exists already.", hint="To replace it, call write().overwrite().save(path)."
@@ -35,19 +47,13 @@ def require_new(spark: SparkSession, path: str) -> None:
 
 def write_file(spark: SparkSession, path: str, data: bytes) -> None:
     """Write a file that does not exist yet, in a classic session."""
-    target, files = _on_its_file_system(spark, path)
+    target, files = hadoop_file_system(spark, path)
     out = files.create(target, False)
     try:
         for start in range(0, len(data), CHUNK_BYTES):
             out.write(bytearray(data[start : start + CHUNK_BYTES]))
     finally:
         out.close()
-
-
-def _on_its_file_system(spark: SparkSession, path: str) -> tuple[Any, Any]:
-    session: Any = spark
-    target = session._jvm.org.apache.hadoop.fs.Path(path)
-    return target, target.getFileSystem(session._jsparkSession.sessionState().newHadoopConf())
 
 
 def read_file(spark: SparkSession, path: str) -> bytes:
@@ -65,5 +71,5 @@ def read_file(spark: SparkSession, path: str) -> bytes:
     except PySparkException as e:
         raise ConfigurationError(f"{path!r} cannot be read: {first_line(e)}") from None
     if len(rows) != 1:
-        raise ConfigurationError(f"{path!r} is {len(rows)} files, and not one.")
+        raise ConfigurationError(f"Expected one file at {path!r}, found {len(rows)}.")
     return bytes(rows[0]["content"])

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml.base import Model
 from pyspark.ml.util import MLReadable, MLWritable
 
-from tfspark.driver.sources import quoted
+from tfspark.columns.leaves import quoted
 from tfspark.errors import ConfigurationError
-from tfspark.ml.data import WEIGHT, shapes_of, with_weights
-from tfspark.ml.packing import live, pack
+from tfspark.ml.custom_objects import load_keras
+from tfspark.ml.data import WEIGHT, fed_frame, fed_shapes, feed_rows, with_weights
+from tfspark.ml.labels import class_counts
+from tfspark.ml.param_values import as_json, live
 from tfspark.ml.params import KerasModelParams, with_accessors
 from tfspark.ml.plan import BatchPlan, EvaluationPlan, ModelPlan, TrainedModel
 from tfspark.ml.slots import reserved
@@ -29,6 +31,11 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
     """What `KerasEstimator` gives; it predicts, evaluates, exports and is saved. Its Params are those of the estimator.
 
     Transforms, and is loaded, on Spark Connect too.
+
+    Examples
+    --------
+    >>> model.transform(df).columns
+    ['x', 'y', 'prediction']
     """
 
     def __init__(self, trained: TrainedModel | None = None, summary: KerasTrainingSummary | None = None) -> None:
@@ -50,36 +57,63 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         """The model in its two forms, a ``.keras`` file and a SavedModel."""
         if self._trained is None:
             raise ConfigurationError(
-                "This KerasModel is empty.", hint="KerasEstimator.fit and KerasModel.load make them."
+                "This KerasModel has no trained model.", hint="Use the result of KerasEstimator.fit or KerasModel.load."
             )
         return self._trained
 
     @property
     def hasSummary(self) -> bool:
-        """Whether it knows how it was trained."""
+        """Whether it knows how it was trained.
+
+        Examples
+        --------
+        >>> model.hasSummary
+        True
+        """
         return self._summary is not None
 
     @property
     def summary(self) -> KerasTrainingSummary:
-        """How it was trained: history, rows, seconds."""
+        """How it was trained: history, rows, seconds.
+
+        Examples
+        --------
+        >>> model.summary.rows
+        2
+        """
         if self._summary is None:
-            raise ConfigurationError("This KerasModel has no summary.", hint="KerasEstimator.fit makes it.")
+            raise ConfigurationError(
+                "This KerasModel has no summary.", hint="Only models that KerasEstimator.fit returned have one."
+            )
         return self._summary
 
     @property
     def history(self) -> DataFrame:
-        """One row per epoch, with a column for each metric; see `KerasTrainingSummary.history`."""
+        """One row per epoch, with a column for each metric; see `KerasTrainingSummary.history`.
+
+        Examples
+        --------
+        >>> model.history.columns
+        ['epoch', 'loss']
+        """
         return self.summary.history
 
     def toKeras(self) -> Any:
-        """Return the Keras model. This imports Keras and TensorFlow here, in the driver."""
-        import keras
+        """Return the Keras model. This imports Keras and TensorFlow here, in the driver.
 
-        custom = live(pack(self.value("customObjects"), "customObjects")) or {}
+        Raises
+        ------
+        ConfigurationError
+            If it holds classes or functions of one's own that `customObjects` does not name.
+
+        Examples
+        --------
+        >>> model.toKeras().count_params()
+        3
+        """
+        custom = live(as_json(self.value("customObjects"), "customObjects")) or {}
         with tempfile.NamedTemporaryFile(suffix=".keras") as f:
-            f.write(self.trained.keras)
-            f.flush()
-            return keras.saving.load_model(f.name, custom_objects=custom, compile=False)
+            return load_keras(self.trained.keras, f.name, custom, compile=False)
 
     def export(self, base: str, keep: int | None = None) -> str:
         """Write the next version under `base`, as TensorFlow Serving, `tfspark serve` and `tfspark.predict` take it.
@@ -95,12 +129,18 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         -------
         str
             ``<base>/<version>``, a SavedModel.
+
+        Examples
+        --------
+        >>> path = model.export(f"{directory}/served", keep=3)
+        >>> tfspark.predict(df, f"{directory}/served", inputs="x", outputs="score").columns
+        ['x', 'y', 'score']
         """
-        from tfspark.inference.source import PackedModel
+        from tfspark.prediction.model_source import EmbeddedModel
         from tfspark.saved_models.versions import new_version
 
         with new_version(base, keep) as version:
-            PackedModel.holding(self.trained.saved_model).unpack(version.staging)
+            EmbeddedModel.holding(self.trained.saved_model).unpack(version.staging)
         return version.path
 
     # --- prediction
@@ -120,12 +160,14 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             return dataset
         shapes = self.value("shapes") or {}
         shapes = {c: s for c, s in shapes.items() if c in inputs.values()}
-        scored = score(dataset, self.trained, inputs, outputs, self.getOrDefault("predictionBatchSize"), shapes)
+        padding = {c: v for c, v in (self.value("paddingValues") or {}).items() if c in inputs.values()}
+        size = self.getOrDefault("predictionBatchSize")
+        scored = score(dataset, self.trained, inputs, outputs, size, shapes, padding)
         if not self._classifies:
             return scored
         (output,) = outputs.values()
         own = [scored[quoted(c)] for c in dataset.columns]
-        return scored.select(*own, *[c.alias(name) for name, c in self._class_columns(output).items() if name])
+        return scored.select(*own, *[c for name, c in self._class_columns(output).items() if name])
 
     def _inputs(self) -> dict[str, str]:
         columns, known = self.input_columns, [t.name for t in self.trained.inputs]
@@ -134,7 +176,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
                 raise ConfigurationError(f"The model has the inputs {known}.", hint="Set featuresCols={input: column}.")
             return {known[0]: columns}
         if sorted(columns) != sorted(known):
-            raise ConfigurationError(f"featuresCols names {sorted(columns)}, but the model's inputs are {known}.")
+            raise ConfigurationError(f"featuresCols must name the inputs of the model, {known}, got {sorted(columns)}.")
         return columns
 
     def _outputs(self) -> dict[str, str]:
@@ -143,12 +185,12 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         chosen: dict[str, str] | None = self.value("predictionCols")
         if chosen is not None:
             if unknown := sorted(set(chosen) - set(known)):
-                raise ConfigurationError(f"predictionCols names {unknown}, but the model's outputs are {known}.")
+                raise ConfigurationError(f"predictionCols refers to unknown outputs {unknown}; the model has {known}.")
             return chosen
         prediction = self.getPredictionCol()
         if self._classifies:
             if len(known) != 1:
-                raise ConfigurationError(f"A classifier has one output; this model has {known}.")
+                raise ConfigurationError(f"A classifier must have one output; this model has {known}.")
             return {known[0]: f"{self.uid}_output"}
         if len(known) == 1:
             return {known[0]: prediction} if prediction else {}
@@ -168,17 +210,26 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         from pyspark.ml.functions import array_to_vector
         from pyspark.sql import functions as F
 
-        raw, probability = self.getRawPredictionCol(), self.getProbabilityCol()
+        raw, probability, prediction = self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()
         (tensor,) = self.trained.outputs
         value = F.col(output)
         if tensor.shape in ((), (1,)):
             one = value.cast("double")
             scores = F.array(-one, one) if raw else F.array(1 - one, one)
             predicted = (one > (0.0 if raw else 0.5)).cast("double")
+            classes: int | None = 2
         else:
             scores = value.cast("array<double>")
             predicted = (F.array_position(value, F.array_max(value)) - 1).cast("double")
-        return {raw or probability: array_to_vector(scores), self.getPredictionCol(): predicted}
+            classes = tensor.shape[-1]
+        # As Spark's own classifiers note it, for stages that want to know how many classes there are.
+        of_scores = {"ml_attr": {"num_attrs": classes}} if classes else {}
+        of_prediction = {"ml_attr": {"type": "nominal", "num_vals": classes}} if classes else {}
+        name = raw or probability
+        return {
+            name: array_to_vector(scores).alias(name, metadata=of_scores),
+            prediction: predicted.alias(prediction or "prediction", metadata=of_prediction),
+        }
 
     # --- evaluation
 
@@ -187,44 +238,58 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
         Rows count as in training: weighted by `weightCol`, whatever batches they fall into.
 
-        Raises
-        ------
-        ConfigurationError
-            If the session is one of Spark Connect.
+        Examples
+        --------
+        >>> list(model.evaluate(df))
+        ['loss']
         """
-        from tfspark.driver.cluster import Cluster
-        from tfspark.driver.launcher import require_classic
+        from tfspark.cluster import Cluster
+        from tfspark.spark.requirements import require_session
 
         spark = dataset.sparkSession
-        require_classic(spark)
+        require_session(spark)
         self.require(dataset)
         weight = self.value("weightCol") or None
         columns = BatchPlan(self.input_columns, self.target_columns, weight).columns
-        batch = BatchPlan(self.input_columns, self.target_columns, WEIGHT if weight else None)
+        padding, classes = self.value("paddingValues") or {}, class_counts(dataset, self.label_columns)
+        batch = BatchPlan(self.input_columns, self.target_columns, WEIGHT if weight else None, padding, classes)
         rows = dataset.select(*[quoted(c) for c in columns])
-        shapes = shapes_of(rows, columns, self.value("shapes") or {})
+        inputs = self._inputs()
+        open_ = [inputs[t.name] for t in self.trained.inputs if None in t.shape]
+        shapes = fed_shapes(rows, columns, self.value("shapes") or {}, open_)
         if weight:
-            rows = with_weights(rows, weight).select(*[quoted(c) for c in batch.columns])
+            rows = with_weights(rows, weight)
         model = ModelPlan(keras=self.trained.keras, weighted=weight is not None, **self.compiling())
-        plan = EvaluationPlan(model, batch, self.getBatchSize())
+        plan = EvaluationPlan(model, batch.as_fed(), self.getBatchSize())
         options = self.cluster_options
         workers = self.getNumWorkers()
         with reserved(spark, workers, options), Cluster(spark, evaluate, plan, workers=workers, **options) as cluster:
-            cluster.feed(rows, shapes=shapes)
+            feed_rows(cluster, fed_frame(rows, batch.columns), shapes)
         metrics: dict[str, float] = next(iter(cluster.results.values()))
         return metrics
 
     # --- persistence
 
     def write(self) -> ModelWriter:
-        """Return a writer that saves Params, model and summary."""
+        """Return a writer that saves Params, model and summary.
+
+        Examples
+        --------
+        >>> model.write().overwrite().save(f"{directory}/model")
+        """
         from tfspark.ml.persistence import ModelWriter
 
         return ModelWriter(self)
 
     @classmethod
     def read(cls) -> ModelReader:
-        """Return a reader of what `write` saved."""
+        """Return a reader of what `write` saved.
+
+        Examples
+        --------
+        >>> KerasModel.read().load(f"{directory}/model").summary.totalIterations
+        2
+        """
         from tfspark.ml.persistence import ModelReader
 
         return ModelReader(cls)

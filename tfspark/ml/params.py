@@ -28,7 +28,8 @@ from pyspark.ml.param.shared import (
 
 from tfspark.errors import ConfigurationError
 from tfspark.ml.data import require_columns
-from tfspark.ml.packing import Configured, Pickled, is_keras_object, pack
+from tfspark.ml.labels import check_label_types
+from tfspark.ml.param_values import Configured, Pickled, as_json, is_keras_object
 
 C = TypeVar("C", bound=type)
 
@@ -42,7 +43,16 @@ class KerasFile:
 
 def is_keras_model(value: Any) -> bool:
     """Tell whether an object is a Keras model, without importing Keras."""
-    return all(hasattr(value, name) for name in ("layers", "compile", "fit", "save"))
+    named = all(hasattr(value, name) for name in ("layers", "compile", "fit", "save"))
+    # A class of models makes one when it is called, as any function does.
+    return named and not isinstance(value, type)
+
+
+def is_schedule(value: Any) -> bool:
+    """Tell whether an object, or its configuration, is a Keras LearningRateSchedule, without importing Keras."""
+    if isinstance(value, Configured):
+        return True
+    return any(c.__name__ == "LearningRateSchedule" and c.__module__.startswith("keras.") for c in type(value).__mro__)
 
 
 class KerasTypeConverters:
@@ -59,7 +69,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toModel(value: Any) -> Any:
-        """Take a Keras model, a function that makes one, or the path of a ``.keras`` file."""
+        """Take a Keras model, a function or class that makes one, or the path of a ``.keras`` file."""
         if isinstance(value, (str, os.PathLike)):
             return os.fspath(value)
         if isinstance(value, (KerasFile, Pickled)) or is_keras_model(value) or callable(value):
@@ -77,6 +87,16 @@ class KerasTypeConverters:
         if known or callable(value) or is_keras_object(value):
             return value
         raise TypeError(f"Keras takes names, objects and functions, not {value!r}")
+
+    @staticmethod
+    def toLearningRate(value: Any) -> Any:
+        """Take a number, or a Keras LearningRateSchedule."""
+        if isinstance(value, Pickled) or is_schedule(value):
+            return value
+        try:
+            return TypeConverters.toFloat(value)
+        except TypeError:
+            raise TypeError(f"A learning rate is a number or a Keras LearningRateSchedule, not {value!r}") from None
 
     @staticmethod
     def toCallbacks(value: Any) -> list[Any]:
@@ -116,6 +136,15 @@ class KerasTypeConverters:
         if all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for s in shapes.values() for d in s):
             return shapes
         raise TypeError(f"Could not convert {value!r} to shapes by column")
+
+    @staticmethod
+    def toPadding(value: Any) -> dict[str, Any]:
+        """Take a number or a string by column."""
+        if isinstance(value, Mapping) and all(
+            isinstance(k, str) and isinstance(v, (int, float, str)) for k, v in value.items()
+        ):
+            return dict(value)
+        raise TypeError(f"Padding values are numbers or strings by column, not {value!r}")
 
     @staticmethod
     def toOptions(value: Any) -> dict[str, Any]:
@@ -189,6 +218,11 @@ class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
     optimizer: Param[Any] = _param(
         "optimizer", "a Keras optimizer or its name; goes with loss.", KerasTypeConverters.toKerasArgument
     )
+    learningRate: Param[Any] = _param(
+        "learningRate",
+        "learning rate of the optimizer: a number, or a Keras LearningRateSchedule.",
+        KerasTypeConverters.toLearningRate,
+    )
     callbacks: Param[list[Any]] = _param(
         "callbacks", "Keras callbacks, or functions that make one, for every worker.", KerasTypeConverters.toCallbacks
     )
@@ -243,6 +277,11 @@ class HasCluster(HasBatchSize):
         "shape of one row of array columns, None first where lengths vary; by default that of the first row.",
         KerasTypeConverters.toShapes,
     )
+    paddingValues: Param[dict[str, Any]] = _param(
+        "paddingValues",
+        "what array columns are padded with to the longest row of a batch; by default what the model masks, or 0.",
+        KerasTypeConverters.toPadding,
+    )
     predictionBatchSize: Param[int] = _param(
         "predictionBatchSize", "rows per call of the model in transform.", TypeConverters.toInt
     )
@@ -251,8 +290,8 @@ class HasCluster(HasBatchSize):
     )
 
 
-PACKED = ("optimizer", "loss", "lossWeights", "metrics", "callbacks", "customObjects")
-"""Params whose values are objects; see `tfspark.ml.packing`."""
+PACKED = ("optimizer", "learningRate", "loss", "lossWeights", "metrics", "callbacks", "customObjects")
+"""Params whose values are objects; see `tfspark.ml.param_values`."""
 
 
 class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
@@ -279,6 +318,12 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
         return columns or self.getLabelCol()
 
     @property
+    def label_columns(self) -> list[str]:
+        """The columns of the labels."""
+        columns = self.target_columns
+        return [columns] if isinstance(columns, str) else list(columns.values())
+
+    @property
     def cluster_options(self) -> dict[str, Any]:
         """Return the arguments of `tfspark.Cluster` beside what the other Params say."""
         return {"progress": False, **(self.value("clusterOptions") or {})}
@@ -286,14 +331,14 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
     def compiling(self) -> dict[str, Any]:
         """Return the objects that nodes load and compile the model with, packed."""
         names = {"loss": "loss", "loss_weights": "lossWeights", "metrics": "metrics", "custom_objects": "customObjects"}
-        return {key: pack(self.value(name), name) for key, name in names.items()}
+        return {key: as_json(self.value(name), name) for key, name in names.items()}
 
     def require(self, df: Any, labels: bool = True) -> None:
-        """Refuse a DataFrame that lacks columns that Params name, and Params that name too many for the output."""
+        """Refuse columns that do not exist, labels that are not numbers, and too many Params for the output."""
         scores = [n for n in ("probabilityCol", "rawPredictionCol") if self.value(n)]
         if len(scores) > 1 or (scores and self.value("predictionCols") is not None):
             raise ConfigurationError(
-                f"The output becomes {' and '.join([*scores, 'predictionCols'][:2])}, of which only one can be.",
+                f"Only one of {' and '.join([*scores, 'predictionCols'][:2])} can be set.",
                 hint="A classifier takes probabilityCol or rawPredictionCol, and predictionCol for the class.",
             )
         many = {"featuresCols": self.input_columns, **({"labelCols": self.target_columns} if labels else {})}
@@ -306,6 +351,8 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
         if labels and self.value("weightCol"):
             wanted["weightCol"] = [self.getWeightCol()]
         require_columns(df, wanted)
+        for name in ("labelCol", "labelCols"):
+            check_label_types(df, name, wanted.get(name, []))
 
 
 class KerasEstimatorParams(KerasModelParams):

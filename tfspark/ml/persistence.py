@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 
-from tfspark.ml.files import read_file, require_new, write_file
-from tfspark.ml.packing import pack, restored
+from tfspark.ml.files import read_file, require_classic_writer, require_new, write_file
+from tfspark.ml.param_values import as_json, restored
 from tfspark.ml.params import PACKED, KerasFile
 from tfspark.ml.plan import Tensor, TrainedModel
 from tfspark.ml.summary import KerasTrainingSummary
+from tfspark.spark.home import is_spark_3
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from tfspark.ml.estimator import KerasEstimator
     from tfspark.ml.model import KerasModel
 
@@ -28,9 +31,14 @@ def _inside(path: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}"
 
 
+def _metadata_context(session: SparkSession) -> Any:
+    """Return what this Spark's readers and writers of metadata take: Spark 3.5 wants the SparkContext."""
+    return session.sparkContext if is_spark_3() else session
+
+
 def _packed_params(instance: Any) -> dict[str, Any]:
     params = {p.name: v for p, v in instance._paramMap.items() if p.name != "model"}
-    return {name: pack(v, name) if name in PACKED else v for name, v in params.items()}
+    return {name: as_json(v, name) if name in PACKED else v for name, v in params.items()}
 
 
 def _set_params(instance: Any, metadata: dict[str, Any]) -> None:
@@ -41,7 +49,22 @@ def _set_params(instance: Any, metadata: dict[str, Any]) -> None:
     )
 
 
-class EstimatorWriter(MLWriter):
+class _Writer(MLWriter):
+    """Says at once that it needs a classic session, also where it would first remove what is there."""
+
+    def save(self, path: str) -> None:
+        """Save it in a directory; one that exists is replaced after ``overwrite()`` only.
+
+        Raises
+        ------
+        ConfigurationError
+            If the directory exists, or the session is one of Spark Connect.
+        """
+        require_classic_writer(self.sparkSession, path)
+        super().save(path)
+
+
+class EstimatorWriter(_Writer):
     """Saves a `KerasEstimator`."""
 
     def __init__(self, instance: KerasEstimator) -> None:
@@ -53,11 +76,11 @@ class EstimatorWriter(MLWriter):
         require_new(self.sparkSession, path)
         source = self.instance.source()
         in_file = isinstance(source, KerasFile)
-        extra = {"model": {"file": KERAS_FILE} if in_file else {"value": pack(source, "model")}}
+        extra = {"model": {"file": KERAS_FILE} if in_file else {"value": as_json(source, "model")}}
         params = _packed_params(self.instance)
         if isinstance(source, KerasFile):
             write_file(self.sparkSession, _inside(path, KERAS_FILE), source.data)
-        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
+        DefaultParamsWriter.saveMetadata(self.instance, path, _metadata_context(self.sparkSession), extra, params)
 
 
 class EstimatorReader(MLReader["KerasEstimator"]):
@@ -69,7 +92,7 @@ class EstimatorReader(MLReader["KerasEstimator"]):
 
     def load(self, path: str) -> KerasEstimator:
         """Load what was saved in a directory."""
-        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        metadata = DefaultParamsReader.loadMetadata(path, _metadata_context(self.sparkSession))
         instance = self.cls()
         _set_params(instance, metadata)
         saved = metadata["model"]
@@ -80,7 +103,7 @@ class EstimatorReader(MLReader["KerasEstimator"]):
         return instance
 
 
-class ModelWriter(MLWriter):
+class ModelWriter(_Writer):
     """Saves a `KerasModel`."""
 
     def __init__(self, instance: KerasModel) -> None:
@@ -99,7 +122,7 @@ class ModelWriter(MLWriter):
         params = _packed_params(self.instance)
         write_file(self.sparkSession, _inside(path, KERAS_FILE), trained.keras)
         write_file(self.sparkSession, _inside(path, SAVED_MODEL_FILE), trained.saved_model)
-        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession, extra, params)
+        DefaultParamsWriter.saveMetadata(self.instance, path, _metadata_context(self.sparkSession), extra, params)
 
 
 class ModelReader(MLReader["KerasModel"]):
@@ -111,7 +134,7 @@ class ModelReader(MLReader["KerasModel"]):
 
     def load(self, path: str) -> KerasModel:
         """Load what was saved in a directory."""
-        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        metadata = DefaultParamsReader.loadMetadata(path, _metadata_context(self.sparkSession))
         trained = TrainedModel(
             read_file(self.sparkSession, _inside(path, KERAS_FILE)),
             read_file(self.sparkSession, _inside(path, SAVED_MODEL_FILE)),

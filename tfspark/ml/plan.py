@@ -10,6 +10,11 @@ VALIDATION = "validation"
 """Name under which the rows to validate with are fed."""
 
 
+def fed_name(column: str) -> str:
+    """Return what a column is called where it is fed: Spark takes dots apart in the names of what Python gets."""
+    return column.replace(".", "/")
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """Which fed columns become what Keras takes as ``x``, ``y`` and ``sample_weight``.
@@ -22,11 +27,17 @@ class BatchPlan:
         The column of the only label, or the column of each output's label.
     weight
         The column of the weights, if there is one.
+    padding
+        What arrays of different lengths are padded with, by column, where it is not what the model masks.
+    classes
+        How many classes a label column has, for those whose metadata tells.
     """
 
     inputs: str | Mapping[str, str]
     targets: str | Mapping[str, str]
     weight: str | None = None
+    padding: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -34,10 +45,19 @@ class BatchPlan:
         groups = [[g] if isinstance(g, str) else list(g.values()) for g in (self.inputs, self.targets)]
         return list(dict.fromkeys([*groups[0], *groups[1], *([self.weight] if self.weight else [])]))
 
+    def as_fed(self) -> BatchPlan:
+        """Return the plan with columns as they are called where they are fed; see `fed_name`."""
+        inputs, targets = (
+            fed_name(g) if isinstance(g, str) else {n: fed_name(c) for n, c in g.items()}
+            for g in (self.inputs, self.targets)
+        )
+        padding, classes = ({fed_name(c): v for c, v in of.items()} for of in (self.padding, self.classes))
+        return BatchPlan(inputs, targets, self.weight and fed_name(self.weight), padding, classes)
+
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How a node comes by its compiled model; objects are packed, see `tfspark.ml.packing`.
+    """How a node comes by its compiled model; objects are packed, see `tfspark.ml.param_values`.
 
     Attributes
     ----------
@@ -47,6 +67,8 @@ class ModelPlan:
         A pickled function that makes the model.
     loss, loss_weights, metrics, optimizer
         As ``Model.compile`` takes them. Without a loss the model comes compiled.
+    learning_rate
+        A number or a LearningRateSchedule; ``None`` for that of the optimizer.
     weighted
         Whether rows have weights: then metrics are weighted, as the loss is.
     """
@@ -58,7 +80,7 @@ class ModelPlan:
     loss_weights: Any = None
     metrics: Any = None
     optimizer: Any = None
-    learning_rate: float | None = None
+    learning_rate: Any = None
     weighted: bool = False
 
 
@@ -97,21 +119,25 @@ class Tensor:
         Name in the signature of its SavedModel.
     dtype, shape
         Of one row; ``None`` for a dimension of any length.
+    mask
+        The value of an input that the model masks, if it has a layer for that.
     """
 
     name: str
     key: str
     dtype: str
     shape: tuple[int | None, ...]
+    mask: float | None = None
 
     def to_json(self) -> list[Any]:
         """Encode for a file."""
-        return [self.name, self.key, self.dtype, list(self.shape)]
+        return [self.name, self.key, self.dtype, list(self.shape), self.mask]
 
     @classmethod
     def from_json(cls, fields: list[Any]) -> Tensor:
         """Decode what `to_json` made."""
-        return cls(fields[0], fields[1], fields[2], tuple(fields[3]))
+        # Models that were saved before masks were known have four fields.
+        return cls(fields[0], fields[1], fields[2], tuple(fields[3]), *fields[4:])
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tfspark.inference import predict
-from tfspark.inference.source import PackedModel
+from tfspark.columns.spec import Shape
+from tfspark.prediction.local import add_predictions
+from tfspark.prediction.model_source import EmbeddedModel
+from tfspark.prediction.plan import plan_prediction
 from tfspark.saved_models.signatures import DEFAULT, Signature, TensorInfo
-from tfspark.schema import Shape
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -23,6 +24,7 @@ def score(
     outputs: Mapping[str, str],
     batch_size: int,
     shapes: Mapping[str, Shape],
+    padding: Mapping[str, Any],
 ) -> DataFrame:
     """Add the outputs of a model to a DataFrame, lazily; see `tfspark.predict`.
 
@@ -34,6 +36,8 @@ def score(
         Output of the model to the column that it becomes.
     shapes
         Shape of one row for array columns whose inputs do not tell it.
+    padding
+        What array columns are padded with, where it is not what the model masks.
 
     Raises
     ------
@@ -42,15 +46,19 @@ def score(
     """
     described = Signature(DEFAULT, _infos(model.inputs), _infos(model.outputs))
     keys = {t.name: t.key for t in (*model.inputs, *model.outputs)}
-    return predict(
-        df,
-        PackedModel.holding(model.saved_model, described),
+    plan = plan_prediction(
+        df.sparkSession,
+        EmbeddedModel.holding(model.saved_model, described),
+        signature=DEFAULT,
         inputs={keys[name]: column for name, column in inputs.items()},
         outputs={keys[name]: column for name, column in outputs.items()},
         batch_size=batch_size,
         shapes=shapes,
+        padding=padding,
+        asked_by="transform",
     )
+    return add_predictions(df, plan)
 
 
 def _infos(tensors: tuple[Tensor, ...]) -> dict[str, TensorInfo]:
-    return {t.key: TensorInfo(t.dtype, (None, *t.shape)) for t in tensors}
+    return {t.key: TensorInfo(t.dtype, (None, *t.shape), mask=t.mask) for t in tensors}

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tfspark.driver.profiles import Resources, task_slots
-from tfspark.driver.resources import Wishes
+from tfspark.spark.connect import is_connect
+from tfspark.spark.profiles import Resources, task_slots
+from tfspark.spark.resources import NodeResources
 from tfspark.spec import plan_nodes
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class SlotQueue:
             self._waiting.append(ticket)
             self._changed.notify_all()
             if self._taken + wanted > capacity or len(self._waiting) > 1:
-                logger.info("waiting for %d of %d task slots, which other trials hold", wanted, capacity)
+                logger.info("waiting for %d of %d task slots that other trials hold", wanted, capacity)
             try:
                 self._changed.wait_for(lambda: self._waiting[0] is ticket and self._taken + wanted <= capacity)
                 self._taken += wanted
@@ -83,7 +84,7 @@ def reserved(spark: SparkSession, workers: int, options: Mapping[str, Any]) -> I
     """
     nodes = plan_nodes(workers, options.get("chief", False), options.get("ps", 0), options.get("evaluator", False))
     gpus, cpus, spread = (options.get(n) for n in ("gpus_per_node", "cpus_per_node", "spread"))
-    resources = Resources(spark, nodes, Wishes.of(gpus, cpus, bool(spread)))
+    resources = Resources(spark, nodes, NodeResources.of(gpus, cpus, bool(spread)))
     groups = resources.groups_beside_feeding()
     if resources.settings.dynamic:
         # How many executors there could be, Spark knows when they are asked for.
@@ -91,8 +92,18 @@ def reserved(spark: SparkSession, workers: int, options: Mapping[str, Any]) -> I
         return
     slot = resources.settings.task.cpus
     wanted = sum(len(g.nodes) * math.ceil(g.need.cpus / slot) for g in groups)
-    with _queues_lock:
-        queue = _queues.setdefault(str(spark.sparkContext.applicationId), SlotQueue())
-    # What fits alone by profiles of its own, such as tasks without GPUs, may be more than there are default slots.
-    with queue.hold(wanted, max(wanted, task_slots(spark) - FEEDING)):
+    slots = task_slots(spark)
+    if slots is None:
+        # How many there are, only Spark knows: it makes trials wait that do not fit.
         yield
+        return
+    with _queues_lock:
+        queue = _queues.setdefault(_application(spark), SlotQueue())
+    # What fits alone by profiles of its own, such as tasks without GPUs, may be more than there are default slots.
+    with queue.hold(wanted, max(wanted, slots - FEEDING)):
+        yield
+
+
+def _application(spark: SparkSession) -> str:
+    """Return what names the application of a session; on Spark Connect the session, as a client knows no more."""
+    return str(spark.session_id if is_connect(spark) else spark.sparkContext.applicationId)  # type: ignore[attr-defined]

@@ -29,6 +29,12 @@ class KerasTrainingSummary:
         Rows validated with.
     seconds
         From the start of the cluster to its end.
+
+    Examples
+    --------
+    >>> summary = KerasTrainingSummary({"loss": [0.5, 0.25]}, rows=1000, validationRows=0, seconds=8.0)
+    >>> summary.metrics["loss"][-1]
+    0.25
     """
 
     metrics: Mapping[str, Sequence[float]]
@@ -38,12 +44,24 @@ class KerasTrainingSummary:
 
     @property
     def totalIterations(self) -> int:
-        """Epochs trained; fewer than asked for if training stopped early."""
+        """Epochs trained; fewer than asked for if training stopped early.
+
+        Examples
+        --------
+        >>> summary.totalIterations
+        2
+        """
         return max((len(v) for v in self.metrics.values()), default=0)
 
     @property
     def history(self) -> DataFrame:
-        """One row per epoch: ``epoch int``, from 1, and a ``double`` for each metric, null where it has no value."""
+        """One row per epoch: ``epoch int``, from 1, and a ``double`` for each metric, null where it has no value.
+
+        Examples
+        --------
+        >>> [(row.epoch, row.loss) for row in summary.history.collect()]
+        [(1, 0.5), (2, 0.25)]
+        """
         from pyspark.sql import SparkSession
 
         names = list(self.metrics)
@@ -66,6 +84,10 @@ class KerasTrainingSummary:
         ------
         DependencyError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> summary.plot().savefig(f"{directory}/history.png")
         """
         try:
             from matplotlib.figure import Figure
@@ -87,7 +109,13 @@ class KerasTrainingSummary:
         return figure
 
     def to_json(self) -> dict[str, Any]:
-        """Encode for a file."""
+        """Encode for a file.
+
+        Examples
+        --------
+        >>> summary.to_json()["metrics"]
+        {'loss': [0.5, 0.25]}
+        """
         return {
             "metrics": {k: list(v) for k, v in self.metrics.items()},
             "rows": self.rows,
@@ -97,5 +125,11 @@ class KerasTrainingSummary:
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> KerasTrainingSummary:
-        """Decode what `to_json` made."""
+        """Decode what `to_json` made.
+
+        Examples
+        --------
+        >>> KerasTrainingSummary.from_json(summary.to_json()) == summary
+        True
+        """
         return cls(d["metrics"], d["rows"], d["validationRows"], d["seconds"])

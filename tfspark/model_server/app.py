@@ -21,12 +21,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tfspark.finite import finite
+from tfspark.json_numbers import nonfinite_to_none
 from tfspark.model_server import gate, metrics
 from tfspark.model_server import requests as rq
 from tfspark.model_server.core import Core
 from tfspark.model_server.describe import gauges, metadata, overview, version_status
-from tfspark.model_server.faults import NotFound, RequestError, TooLarge
+from tfspark.model_server.errors import NotFound, RequestError, TooLarge
 from tfspark.model_server.json_values import parse_object
 from tfspark.model_server.loaded import LoadedVersion
 from tfspark.saved_models.signatures import CLASSIFY, REGRESS
@@ -57,10 +57,10 @@ def make_app(core: Core, hosts: Collection[str] | None = None, origins: Collecti
     Parameters
     ----------
     hosts
-        Host names and addresses that requests may be addressed to; by default any. A server on the loopback interface
-        names its own, so that a web page from elsewhere cannot reach it by a host name that it controls.
+        Accepted host names and addresses of the ``Host`` header; by default any. A server on the loopback interface
+        accepts only its own names, so that an external web page cannot reach it through DNS rebinding.
     origins
-        Web pages that may ask, beside the server's own: ``scheme://host:port``, or ``*`` for all.
+        Accepted origins of web pages besides the server's own: ``scheme://host:port``, or ``*`` for all.
     """
     server = _Server(core)
     cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -80,7 +80,7 @@ def make_app(core: Core, hosts: Collection[str] | None = None, origins: Collecti
 
 
 class _Gate:
-    """Answers requests that `gate` does not let in; before anything else of them is looked at."""
+    """Rejects requests that do not pass `gate`, before any other processing."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]) -> None:
         self._app, self._hosts, self._origins = app, hosts, origins
@@ -115,7 +115,7 @@ class _Server:
         return _answer({"healthy": ready}, 200 if ready else 503)
 
     async def overview(self, _: Request) -> Response:
-        return _answer(finite(overview(self._repository)))
+        return _answer(nonfinite_to_none(overview(self._repository)))
 
     async def metrics(self, _: Request) -> Response:
         text = metrics.METRICS.exposition(gauges(self._repository))
@@ -155,14 +155,14 @@ class _Server:
         body = bytearray()
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > most:
-            raise TooLarge(f"The body has {declared} bytes, more than the {most} that are allowed.")
+            raise TooLarge(f"The body has {declared} bytes; the limit is {most} bytes.")
         try:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > most:
-                    raise TooLarge(f"The body has more than the {most} bytes that are allowed.")
+                    raise TooLarge(f"The body has more than {most} bytes, which is the limit.")
         except ClientDisconnect:
-            raise RequestError("The client left before it had sent its request.") from None
+            raise RequestError("The client disconnected before it had sent its request.") from None
         if request.headers.get("content-encoding", "").strip().lower() == "gzip":
             return await self._core.parse(len(body), partial(_unzipped, bytes(body), most))
         return bytes(body)
@@ -180,11 +180,11 @@ def _unzipped(body: bytes, most: int) -> bytes:
     try:
         found = inflating.decompress(body, most + 1)
     except zlib.error as e:
-        raise RequestError(f"The body cannot be decompressed: {e}") from None
+        raise RequestError(f"Cannot decompress the body: {e}") from None
     if len(found) > most:
-        raise TooLarge(f"The decompressed body has more than the {most} bytes that are allowed.")
+        raise TooLarge(f"The decompressed body has more than {most} bytes, which is the limit.")
     if not inflating.eof or inflating.unused_data:
-        raise RequestError("The body is not one whole gzip stream.")
+        raise RequestError("The body is not exactly one complete gzip stream.")
     return found
 
 
@@ -202,7 +202,7 @@ async def _page(name: str, kind: str, _: Request) -> Response:
 
 
 def _answer(content: Any, status: int = 200) -> Response:
-    # NaN and Infinity are written as TensorFlow Serving writes them, although JSON has no such numbers.
+    # NaN and Infinity are written like TensorFlow Serving does, although JSON has no such numbers.
     return Response(json.dumps(content), status, media_type="application/json", headers=SECURITY)
 
 

@@ -1,6 +1,6 @@
-"""Calls of a model, so many at the same time; requests that wait can be joined into one call, if that is asked for.
+"""Calls of a model with limited concurrency; waiting requests can be joined into one call if batching is enabled.
 
-Joining is right only for models whose rows do not look at each other, which nothing in a SavedModel tells.
+Joining is correct only for models that process each row independently, and a SavedModel does not tell whether it does.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from itertools import accumulate
 
 import numpy as np
 
-from tfspark.model_server.faults import Overloaded
+from tfspark.model_server.errors import Overloaded
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How many calls are made, and how requests are joined.
+    """Limits of concurrent calls and of joined requests.
 
     Attributes
     ----------
     join
-        Whether requests are joined at all.
+        Whether requests are joined.
     rows
-        Most rows in one call, unless a single request has more.
+        Largest number of rows in one call, unless a single request has more.
     wait_seconds
         How long a request waits for others when the model is idle.
     allowed_rows
-        Numbers of rows that calls may have, ascending; the first row is repeated until one is reached. Any by default.
+        Allowed numbers of rows of a call, ascending; the first row is repeated to reach one of them. Any by default.
     pad
-        Whether inputs of different shapes are joined too, by repeating the first value of the smaller ones.
+        Whether inputs of different shapes are joined, by padding smaller ones with their first value.
     waiting_rows
-        Most rows that may wait; further requests are refused.
+        Largest number of waiting rows; further requests are rejected.
     calls
-        Calls at the same time.
+        Number of concurrent calls.
     """
 
     join: bool = False
@@ -60,7 +60,7 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
     def form(self, pad: bool) -> tuple[tuple[str, str, int | tuple[int, ...]], ...]:
-        """Requests of the same form can be joined."""
+        """Return the form of the request; requests of the same form can be joined."""
         return tuple((n, a.dtype.str, a.ndim if pad else a.shape[1:]) for n, a in sorted(self.inputs.items()))
 
 
@@ -70,10 +70,10 @@ class Batcher:
     Parameters
     ----------
     call
-        From inputs to outputs; runs in threads of `executor`.
+        Function from inputs to outputs; runs in threads of `executor`.
     joins
-        Whether inputs and outputs have the rows as first dimension; else each request runs alone. So they do from the
-        first joined call on whose outputs show that it is not so.
+        Whether the first dimension of inputs and outputs is the rows; otherwise each request runs alone. If a joined
+        call returns outputs of other sizes, requests run alone from then on.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Batcher:
 
     @property
     def waiting_rows(self) -> int:
-        """How many rows wait."""
+        """Number of waiting rows."""
         return self._waiting_rows
 
     async def submit(self, inputs: Arrays, rows: int | None) -> dict[str, np.ndarray]:
@@ -98,16 +98,18 @@ class Batcher:
         Parameters
         ----------
         rows
-            How many rows all inputs have; None if they do not agree.
+            Number of rows of all inputs; None if they differ.
 
         Raises
         ------
         Overloaded
-            If too many rows wait.
+            If too many rows are waiting.
         """
         counted = 1 if rows is None else rows
         if self._waiting and self._waiting_rows + counted > self._limits.waiting_rows:
-            raise Overloaded(f"{self._waiting_rows} rows wait for the model; try again later.")
+            raise Overloaded(
+                f"The server is overloaded: {self._waiting_rows} rows are waiting for the model. Try again later."
+            )
         answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(inputs, counted, rows is not None, answer))
         self._waiting_rows += counted
@@ -116,7 +118,7 @@ class Batcher:
         try:
             return await answer
         finally:
-            # An error holds this frame, and must not be held by it: the model's memory hangs on it.
+            # The error refers to this frame; a reference back would be a cycle that keeps the model's memory alive.
             del answer
 
     def _start(self) -> None:
@@ -128,7 +130,7 @@ class Batcher:
                 task.add_done_callback(self._ended)
 
     def _waits_for_more(self) -> bool:
-        """Whether the waiting requests are too few and too new; then `_start` is called again in time."""
+        """Return whether to wait for more requests; `_start` is then called again in time."""
         left = self._waiting[0].since + self._limits.wait_seconds - time.monotonic()
         if not self._joins or left <= 0 or self._waiting_rows >= self._limits.rows:
             return False
@@ -150,7 +152,7 @@ class Batcher:
         return [] if w.answer.done() else [w]
 
     def _next_group(self) -> list[_Waiting]:
-        """Take the request that waits longest, and those behind it that fit; requests given up are left out."""
+        """Take the oldest request and the later ones that fit its call; cancelled requests are dropped."""
         group: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         rows, pad = 0, self._limits.pad
@@ -177,7 +179,7 @@ class Batcher:
                 if not group[0].answer.done():
                     group[0].answer.set_exception(e)
             else:
-                # One bad request must not fail the others.
+                # One bad request must not fail the others, so each runs alone.
                 for w in group:
                     await self._run([w])
         else:
@@ -189,7 +191,7 @@ class Batcher:
             group.clear()
 
     async def _answers(self, group: list[_Waiting]) -> list[dict[str, np.ndarray]]:
-        """Return the outputs for each request of a group, from one call."""
+        """Return the outputs of each request of a group, computed in one call."""
         ends = list(accumulate(w.rows for w in group))
         target = next((n for n in self._limits.allowed_rows if n >= ends[-1]), ends[-1])
         if len(group) == 1 and (not self._joins or not group[0].joins or target == ends[-1]):
@@ -197,7 +199,7 @@ class Batcher:
         joined = {n: _joined([w.inputs[n] for w in group], target) for n in group[0].inputs}
         outputs = await self._called(joined)
         if any(a.shape[:1] != (target,) for a in outputs.values()):
-            # A dimension of unknown size is not always that of the rows: the model may select among them.
+            # A first dimension of unknown size may not be the rows: the model may select some of them.
             self._joins = False
             if len(group) == 1:
                 return [await self._called(group[0].inputs)]
@@ -210,7 +212,7 @@ class Batcher:
 
 
 def _joined(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Return arrays one after the other, padded to one shape, and to so many rows."""
+    """Concatenate arrays, padded to one shape and to `rows` rows."""
     shape = tuple(map(max, zip(*(a.shape[1:] for a in arrays), strict=True)))
     padded = [a if a.shape[1:] == shape else _padded(a, shape) for a in arrays]
     missing = rows - sum(len(a) for a in arrays)

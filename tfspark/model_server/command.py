@@ -1,4 +1,4 @@
-"""``tfspark serve``: REST, gRPC and the page in one process, until a signal comes."""
+"""``tfspark serve``: REST, gRPC and the web page in one process, until a signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfspark.model_server.options import (
     in_url,
     is_loopback,
     limits_of,
-    source_of,
+    places_of,
     tls_of,
 )
 from tfspark.tensorflow_import import import_tensorflow
@@ -30,10 +30,10 @@ from tfspark.tensorflow_import import import_tensorflow
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 60
-"""How long a connection without requests stays open: shorter, and busy clients often write to one that just closes."""
+"""How long an idle connection stays open; with a shorter time, clients often write to a closing connection."""
 
 ENDING_SECONDS = 0.5
-"""What the server needs for itself of the time it has to end in."""
+"""Part of the shutdown time that the server needs for itself."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -41,8 +41,8 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "serve",
         help="serve SavedModels by TensorFlow Serving's REST and gRPC APIs",
-        description="Serve SavedModels by TensorFlow Serving's REST and gRPC APIs, with a page to try them. There is "
-        "no authentication: listen on other interfaces than loopback only where everybody may use the models.",
+        description="Serve SavedModels by TensorFlow Serving's REST and gRPC APIs, with a web page to try them. There "
+        "is no authentication: listen on other interfaces than loopback only if everybody there may use the models.",
         formatter_class=_Defaults,
     )
     add_options(parser)
@@ -50,14 +50,14 @@ def add_parser(verbs: Any) -> None:
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, except those that are nothing."""
+    """Shows the defaults of options, except None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for module in ("starlette", "uvicorn", "grpc", "grpc_health", "grpc_reflection", "tensorflow_serving"):
         if find_spec(module) is None:
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
                 f"tfspark serve needs {module}, which is not installed.", hint=f"{install_command('serve')}."
             )
     tensorflow = import_tensorflow()
-    # The loader that TensorFlow Serving has too is deprecated, which users can do nothing about.
+    # TensorFlow warns that this loader is deprecated. TensorFlow Serving uses it too, and users cannot change it.
     tensorflow.get_logger().setLevel(logging.ERROR)
     from tfspark.model_server.core import Core
     from tfspark.model_server.repository import Repository
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     listener = listen(options.host, options.port)
     try:
         core_limits, tls = limits_of(options), tls_of(options)
-        repository = Repository(source_of(options))
+        repository = Repository(places_of(options))
         repository.watch(options.poll_seconds)
         core = Core(repository, core_limits)
         asyncio.run(_serve(core, options, listener, tls))
@@ -114,7 +114,7 @@ async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket
     )
     config.timeout_graceful_shutdown = max(options.shutdown_seconds - 2 * ENDING_SECONDS, 0.0)  # type: ignore[assignment]
     server = Server(config)
-    # uvicorn handles signals while it serves, and afterwards sends them again to whoever handled them before.
+    # uvicorn handles signals while it serves, and then raises them again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     if front is not None:
@@ -122,14 +122,14 @@ async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket
         logger.info("gRPC is at %s:%d", in_url(options.host), grpc_port)
     logger.info("models are at http://%s:%d", in_url(options.host), listener.getsockname()[1])
     if not local:
-        logger.warning("whoever reaches %s may use the models: there is no authentication", options.host)
+        logger.warning("no authentication: everybody who can reach %s can use the models", options.host)
     await server.serve(sockets=[listener])
     core.close()
     core.repository.close(ending.left())
 
 
 def _grpc_front(core: Any, options: argparse.Namespace, tls: Any, local: bool) -> tuple[Any, int]:
-    """Return the gRPC server and its port; None if there is to be none, or the usual port is taken."""
+    """Return the gRPC server and its port; None if gRPC is off, or if its default port is in use."""
     from tfspark.model_server.grpc_front import GrpcFront
 
     if options.grpc_port == "off":
@@ -146,14 +146,14 @@ def _grpc_front(core: Any, options: argparse.Namespace, tls: Any, local: bool) -
 
 
 class _Ending:
-    """Ends the process when the time after a signal is over, whatever still runs."""
+    """Ends the process when the shutdown time after a signal is over, even if calls are still running."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._began: float | None = None
 
     def begin(self) -> None:
-        """A signal has come."""
+        """Handle the signal: start the shutdown time."""
         if self._began is None:
             self._began = time.monotonic()
             timer = threading.Timer(self._seconds - ENDING_SECONDS / 2, self._end)
@@ -161,24 +161,24 @@ class _Ending:
             timer.start()
 
     def left(self) -> float:
-        """Return how many seconds there are for what is under way."""
+        """Return the remaining seconds for running requests."""
         passed = 0.0 if self._began is None else time.monotonic() - self._began
         return max(self._seconds - 2 * ENDING_SECONDS - passed, 0.0)
 
     def _end(self) -> None:
-        logger.warning("%g seconds after the signal, calls are still under way: they are dropped", self._seconds)
+        logger.warning("dropping calls that are still running %g seconds after the signal", self._seconds)
         logging.shutdown()
-        # A call of a model cannot be interrupted, and the interpreter would wait for it.
+        # A model call cannot be interrupted, and a normal exit of the interpreter would wait for it.
         os._exit(1)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, so that the port is known, and taken, before models are loaded.
+    """Return a listening socket, so that the port is known and reserved before models are loaded.
 
     Raises
     ------
     ConfigurationError
-        If that cannot be listened on.
+        If the address is in use or not available.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

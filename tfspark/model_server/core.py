@@ -1,4 +1,4 @@
-"""What REST and gRPC share: the repository, and calls of its models, from one event loop."""
+"""The core of REST and gRPC: the repository and the calls of its models, from one event loop."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 << 20
 
 PARSING_THREADS = min(4, os.cpu_count() or 1)
-"""Requests are parsed in threads of their own, so that they do not wait for the model."""
+"""Number of threads that parse requests, so that parsing does not wait for the model."""
 
 INLINE_BYTES = 16 << 10
-"""Shorter requests are parsed in the event loop: a thread takes longer than they do."""
+"""Shorter requests are parsed in the event loop, because a thread switch takes longer."""
 
 MOST_CHOICES = 64
-"""TensorFlow keeps a plan for so many choices of a version's outputs; for further ones all are computed."""
+"""Output selections per version for which TensorFlow keeps a plan; other selections compute all outputs."""
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Attributes are those of `BatchLimits`, and the size of a request that is read, in bytes."""
+    """Limits of the server: `BatchLimits`, and the largest size of a request in bytes."""
 
     batch: BatchLimits = field(default_factory=BatchLimits)
     body_bytes: int = MAX_BODY_BYTES
@@ -49,12 +49,12 @@ class Core:
         self._parsers = ThreadPoolExecutor(PARSING_THREADS, thread_name_prefix="tfspark-parse")
 
     def close(self) -> None:
-        """Drop the calls that wait; those under way are not waited for."""
+        """Drop waiting calls; do not wait for running calls."""
         for executor in (self._executor, self._parsers):
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, size: int, function: Callable[[], T]) -> T:
-        """Return what a function makes of so many bytes, in a thread if they are many."""
+        """Call a function that processes this many bytes, in a thread if they are many."""
         if size <= INLINE_BYTES:
             return function()
         return await asyncio.get_running_loop().run_in_executor(self._parsers, function)
@@ -83,8 +83,8 @@ class Core:
 def _call(
     version: weakref.ref[LoadedVersion], signature: str, outputs: tuple[str, ...], inputs: Arrays
 ) -> dict[str, np.ndarray]:
-    """Call a version that holds the batcher, which would keep it alive if it held the version in its turn."""
+    """Call a version by a weak reference: the version owns the batcher, so a strong one would keep it alive."""
     loaded = version()
     if loaded is None:
-        raise RuntimeError("The version has been dropped, and nobody waits for the answer.")
+        raise RuntimeError("The version has been unloaded.")
     return loaded.call(signature, inputs, outputs)

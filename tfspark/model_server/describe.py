@@ -1,4 +1,4 @@
-"""What the server tells of its models: states and metadata as TensorFlow Serving does, and what its page shows."""
+"""Descriptions of the models: states and metadata as in TensorFlow Serving, and the data of the web page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfspark.model_server.metrics import Labels
 from tfspark.model_server.repository import Repository, VersionStatus
 
 SHOWN_VALUES = 64
-"""Example rows for the page have no longer arrays than this; longer ones are to be filled in."""
+"""Largest arrays in example rows of the web page; users fill in longer ones."""
 
 
 def version_status(statuses: Mapping[int, VersionStatus]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def metadata(loaded: LoadedVersion) -> dict[str, Any]:
 
 
 def gauges(repository: Repository) -> dict[str, dict[Labels, float]]:
-    """Return what Prometheus is told of the models as they are now."""
+    """Return the current Prometheus gauges of the models."""
     waiting: dict[Labels, float] = {}
     for name, versions in repository.models().items():
         loaded = [s.loaded for s in versions.values() if s.loaded is not None]
@@ -52,7 +52,7 @@ def gauges(repository: Repository) -> dict[str, dict[Labels, float]]:
 
 
 def overview(repository: Repository) -> dict[str, Any]:
-    """Return what the page shows."""
+    """Return the data of the web page."""
     return {
         "healthy": repository.healthy,
         "models": [

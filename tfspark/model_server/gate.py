@@ -1,7 +1,7 @@
-"""Which requests are let in: those for the server's own names, and not from web pages of others.
+"""Access checks of requests: only for the server's own names, and not from foreign web pages.
 
-A browser sends what any page asks it to, to any host name that the page's owner has pointed here, and says so in these
-headers.
+A browser sends requests of any web page, also to host names that the owner of the page has pointed to this server. The
+headers ``Host`` and ``Origin`` tell.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from tfspark.model_server.faults import Forbidden, RequestError
+from tfspark.model_server.errors import Forbidden, RequestError
 
 
 def check(
@@ -21,27 +21,27 @@ def check(
     Parameters
     ----------
     scheme
-        By which the request came.
+        Scheme of the request.
     host, origin
         The headers of these names.
     hosts
-        Names and addresses that requests may be addressed to; ``None`` for any.
+        Accepted names and addresses of the server; ``None`` for any.
     origins
-        Further origins whose web pages may ask; ``*`` for all.
+        Accepted origins of web pages besides the server's own; ``*`` for all.
 
     Raises
     ------
     RequestError
-        If it is addressed to somebody else.
+        If the ``Host`` header is not accepted.
     Forbidden
-        If a web page of another origin asks.
+        If the ``Origin`` header is not accepted.
     """
     if hosts is not None and _name(host) not in {_plain(h) for h in hosts}:
-        raise RequestError(f"This server is not {host!r}.")
+        raise RequestError(f"The Host header is {host!r}, which is not a name of this server.")
     if origin is None or "*" in origins:
         return
     if origin.lower() not in {f"{scheme}://{host}".lower(), *(o.lower() for o in origins)}:
-        raise Forbidden(f"Web pages of {origin!r} may not ask this server.")
+        raise Forbidden(f"Web pages from {origin!r} are not allowed to use this server.")
 
 
 def _name(host: str) -> str | None:
@@ -54,7 +54,7 @@ def _name(host: str) -> str | None:
 
 
 def _plain(host: str) -> str:
-    """Return one spelling for all of a name or an address."""
+    """Return the normal form of a name or an address."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

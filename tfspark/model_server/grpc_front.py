@@ -27,7 +27,7 @@ from tensorflow_serving.apis import (
 from tfspark.errors import ConfigurationError
 from tfspark.model_server import messages, metrics
 from tfspark.model_server.core import Core
-from tfspark.model_server.faults import Code, Forbidden, RequestError
+from tfspark.model_server.errors import Code, Forbidden, RequestError
 from tfspark.model_server.model_config import configs_of
 from tfspark.saved_models.signatures import CLASSIFY, REGRESS
 
@@ -38,12 +38,12 @@ MODEL_SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].fu
 
 HANDSHAKE_MS = 30_000
 IDLE_MS = 300_000
-"""A connection without calls is closed after this time; clients open it again."""
+"""An idle connection is closed after this time; clients reconnect."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Key and certificate of the server in PEM, and whose certificates clients may or must have."""
+    """The server's key and certificate in PEM, and the CA of clients, whose certificates may be required."""
 
     key: bytes
     certificate: bytes
@@ -57,14 +57,14 @@ class GrpcFront:
     Parameters
     ----------
     reloads
-        Whether clients may say which models are served.
+        Whether clients may change the served models.
     max_calls
-        Calls at the same time; further ones are refused.
+        Largest number of concurrent calls; further ones are rejected.
     """
 
     def __init__(self, core: Core, reloads: bool, max_calls: int, tls: Tls | None = None) -> None:
         self._core, self._tls = core, tls
-        # The port must be known to be taken: two servers must not share it.
+        # Without it, two servers could share a port.
         options = [
             ("grpc.max_receive_message_length", core.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -82,12 +82,12 @@ class GrpcFront:
         self._updates: set[asyncio.Future[None]] = set()
 
     def listen(self, address: str) -> int:
-        """Take an address; return its port.
+        """Listen on an address; return the port.
 
         Raises
         ------
         ConfigurationError
-            If it cannot be listened on.
+            If the address is in use or not available.
         """
         try:
             if self._tls is None:
@@ -102,7 +102,7 @@ class GrpcFront:
             ) from None
 
     async def start(self) -> None:
-        """Serve, and tell of the models' health whenever it changes."""
+        """Serve, and update the health of the models when it changes."""
         await self._server.start()
         loop = asyncio.get_running_loop()
 
@@ -126,13 +126,13 @@ class GrpcFront:
             await self._health.set(name, states.SERVING if is_ready else states.NOT_SERVING)
 
     async def stop(self, seconds: float) -> None:
-        """Take no more calls, and end those under way after a time."""
+        """Accept no more calls, and end running calls after a time."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(seconds)
 
 
 async def _answered(api: str, model: str, context: Any, answer: Callable[[], Awaitable[Any]], core: Core) -> Any:
-    """Return an answer, or end the call with the code of what is wrong with it; note it either way."""
+    """Return an answer, or end the call with the code of its error; count it in the metrics."""
     began = time.monotonic()
     status, problem = Code.CANCELLED.name, ""
     try:
@@ -229,8 +229,8 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         async def answer() -> Any:
             if not self._reloads:
                 raise Forbidden(
-                    "Clients may not say which models this server loads: a model runs whatever its graph holds. "
-                    "Start it with --allow-reload-requests."
+                    "This server does not accept reload requests, because a model can run any code in its graph. Start "
+                    "it with --allow-reload-requests to accept them."
                 )
             response = model_management_pb2.ReloadConfigResponse()
             try:

@@ -1,6 +1,6 @@
-"""HTTP connections that cannot be held for nothing: a time for each header, for progress, and a bound on their number.
+"""HTTP connections with limits: deadlines for headers and for progress, and a largest number of connections.
 
-uvicorn has none of these for what it waits for from a client; everything else is left to it.
+uvicorn has no such limits for slow clients; it does everything else.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ MAX_CONNECTIONS = 1024
 def protocol(
     timeout_seconds: float = TIMEOUT_SECONDS, max_connections: int = MAX_CONNECTIONS
 ) -> type[asyncio.Protocol]:
-    """Return the protocol that uvicorn is to speak.
+    """Return the protocol class for uvicorn.
 
     Parameters
     ----------
     timeout_seconds
-        A request's header must have come in this time, and its body must not rest longer than it; nor may an answer
-        be left unread.
+        Deadline for the header of a request, and longest pause in sending its body or reading its answer.
     max_connections
-        Further connections are answered with status 503 and closed.
+        Largest number of connections; further ones get status 503 and are closed.
     """
     limits = {"timeout_seconds": timeout_seconds, "max_connections": max_connections}
     return type("BoundedProtocol", (_Bounded,), limits)
@@ -45,14 +44,14 @@ class _Bounded(H11Protocol):
             self._close("503 Service Unavailable")
             return
         super().connection_made(transport)
-        # asyncio forgets it for sockets that it was given; without it, answers wait 40 ms for an acknowledgement.
+        # asyncio does not set TCP_NODELAY on sockets that it gets; without it, answers can wait 40 ms for an ACK.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         waited_for_header = self._waits_for_header()
         super().data_received(data)
-        # A header that comes drop by drop has no more time than another.
+        # The deadline of a header does not restart with each received byte.
         if not (waited_for_header and self._waits_for_header() and self._timer is not None):
             self._watch()
 
@@ -62,7 +61,7 @@ class _Bounded(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # There may be a further request that was sent without waiting for the answer.
+        # The client may have pipelined another request.
         self._watch()
 
     def pause_writing(self) -> None:
@@ -77,7 +76,7 @@ class _Bounded(H11Protocol):
         return self.conn.their_state is h11.IDLE
 
     def _watch(self) -> None:
-        """Give the client time for what it owes, if it owes something."""
+        """Start the deadline if the server waits for the client."""
         self._unwatch()
         if self.transport is None or self.transport.is_closing():
             return
@@ -100,7 +99,7 @@ class _Bounded(H11Protocol):
             else:
                 self.transport.abort()
         elif self.flow.read_paused:
-            # The server has not yet read what the client sent.
+            # The server itself has not read the client's data yet.
             self._watch()
         elif self._waits_for_header() or not self.cycle.response_started:
             self._close("408 Request Timeout")

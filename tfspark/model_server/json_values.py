@@ -1,4 +1,4 @@
-"""JSON values as arrays and back, with the rules of TensorFlow Serving's REST API."""
+"""Converts JSON values to arrays and back, with the rules of TensorFlow Serving's REST API."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspark.model_server.faults import RequestError
+from tfspark.model_server.errors import RequestError
 from tfspark.saved_models.signatures import TensorInfo
 
 BYTES_SUFFIX = "_bytes"
-"""Outputs whose names end so are encoded in base64; so are strings that are not UTF-8."""
+"""Outputs whose names have this suffix are encoded in base64, and so are strings that are not UTF-8."""
 
 MOST_DIMENSIONS = 32
 
@@ -26,7 +26,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises
     ------
     RequestError
-        If it is not.
+        If it is not a JSON object.
     """
     try:
         value = json.loads(body)
@@ -38,12 +38,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
-    """Return a JSON value as an array of the type that an input takes; its shape is that of the lists.
+    """Return a JSON value as an array of the input's dtype; its shape is that of the nested lists.
 
     Raises
     ------
     RequestError
-        If it is of another type, or not rectangular.
+        If it has another type or is not rectangular.
     """
     if info.dtype == "string":
         return _strings(name, value)
@@ -58,9 +58,9 @@ def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
 
 
 def _numbers(name: str, value: Any, dtype: str, types: set[type], target: np.dtype[Any]) -> np.ndarray:
-    # One string would make NumPy an array in which every entry has its length.
+    # If there were a string, NumPy would make an array of strings, each with the longest length.
     if not leaf_types(name, value) <= types:
-        raise RequestError(f'Input "{name}" takes {dtype}, but holds something else.')
+        raise RequestError(f'Input "{name}" takes {dtype}, but has values of another type.')
     try:
         return np.array(value, target)
     except (ValueError, RecursionError):
@@ -92,12 +92,12 @@ def _floats(name: str, value: Any, dtype: str) -> np.ndarray:
             raise RequestError(f'Input "{name}" takes {dtype}, but holds a number beyond its range.')
     exact = 2 ** (53 if target.size == 8 else 24) - 1
     if found.size and np.abs(found).max() > exact and any(type(v) is int and abs(v) > exact for v in _leaves(value)):
-        raise RequestError(f'Input "{name}" takes {dtype}, which cannot hold each of its whole numbers exactly.')
+        raise RequestError(f'Input "{name}" has whole numbers that {dtype} cannot hold exactly.')
     return found.astype(target.as_numpy_dtype)
 
 
 def leaf_types(name: str, value: Any) -> set[type]:
-    """Return the types of what nested lists hold; if ragged, of what is beside lists in the outermost such level."""
+    """Return the types of the items of nested lists; if ragged, of the outermost level that mixes lists and items."""
     level = [value]
     for _ in range(MOST_DIMENSIONS + 1):
         types = set(map(type, level))
@@ -137,7 +137,7 @@ def _strings(name: str, value: Any) -> np.ndarray:
 
 
 def is_base64(value: Any) -> bool:
-    """Whether a JSON value stands for bytes."""
+    """Return whether a JSON value is ``{"b64": ...}``, which stands for bytes."""
     return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
 
 
@@ -153,23 +153,23 @@ def text(name: str, value: Any) -> bytes:
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise RequestError(f'"{name}" holds half a surrogate pair.') from None
+            raise RequestError(f'"{name}" has a string with an unpaired surrogate.') from None
     if is_base64(value):
         digits = "".join(value["b64"].split()).rstrip("=")
         try:
             return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
         except (binascii.Error, ValueError):
-            raise RequestError(f'"{name}" holds a "b64" that is no base64.') from None
+            raise RequestError(f'"{name}" has a "b64" value that is not base64.') from None
     raise RequestError(f'"{name}" takes strings, or {{"b64": ...}}.')
 
 
 def encode(name: str, array: np.ndarray) -> Any:
-    """Return an output as a JSON value, its numbers with as few digits as tell them apart.
+    """Return an output as a JSON value; numbers have the fewest digits that identify them.
 
     Raises
     ------
     RequestError
-        If JSON has nothing for its type.
+        If JSON has no values for its dtype.
     """
     kind = array.dtype.kind
     if kind in "OSU":
@@ -179,7 +179,7 @@ def encode(name: str, array: np.ndarray) -> Any:
     if array.dtype == np.float64 or kind in "biu":
         return array.tolist()
     if kind == "f" or array.dtype.name == "bfloat16":
-        # 0.2 as a float32 is 0.20000000298 in the double that Python has.
+        # The float32 0.2 is 0.20000000298 as a double, which Python's float is.
         shortest = [float(str(v)) for v in array.astype(np.float32).reshape(-1)]
         return np.array(shortest, np.float64).reshape(array.shape).tolist()
     raise RequestError(f'Output "{name}" is {array.dtype.name}, which JSON cannot hold.')

@@ -1,6 +1,6 @@
-"""A version of a model that is loaded: TensorFlow's session, in which TensorFlow Serving runs its models too.
+"""A loaded version of a model, in a TensorFlow session as in TensorFlow Serving.
 
-A session takes graphs of TensorFlow 1 and 2 alike, and lets the graph decide which shapes it accepts.
+A session accepts graphs of TensorFlow 1 and 2, and the graph decides which shapes it accepts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from tfspark.model_server.batching import Batcher
-from tfspark.model_server.faults import ModelFailed, RequestError
+from tfspark.model_server.errors import ModelFailed, RequestError
 from tfspark.saved_models.card import read_card
 from tfspark.saved_models.description import read_signatures
 from tfspark.saved_models.signatures import Signature, TensorInfo
@@ -29,13 +29,13 @@ class LoadedVersion:
     Attributes
     ----------
     signatures
-        What can be asked of it, by name.
+        Signatures by name.
     definitions
-        The same as TensorFlow's messages, with those that TensorFlow keeps for itself.
+        The same as TensorFlow's messages, including TensorFlow's internal signatures.
     card
-        Its model card, if it has one.
+        The model card, or None.
     batchers
-        Joins requests; by signature and outputs. Used by the server's event loop alone.
+        Batchers by signature and outputs; only the server's event loop uses them.
     """
 
     def __init__(self, model: str, number: int, directory: str) -> None:
@@ -44,7 +44,7 @@ class LoadedVersion:
         self.card = read_card(directory)
         self.batchers: dict[tuple[str, tuple[str, ...]], Batcher] = {}
         graph = tf.Graph()
-        # Memory of a GPU is shared with the version that this one takes over from.
+        # The old version is still loaded, so GPU memory must be allocated as needed.
         options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
         self._session = tf.compat.v1.Session(graph=graph, config=options)
         self._closing = weakref.finalize(self, self._session.close)
@@ -62,12 +62,12 @@ class LoadedVersion:
         self._lock = threading.Lock()
 
     def call(self, signature: str, inputs: Arrays, outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Return the outputs, those that are named or all; safe from several threads.
+        """Return the named outputs, or all outputs. Thread-safe.
 
         Raises
         ------
         ModelFailed
-            If the graph does not accept the inputs, or fails.
+            If the graph rejects the inputs or fails.
         """
         of = self.signatures[signature]
         wanted = tuple(outputs or of.outputs)
@@ -84,22 +84,22 @@ class LoadedVersion:
         with self._lock:
             if (feeds, fetches) not in self._callables:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-                # `Session.run` compares shapes with those that were declared, which TensorFlow Serving does not, and
-                # takes ten times as long; `make_callable` does the same when there are inputs.
+                # `Session.run` checks declared shapes, which TensorFlow Serving does not, and takes ten times as long.
+                # `make_callable` checks them too if there are inputs.
                 self._callables[feeds, fetches] = self._session._make_callable_from_options(options)
             return self._callables[feeds, fetches]
 
 
 def _tensor(name: str, info: TensorInfo) -> str:
     if not info.tensor:
-        raise RequestError(f'"{name}" is no dense tensor, and cannot be served.')
+        raise RequestError(f'"{name}" is not a dense tensor, so it cannot be served.')
     return info.tensor
 
 
 def _array(value: Any) -> np.ndarray:
     if not isinstance(value, bytes):
         return np.asarray(value)
-    # NumPy's own strings lose zeros at their end.
+    # NumPy's string dtypes drop trailing null bytes.
     array = np.empty((), object)
     array[()] = value
     return array

@@ -1,4 +1,4 @@
-"""Requests of TensorFlow Serving's gRPC services: messages to calls of a model, and outputs to messages."""
+"""Converts gRPC requests of TensorFlow Serving to calls of a model, and outputs to answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tfspark.model_server.faults import Code, RequestError, TooLarge, Unimplemented
+from tfspark.model_server.errors import Code, RequestError, TooLarge, Unimplemented
 from tfspark.model_server.loaded import LoadedVersion
 from tfspark.model_server.requests import Call, check_method, classes, common_rows, signature_of, values
 from tfspark.model_server.tensors import from_proto, to_proto
@@ -28,12 +28,12 @@ METADATA_FIELD = "signature_def"
 
 
 def find(repository: Repository, spec: Any) -> LoadedVersion:
-    """Return the version that a ``ModelSpec`` names.
+    """Return the version of a ``ModelSpec``.
 
     Raises
     ------
     RequestError
-        If it names none, or none that answers.
+        If it names no model, or no version that is loaded.
     """
     if not spec.name:
         raise RequestError("Missing ModelSpec: the request names no model.")
@@ -48,7 +48,7 @@ def _version(spec: Any) -> tuple[int | None, str | None]:
 
 
 def fill_spec(spec: Any, loaded: LoadedVersion, signature: str) -> None:
-    """Say in an answer what has answered."""
+    """Set the model, version and signature of an answer."""
     spec.name = loaded.model
     spec.version.value = loaded.number
     spec.signature_name = signature
@@ -98,7 +98,7 @@ def example_call(spec: Any, given: Any, loaded: LoadedVersion, method: str, most
     Raises
     ------
     RequestError
-        If the signature is for something else, or there are no examples.
+        If the signature has another method, or there are no examples.
     """
     name = spec.signature_name
     try:
@@ -119,17 +119,17 @@ def _examples(given: Any, most_bytes: int) -> np.ndarray:
         examples = given.example_list_with_context.examples
         features = given.example_list_with_context.context.features.feature
         if any(n in features for e in examples for n in e.features.feature):
-            raise RequestError("A feature is both in the context and in an example.")
+            raise RequestError("A feature is in both the context and an example.")
         context = given.example_list_with_context.context.SerializeToString()
     else:
         examples = given.example_list.examples if kind == "example_list" else []
     if len(context) * len(examples) > most_bytes:
         raise TooLarge(
-            f"The context is part of each of the {len(examples)} examples, which makes more than the {most_bytes} "
-            "bytes that are allowed."
+            f"The context is repeated in each of {len(examples)} examples, which is more than the limit of "
+            f"{most_bytes} bytes."
         )
     serialized = np.empty(len(examples), object)
-    # Messages that follow each other are one message with the entries of both.
+    # The concatenation of two messages is one message with the entries of both.
     serialized[:] = [context + e.SerializeToString() for e in examples]
     return serialized
 
@@ -148,7 +148,7 @@ def _text(label: bytes) -> str:
     try:
         return label.decode()
     except UnicodeDecodeError:
-        raise RequestError(f"The class {label!r} is no text in UTF-8.") from None
+        raise RequestError(f"The class {label!r} is not valid UTF-8.") from None
 
 
 def regression(call: Call, outputs: Mapping[str, np.ndarray]) -> Any:
@@ -165,7 +165,7 @@ def tasks(request: Any, loaded: LoadedVersion, most_bytes: int) -> list[tuple[st
     Raises
     ------
     RequestError
-        If the tasks do not go together.
+        If the tasks do not fit together.
     """
     calls: list[tuple[str, Call]] = []
     for task in request.tasks:
@@ -200,7 +200,7 @@ def metadata(loaded: LoadedVersion, fields: list[str]) -> Any:
     Raises
     ------
     RequestError
-        If a field of metadata is not known.
+        If a metadata field is unknown.
     """
     if not fields:
         raise RequestError("GetModelMetadataRequest must specify at least one metadata_field")
@@ -228,12 +228,12 @@ def model_status(statuses: Statuses) -> Any:
 
 
 def statuses_of(repository: Repository, spec: Any) -> Statuses:
-    """Return what is known of the versions that a ``ModelSpec`` names.
+    """Return the statuses of the versions of a ``ModelSpec``.
 
     Raises
     ------
     RequestError
-        If it names no model, or there is none.
+        If it names no model, or the model does not exist.
     """
     if not spec.name:
         raise RequestError("Missing ModelSpec: the request names no model.")

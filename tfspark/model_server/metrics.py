@@ -1,4 +1,4 @@
-"""What the server has done, in the text format of Prometheus, under the names that TensorFlow Serving has for it."""
+"""Metrics of the server in Prometheus' text format, with the names of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 BUCKETS = [10 * 1.8**i for i in range(33)]
-"""Upper bounds of latencies in microseconds, from 10 to some twenty minutes."""
+"""Upper bounds of latency buckets in microseconds, from 10 to about twenty minutes."""
 
 UNKNOWN_MODEL = "(unknown)"
-"""Stands for models that are not served: labels must not grow with whatever is asked for."""
+"""Label for models that are not served, so that requests cannot create any number of labels."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -29,7 +29,7 @@ class _Histogram:
 
 
 class Metrics:
-    """Counters and distributions by name and labels; safe from several threads."""
+    """Counters and distributions by name and labels. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Metrics:
         Parameters
         ----------
         gauges
-            What is so now, by name and labels.
+            Current values, by name and labels.
         """
         with self._lock:
             lines: list[str] = []
@@ -84,21 +84,21 @@ def _shown(labels: Labels) -> str:
 
 
 METRICS = Metrics()
-"""Of this process."""
+"""The metrics of this process."""
 
 
 def requested(model: str, api: str, entrypoint: str, status: str, seconds: float) -> None:
-    """Note a request that was answered."""
+    """Record an answered request."""
     METRICS.count(":tensorflow:serving:request_count", model_name=model, status=status)
     METRICS.time(":tensorflow:serving:request_latency", seconds, model_name=model, API=api, entrypoint=entrypoint)
 
 
 def loaded(model: str, status: str, seconds: float) -> None:
-    """Note that a version was loaded, or was not."""
+    """Record that a version was loaded or failed to load."""
     METRICS.count(":tensorflow:cc:saved_model:load_attempt_count", model_path=model, status=status)
     METRICS.count(":tensorflow:cc:saved_model:load_latency", int(seconds * 1e6), model_path=model)
 
 
 def warmed_up(model: str, seconds: float) -> None:
-    """Note that a version was warmed up."""
+    """Record that a version was warmed up."""
     METRICS.time(":tensorflow:serving:model_warmup_latency", seconds, model_path=model, status="OK")

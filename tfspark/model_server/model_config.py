@@ -1,4 +1,4 @@
-"""Which models are served: those under a directory, or those of a model config file as TensorFlow Serving has it."""
+"""The models to serve: those of a directory, or of a model config file of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tfspark.model_server.places import child_of, names_of, place_of
 logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "default"
-"""Name of a model whose directory has none, as TensorFlow Serving has it."""
+"""Name of a model whose directory has no name; the same as in TensorFlow Serving."""
 
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """Which versions of a model are loaded.
+    """The versions of a model to load.
 
     Attributes
     ----------
     newest
-        How many of the newest; ``None`` for all.
+        Number of the newest versions; ``None`` for all.
     specific
-        These instead, if there are any.
+        These versions instead, if not empty.
     labels
-        Label to version number. Versions with a label are loaded, however old they are.
+        Label to version number. Versions with a label are always loaded.
     """
 
     newest: int | None = 1
@@ -36,7 +36,7 @@ class VersionPolicy:
     labels: Mapping[str, int] = field(default_factory=dict)
 
     def wanted(self, versions: Iterable[int]) -> list[int]:
-        """Return which of a model's versions are to be loaded, ascending."""
+        """Return the versions to load, ascending."""
         there = sorted(versions)
         if self.specific:
             chosen = [v for v in there if v in self.specific]
@@ -47,7 +47,7 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model: its name, where its versions are, and which of them are loaded."""
+    """One model: its name, the directory of its versions, and its version policy."""
 
     name: str
     base: str
@@ -58,25 +58,25 @@ Configs = Mapping[str, ModelConfig]
 
 
 class Source(Protocol):
-    """Tells which models are to be served."""
+    """A source of the models to serve."""
 
     def read(self) -> Configs | None:
-        """Return the models by name; None if they are the same as last time."""
+        """Return the models by name; None if nothing has changed since the last call."""
 
 
 class DirectorySource:
-    """The models under a directory: its own versions, or those of its subdirectories, or itself.
+    """The models of a directory of versions, a directory of such directories, or a SavedModel.
 
     Parameters
     ----------
     directory
-        Of one model with numbered versions, of several such directories, or a SavedModel; a path or URI.
+        A directory of numbered versions, a directory of such directories, or a SavedModel; a path or URI.
     name
-        Name of the model if it is one; by default that of the directory.
+        Name of the model if there is one; by default the name of the directory.
     policy
-        Of each model; labels are added to it.
+        Version policy of each model; labels are added to it.
     labels
-        Label to version number by model name; of every model under None.
+        Label to version number, by model name; the key None is for every model.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class DirectorySource:
         bases = self._bases()
         if None in self._labels and len(bases) > 1 and not self._checked:
             raise ConfigurationError(
-                f"--label {', '.join(self._labels[None])} does not say of which model.",
-                hint=f"Write MODEL:LABEL; there are {list(bases)}.",
+                f"--label {', '.join(self._labels[None])} needs the name of a model, because there are several.",
+                hint=f"Pass MODEL:LABEL=VERSION; the models are {list(bases)}.",
             )
         self._checked = bool(bases)
         labels = {n: {**self._labels.get(None, {}), **self._labels.get(n, {})} for n in bases}
@@ -113,7 +113,7 @@ class DirectorySource:
 
 
 class ConfigFileSource:
-    """The models of a model config file; it is read again when its content has changed, if that is asked for."""
+    """The models of a model config file; with polling, it is read again when its content changes."""
 
     def __init__(self, path: str, again: bool = True) -> None:
         self._path, self._again = path, again
@@ -129,7 +129,7 @@ class ConfigFileSource:
             raise ConfigurationError(f"Cannot read the model config file {self._path}: {e.strerror}.") from None
         if text == self._text:
             return None
-        # Kept before it is understood, so that a bad file is told of once.
+        # Kept before it is parsed, so that a bad file is reported once.
         self._text = text
         return parse_config_file(text, self._path)
 
@@ -140,7 +140,7 @@ def parse_config_file(text: bytes, path: str) -> Configs:
     Raises
     ------
     ConfigurationError
-        If it is none.
+        If the text is not a model config file.
     """
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
@@ -150,7 +150,7 @@ def parse_config_file(text: bytes, path: str) -> Configs:
         text_format.Parse(text.decode(), message)
     except (text_format.ParseError, UnicodeDecodeError) as e:
         raise ConfigurationError(
-            f"{path} is no model config file: {e}", hint="It holds model_config_list { config { name: ... } }."
+            f"{path} is not a model config file: {e}", hint="Its form is model_config_list { config { name: ... } }."
         ) from None
     return configs_of(message)
 
@@ -161,18 +161,22 @@ def configs_of(message: Any) -> Configs:
     Raises
     ------
     ConfigurationError
-        If it names none, one twice, or no directory.
+        If it has no models, two models of one name, or a model without directory.
     """
     if message.WhichOneof("config") != "model_config_list":
         raise ConfigurationError("The model config has no model_config_list.")
     configs: dict[str, ModelConfig] = {}
     for c in message.model_config_list.config:
         if not c.name or not c.base_path:
-            raise ConfigurationError(f"A model needs name and base_path, got name {c.name!r}, path {c.base_path!r}.")
+            raise ConfigurationError(
+                f"A model needs name and base_path, got name {c.name!r} and base_path {c.base_path!r}."
+            )
         if c.name in configs:
-            raise ConfigurationError(f"The model config has {c.name!r} twice.")
+            raise ConfigurationError(f"The model config has the name {c.name!r} twice.")
         if c.model_platform not in ("", "tensorflow"):
-            raise ConfigurationError(f"{c.name!r} has model_platform {c.model_platform!r}; only 'tensorflow' is known.")
+            raise ConfigurationError(
+                f"{c.name!r} has model_platform {c.model_platform!r}; only 'tensorflow' is supported."
+            )
         configs[c.name] = ModelConfig(c.name, c.base_path, _policy(c))
     return configs
 

@@ -1,4 +1,4 @@
-"""Where models are: local directories, or those of hdfs, s3, gs and whatever else Arrow reads, with a local copy."""
+"""Directories of models: local, or in a file system that Arrow reads (hdfs, s3, gs), with a local copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COPY_BYTES = 1 << 20
 
 
 class Stamp(NamedTuple):
-    """What changes when files of a version do: time of the newest, their bytes, and how many there are."""
+    """A stamp that changes with the files of a version: newest time, total bytes, number of files."""
 
     newest_ns: int
     size: int
@@ -24,23 +24,23 @@ class Stamp(NamedTuple):
 
 
 class LocalFiles(NamedTuple):
-    """A version in the file system, and what removes it if it is a copy."""
+    """A version in the local file system, and the object that removes it if it is a copy."""
 
     directory: str
     remove: Callable[[], None] | None = None
 
 
 class Place(Protocol):
-    """A directory of versions, or of such directories."""
+    """A directory of versions, or a directory of such directories."""
 
     def versions(self) -> dict[int, str]:
-        """Return the directories of the versions in here, by number; that of the place itself if it is a SavedModel."""
+        """Return the directories of the versions by number; the place itself if it is a SavedModel."""
 
     def is_saved_model(self) -> bool:
-        """Whether the place is a SavedModel itself."""
+        """Return whether the place itself is a SavedModel."""
 
     def children(self) -> list[str]:
-        """Return the names of the directories in here."""
+        """Return the names of the subdirectories."""
 
     def stamp(self, directory: str) -> Stamp:
         """Return the stamp of a version.
@@ -65,20 +65,20 @@ def place_of(base: str) -> Place:
 
 
 def child_of(base: str, name: str) -> str:
-    """Return the path or URI of a directory in another; options of a URI stay at its end."""
+    """Return the path or URI of a subdirectory; options of a URI stay at its end."""
     path, mark, query = base.partition("?") if "://" in base else (base, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def names_of(base: str) -> tuple[str, str]:
-    """Return the names of a directory and of the one that it is in."""
+    """Return the names of a directory and of its parent."""
     path = base.partition("?")[0] if "://" in base else base
     parent, name = os.path.split(path.rstrip("/"))
     return name, os.path.basename(parent)
 
 
 def own_number(directory: str) -> int:
-    """Return the version that a SavedModel without versions is: what its directory says, or 1."""
+    """Return the version of a single SavedModel: the number in its directory name, or 1."""
     own = os.path.basename(directory)
     return int(own) if own.isdecimal() and own.isascii() and len(own) <= 18 else 1
 
@@ -109,7 +109,7 @@ class LocalPlace:
 
 
 def stamp_of(directory: str) -> Stamp:
-    """Return the stamp of a local version; files that vanish meanwhile do not count.
+    """Return the stamp of a local version; files that disappear meanwhile do not count.
 
     Raises
     ------
@@ -146,7 +146,7 @@ class RemotePlace:
         if self.is_saved_model():
             return {own_number(self._base): self._base}
         named = [d for d in self._directories() if _name(d.path).isdecimal() and len(_name(d.path)) <= 18]
-        # Of names that differ in leading zeros, the shortest counts.
+        # Of names that differ only in leading zeros, the shortest counts.
         paths = {int(_name(d.path)): d.path for d in sorted(named, key=lambda d: -len(d.path))}
         return {v: paths[v] for v in sorted(paths) if self._is_saved_model(paths[v])}
 
@@ -165,7 +165,7 @@ class RemotePlace:
             for file in self._files(directory):
                 inside = os.path.normpath(file.path.removeprefix(directory.rstrip("/") + "/"))
                 if os.path.isabs(inside) or inside.startswith(".."):
-                    raise OSError(f"{self._storage.shown(file.path)} is outside of its model.")
+                    raise OSError(f"{self._storage.shown(file.path)} is outside of the directory of its model.")
                 target = os.path.join(copy, inside)
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 with self._storage.open(file.path) as source, open(target, "wb") as f:

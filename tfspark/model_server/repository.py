@@ -1,7 +1,7 @@
-"""Which models and versions there are, and which of them are loaded; looks again every few seconds.
+"""The models and versions, and which of them are loaded; it checks for changes every few seconds.
 
-A new version is loaded while the old one goes on answering; the old one is let go when the new one answers, so a
-version that cannot be loaded takes nothing away, and is tried again. Requests under way keep theirs.
+A new version is loaded while the old one still serves, and the old one is unloaded when the new one serves. So a
+version that cannot be loaded does no harm; it is tried again. Running requests keep their version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tfspark.errors import ConfigurationError, TFSparkError, first_line
 from tfspark.model_server import metrics
-from tfspark.model_server.faults import NotFound, RequestError
+from tfspark.model_server.errors import NotFound, RequestError
 from tfspark.model_server.loaded import LoadedVersion
 from tfspark.model_server.model_config import Configs, DirectorySource, ModelConfig, Source, VersionPolicy
 from tfspark.model_server.places import Place, Stamp, place_of
@@ -25,26 +25,26 @@ from tfspark.model_server.warmup import warm_up
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
-"""How often versions are looked for, unless `Repository.watch` is told otherwise."""
+"""Pause between two checks for versions, unless `Repository.watch` gets another."""
 
 MOST_RETRY_SECONDS = 60.0
-"""A version that cannot be loaded is tried again after one poll, two, four, and so on, but at least so often."""
+"""Longest pause between tries to load a version; the pause is one poll, then two, four, and so on."""
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One version: loaded, being loaded, or why not.
+    """The status of a version: loaded, loading, or failed with an error.
 
     Attributes
     ----------
     stamp
-        Of the files that were loaded, or tried last.
+        Stamp of the files that were loaded or tried last.
     loaded
-        What answers. If there is an error too, it is what the files held before.
+        The loaded version. If there is an error too, it was loaded from the earlier files.
     failures
-        How often these files could not be loaded.
+        Number of failed tries to load these files.
     tried
-        When they were tried last, by `time.monotonic`.
+        Time of the last try, by `time.monotonic`.
     """
 
     stamp: Stamp
@@ -54,17 +54,17 @@ class VersionStatus:
     tried: float = field(default_factory=time.monotonic)
 
     def is_due(self, stamp: Stamp, now: float, poll_seconds: float) -> bool:
-        """Whether the version is to be loaded anew: its files have changed, or failed long enough ago."""
+        """Return whether to load the version: its files have changed, or the last failure is long enough ago."""
         if stamp != self.stamp:
             return True
         if not self.failures:
             return False
-        # Files that fail may be those of a copy under way, or of a file system that is slow to show them.
+        # Loading may fail because a copy is still running, or because the file system shows files late.
         return now - self.tried >= min(MOST_RETRY_SECONDS, poll_seconds * 2.0 ** min(self.failures - 1, 32))
 
     @property
     def state(self) -> str:
-        """As TensorFlow Serving names it."""
+        """The state, with TensorFlow Serving's name."""
         return "AVAILABLE" if self.loaded is not None else "END" if self.error else "LOADING"
 
 
@@ -72,22 +72,22 @@ Statuses = Mapping[int, VersionStatus]
 
 
 class Repository:
-    """The models that are served.
+    """The served models.
 
     Parameters
     ----------
     source
-        Tells which they are; a directory stands for the models under it.
+        The source of the models; a directory stands for the models in it.
 
     Raises
     ------
     ConfigurationError
-        If there is no model, or none that can be loaded.
+        If there is no model, or no model can be loaded.
     """
 
     def __init__(self, source: Source | str) -> None:
         self._source: Source | None = DirectorySource(source) if isinstance(source, str) else source
-        # Both are replaced as a whole and never changed, so that readers need no lock.
+        # Both are replaced as a whole and never modified, so readers need no lock.
         self._configs: Configs = {}
         self._models: dict[str, dict[int, VersionStatus]] = {}
         self._unreachable: dict[str, str] = {}
@@ -107,17 +107,17 @@ class Repository:
             where = [c.base for c in self._configs.values()] or [source if isinstance(source, str) else "It"]
             raise ConfigurationError(
                 f"{', '.join(where)} holds no SavedModel.",
-                hint="Give a directory of numbered versions, as ctx.export writes it, or one of such directories.",
+                hint="Pass a directory of numbered versions, as ctx.export writes it, or a directory of several.",
             )
 
     def watch(self, seconds: float) -> None:
-        """Look for new, changed and removed versions, from a thread of its own."""
+        """Check for new, changed and removed versions in a separate thread."""
         self._poll_seconds = seconds
         self._watcher = threading.Thread(target=self._watch, args=(seconds,), name="tfspark-models", daemon=True)
         self._watcher.start()
 
     def close(self, seconds: float | None = None) -> None:
-        """End the watching; wait so long for a version that is being loaded."""
+        """End the checks; wait this long for a version that is being loaded."""
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join(seconds)
@@ -127,10 +127,10 @@ class Repository:
             try:
                 self.refresh()
             except Exception:
-                logger.exception("looking for new versions failed")
+                logger.exception("the check for new versions failed")
 
     def configure(self, configs: Configs) -> dict[str, str]:
-        """Serve these models from now on; return the error of each that has no version to answer."""
+        """Serve these models from now on; return the error of each model without a loaded version."""
         with self._refreshing:
             if isinstance(self._source, DirectorySource):
                 self._source = None
@@ -143,7 +143,7 @@ class Repository:
         return "; ".join(errors) or self._unreachable.get(model, "no versions were found")
 
     def refresh(self) -> None:
-        """Load what is wanted and not loaded, then let go what is no longer wanted."""
+        """Load missing versions, then unload versions that are no longer needed."""
         with self._refreshing:
             read = None
             try:
@@ -153,7 +153,7 @@ class Repository:
                 if not self._configs:
                     raise
                 if e.message != self._problem:
-                    logger.error("the models stay as they were: %s", e)
+                    logger.error("cannot read the models to serve, keeping the current ones: %s", e)
                 self._problem = e.message
             self._configs = self._configs if read is None else read
             self._refresh_models()
@@ -165,19 +165,19 @@ class Repository:
                 self._refresh_model(model, config)
                 self._unreachable.pop(model, None)
             except Exception as e:
-                # One model that cannot be looked at must not stop the others.
+                # An error of one model must not stop the others.
                 if self._unreachable.get(model) != first_line(e):
-                    logger.error("the versions of %s cannot be looked at: %s", model, first_line(e))
+                    logger.error("cannot list the versions of %s: %s", model, first_line(e))
                 self._unreachable[model] = first_line(e)
         self._unreachable = {m: e for m, e in self._unreachable.items() if m in self._configs}
         self._collect()
         self.on_change()
 
     def _collect(self) -> None:
-        """Free the memory of versions that are no longer served and have no requests under way."""
+        """Free the memory of versions that are no longer served and have no running requests."""
         left = [d for d in self._dropped if d() is not None]
         if len(left) < len(self._dropped):
-            # The cycles in what TensorFlow loads hold the weights until the garbage collector comes by.
+            # Reference cycles in TensorFlow's objects keep the weights alive until a garbage collection.
             gc.collect()
         self._dropped = left
 
@@ -192,7 +192,7 @@ class Repository:
             try:
                 stamp = place.stamp(found[number])
             except FileNotFoundError:
-                # Removed since it was found.
+                # It was removed after it had been listed.
                 continue
             if status is None or status.is_due(stamp, time.monotonic(), self._poll_seconds):
                 if status is None:
@@ -212,21 +212,21 @@ class Repository:
         self._models = {m: v for m, v in models.items() if v}
 
     def is_ready(self, model: str) -> bool:
-        """Whether a model has a version that answers."""
+        """Return whether a model has a loaded version."""
         return any(s.loaded for s in self._models.get(model, {}).values())
 
     def readiness(self) -> dict[str, bool]:
-        """Return which models have a version that answers."""
+        """Return, for each model, whether it has a loaded version."""
         return {m: self.is_ready(m) for m in sorted({*self._configs, *self._models})}
 
     @property
     def healthy(self) -> bool:
-        """Whether every model has a version that answers."""
+        """Whether every model has a loaded version."""
         ready = self.readiness()
         return bool(ready) and all(ready.values())
 
     def models(self) -> Mapping[str, Statuses]:
-        """Return what is known of all models now."""
+        """Return the statuses of all models."""
         return self._models
 
     def policy(self, model: str) -> VersionPolicy:
@@ -235,7 +235,7 @@ class Repository:
         return VersionPolicy() if config is None else config.policy
 
     def statuses(self, model: str, version: int | None = None, label: str | None = None) -> dict[int, VersionStatus]:
-        """Return what is known of a model's versions, newest first.
+        """Return the statuses of a model's versions, newest first.
 
         Raises
         ------
@@ -252,14 +252,14 @@ class Repository:
         return kept
 
     def find(self, model: str, version: int | None = None, label: str | None = None) -> LoadedVersion:
-        """Return a version that answers: that one, or the newest.
+        """Return a loaded version: the given one, or the newest.
 
         Raises
         ------
         NotFound
             If there is none.
         RequestError
-            If there is no such label.
+            If the label does not exist.
         """
         known = self._models.get(model, {})
         if label is not None:
@@ -294,13 +294,13 @@ def _load(
         if files.remove is not None:
             weakref.finalize(loaded, files.remove)
     except Exception as e:
-        # Whatever a SavedModel holds, and whatever TensorFlow makes of it, is no reason to leave the other models.
+        # No error of one SavedModel may stop the others.
         metrics.loaded(model, "error", time.monotonic() - began)
         error = ": ".join([type(e).__name__, *str(e).splitlines()[:1]])
         if before is None:
             before = VersionStatus(stamp)
         if error != before.error:
-            logger.error("version %d of %s cannot be loaded: %s", number, model, error)
+            logger.error("cannot load version %d of %s: %s", number, model, error)
         failures = before.failures + 1 if stamp == before.stamp else 1
         return VersionStatus(stamp, before.loaded, error, failures)
     metrics.loaded(model, "success", time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""Requests of TensorFlow Serving's REST API: bodies to calls of a model by its signature, and outputs to answers."""
+"""Converts REST requests of TensorFlow Serving to calls of a model, and outputs to answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspark.model_server.faults import MissingSignature, RequestError, TooLarge
+from tfspark.model_server.errors import MissingSignature, RequestError, TooLarge
 from tfspark.model_server.json_values import decode, encode, is_base64, text
 from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, PREDICT, REGRESS, Signature
 
@@ -19,7 +19,7 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Call:
-    """What is to be asked of a model.
+    """A call of a model.
 
     Attributes
     ----------
@@ -28,11 +28,11 @@ class Call:
     inputs
         Arrays by input name.
     rows
-        How many rows all inputs have; None if they do not agree, so that nothing can be joined with them.
+        Number of rows of all inputs; None if they differ, so that the call cannot be joined with others.
     by_row
-        Whether the answer is to be written row by row.
+        Whether the answer lists rows instead of columns.
     outputs
-        Which outputs are wanted; all if none is named.
+        Requested outputs; empty for all.
     """
 
     signature: str
@@ -48,20 +48,20 @@ def signature_of(name: Any, signatures: Mapping[str, Signature]) -> Signature:
     Raises
     ------
     RequestError
-        If there is none.
+        If it does not exist.
     """
     if not isinstance(name, str):
         raise RequestError('"signature_name" must be a string.')
     name = name or DEFAULT
     if name not in signatures:
         raise MissingSignature(
-            f'Serving signature name: "{name}" not found in signature def; there are {list(signatures)}'
+            f'Serving signature name: "{name}" not found in signature def; the signatures are {list(signatures)}'
         )
     return signatures[name]
 
 
 def common_rows(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Return the first dimension that all arrays have; None if they do not agree."""
+    """Return the common first dimension of all arrays; None if they differ."""
     sizes = {a.shape[:1] for a in arrays.values()}
     return sizes.pop()[0] if len(sizes) == 1 and () not in sizes else None
 
@@ -82,10 +82,10 @@ def predict_call(
     Raises
     ------
     RequestError
-        If it does not fit the signature.
+        If the body does not fit the signature.
     """
     if ("instances" in body) == ("inputs" in body):
-        raise RequestError('The body must have one of "instances" (rows) and "inputs" (columns).')
+        raise RequestError('The body must have either "instances" (rows) or "inputs" (columns).')
     by_row = "instances" in body
     defaults = defaults or {}
     if by_row:
@@ -110,7 +110,7 @@ def _rows_to_columns(instances: Any, signature: Signature, defaults: Mapping[str
     given = set(instances[0]) if isinstance(instances[0], dict) else set()
     for i, row in enumerate(instances):
         if not _is_named(row):
-            raise RequestError(f"Instance {i} is no object, but instance 0 is.")
+            raise RequestError(f"Instance {i} is not an object, but instance 0 is.")
         if set(row) != given or given - set(names) or set(names) - given - set(defaults):
             raise RequestError(f"Instance {i} has {sorted(row)}, but the inputs are {names}.")
     return {n: [row[n] for row in instances] for n in given}
@@ -128,7 +128,7 @@ def _columns(inputs: Any, signature: Signature, defaults: Mapping[str, Any]) -> 
 
 
 def _is_named(value: Any) -> bool:
-    """Whether a value gives tensors by name; ``{"b64": ...}`` is a value itself."""
+    """Return whether a value is an object of tensors by name; ``{"b64": ...}`` is not."""
     return isinstance(value, dict) and not is_base64(value)
 
 
@@ -138,14 +138,14 @@ def predict_answer(call: Call, outputs: Mapping[str, np.ndarray]) -> dict[str, A
     Raises
     ------
     RequestError
-        If it is to be by row, and the outputs do not have the same number of rows.
+        If the answer is by row, and the outputs have different numbers of rows.
     """
     encoded = {n: encode(n, a) for n, a in outputs.items()}
     if not call.by_row:
         return {"outputs": next(iter(encoded.values())) if len(encoded) == 1 else encoded}
     if not common_rows(outputs):
         shapes = {n: a.shape for n, a in outputs.items()}
-        raise RequestError(f'The outputs have no common number of rows: {shapes}. Ask by columns, with "inputs".')
+        raise RequestError(f'The outputs have different numbers of rows: {shapes}. Send "inputs" (columns) instead.')
     if len(encoded) == 1:
         return {"predictions": next(iter(encoded.values()))}
     return {"predictions": [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]}
@@ -155,16 +155,16 @@ def predict_answer(call: Call, outputs: Mapping[str, np.ndarray]) -> dict[str, A
 
 
 def check_method(signature: Signature, method: str) -> None:
-    """Check that a signature answers to ``classify`` or ``regress``.
+    """Check that a signature supports ``classify`` or ``regress``.
 
     Raises
     ------
     RequestError
-        If it does not.
+        If it does not support the method.
     """
     info = signature.inputs.get("inputs")
     outputs = {CLASSIFY: {"classes", "scores"}, REGRESS: {"outputs"}}[method]
-    # Signatures of TensorFlow 2 are all for predict; then their form tells.
+    # TensorFlow 2 marks all signatures as predict; then their inputs and outputs decide.
     fits = signature.method in (method, PREDICT) and info is not None and info.dtype == "string"
     if not fits or len(signature.inputs) > 1 or not set(signature.outputs) or set(signature.outputs) - outputs:
         raise RequestError(
@@ -181,12 +181,12 @@ def example_call(body: Mapping[str, Any], signature: Signature, method: str, mos
     method
         What the signature must be for.
     most_bytes
-        How large the context may be, once for each example.
+        Largest size of the context, repeated for each example.
 
     Raises
     ------
     RequestError
-        If the signature is for something else, the examples are none, or the context is too large.
+        If the signature has another method, the examples are invalid, or the context is too large.
     """
     check_method(signature, method)
     examples = body.get("examples")
@@ -198,12 +198,12 @@ def example_call(body: Mapping[str, Any], signature: Signature, method: str, mos
     repeated = len(json.dumps(context)) * len(examples)
     if context and repeated > most_bytes:
         raise TooLarge(
-            f'"context" is part of each of the {len(examples)} examples, which makes {repeated} bytes, more than the '
-            f"{most_bytes} that are allowed."
+            f'"context" is repeated in each of {len(examples)} examples, which is {repeated} bytes; the limit is '
+            f"{most_bytes} bytes."
         )
     for i, example in enumerate(examples):
         if not isinstance(example, dict):
-            raise RequestError(f"Example {i} is no object.")
+            raise RequestError(f"Example {i} is not an object.")
         if both := set(context) & set(example):
             raise RequestError(f'Example {i} has features of "context" again: {sorted(both)}.')
     serialized = np.empty(len(examples), object)
@@ -220,7 +220,7 @@ def _feature(name: str, value: Any) -> Any:
     values = value if isinstance(value, list) else [value]
     types = set(map(type, values))
     if not types:
-        # A feature without a kind is an empty list of the one that the model looks for.
+        # A feature without a kind is an empty list of the kind that the model expects.
         return tf.train.Feature()
     if types <= {bool, int}:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=_whole(name, values)))
@@ -245,7 +245,7 @@ def classes(call: Call, outputs: Mapping[str, np.ndarray]) -> list[list[tuple[by
     Raises
     ------
     RequestError
-        If the outputs are not so many for each example.
+        If the outputs do not have one row per example.
     """
     some = next(iter(outputs.values()))
     scores = _per_example(call, "scores", outputs.get("scores", np.zeros(some.shape, np.float32)), "f")
@@ -271,7 +271,7 @@ def values(call: Call, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     Raises
     ------
     RequestError
-        If there is not one for each.
+        If there is not exactly one number per example.
     """
     found = _per_example(call, "outputs", outputs["outputs"], "f")
     if found.shape[1] != 1:

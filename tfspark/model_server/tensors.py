@@ -1,4 +1,4 @@
-"""TensorProtos as arrays and back."""
+"""Converts TensorProtos to arrays and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspark.model_server.faults import RequestError, TooLarge
+from tfspark.model_server.errors import RequestError, TooLarge
 from tfspark.saved_models.signatures import TensorInfo
 
 _FIELDS: dict[str, str] = {
@@ -16,35 +16,35 @@ _FIELDS: dict[str, str] = {
     **{"float32": "float_val", "float64": "double_val", "bool": "bool_val"},
     **{"int64": "int64_val", "uint32": "uint32_val", "uint64": "uint64_val"},
 }
-"""Fields in which TensorFlow Serving writes outputs, and in which clients that know no TensorFlow look for them."""
+"""Fields in which TensorFlow Serving writes outputs; clients without TensorFlow read them there."""
 
 
 def from_proto(name: str, proto: Any, info: TensorInfo, most_bytes: int) -> np.ndarray:
-    """Return a TensorProto as the array that an input takes.
+    """Return a TensorProto as an array for an input.
 
     Parameters
     ----------
     most_bytes
-        How large the array may be: few bytes can stand for many equal values.
+        Largest size of the array; a small message can stand for many equal values.
 
     Raises
     ------
     RequestError
-        If its type is another one, or its values do not fill its shape.
+        If its dtype differs, or it has fewer values than its shape.
     """
     wanted = tf.as_dtype(info.dtype)
     if proto.dtype != wanted.as_datatype_enum:
         raise RequestError(f'Input "{name}" takes {info.dtype}, but is {_dtype_name(proto.dtype)}.')
     dims = [d.size for d in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or any(d < 0 for d in dims):
-        raise RequestError(f'Input "{name}" has a shape that is not known: {dims}.')
+        raise RequestError(f'Input "{name}" has an unknown shape: {dims}.')
     size = math.prod(dims) * max(wanted.size or 0, 8 if wanted == tf.string else 1)
     if size > most_bytes:
-        raise TooLarge(f'Input "{name}" of shape {dims} has {size} bytes, more than the {most_bytes} that are allowed.')
+        raise TooLarge(f'Input "{name}" of shape {dims} has {size} bytes; the limit is {most_bytes} bytes.')
     try:
         array = tf.make_ndarray(proto)
     except (TypeError, ValueError) as e:
-        raise RequestError(f'Input "{name}" cannot be read: {e}') from None
+        raise RequestError(f'Cannot read input "{name}": {e}') from None
     if wanted == tf.string and not all(isinstance(v, bytes) for v in array.reshape(-1)):
         raise RequestError(f'Input "{name}" holds fewer values than its shape {dims} has.')
     return array

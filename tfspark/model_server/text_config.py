@@ -1,6 +1,6 @@
-"""TensorFlow Serving's configuration files whose messages are not in ``tensorflow-serving-api``, in protobuf's text.
+"""Reads configuration files of TensorFlow Serving, in protobuf's text format, that ``tensorflow-serving-api`` lacks.
 
-Names and types of the fields are those of its ``session_bundle_config.proto`` and ``ssl_config.proto``.
+The fields are those of TensorFlow Serving's ``session_bundle_config.proto`` and ``ssl_config.proto``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SSL: Mapping[str, str] = {
 
 
 def read_text(path: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields that a file sets, as plain values.
+    """Return the fields of a file as plain values.
 
     Raises
     ------
     ConfigurationError
-        If it cannot be read, or has other fields.
+        If the file cannot be read or has other fields.
     """
     message = _message(fields)
     try:

@@ -1,4 +1,4 @@
-"""Warm-up: requests that come with a version are answered before it is served, so that nobody waits for first calls."""
+"""Warm-up: runs the requests that a version contains before it is served, because first calls are slow."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tfspark.errors import ConfigurationError
 from tfspark.model_server import messages, metrics
-from tfspark.model_server.faults import RequestError
+from tfspark.model_server.errors import RequestError
 from tfspark.model_server.loaded import LoadedVersion
-from tfspark.records.faults import BadRecord
+from tfspark.records.errors import BadRecord
 from tfspark.records.framing import RecordReader
 from tfspark.saved_models.card import DIRECTORY
 from tfspark.saved_models.signatures import CLASSIFY, REGRESS
@@ -24,19 +24,19 @@ FILE = "tf_serving_warmup_requests"
 """A TFRecord file of PredictionLogs in ``assets.extra``."""
 
 MOST_RECORDS = 1000
-"""TensorFlow Serving refuses more, too."""
+"""Largest number of records; the same limit as in TensorFlow Serving."""
 
 MOST_BYTES = 1 << 30
-"""Of one record, and of one input."""
+"""Largest size of one record, and of one input."""
 
 
 def warm_up(loaded: LoadedVersion) -> None:
-    """Answer the requests that came with a version.
+    """Run the warm-up requests of a version.
 
     Raises
     ------
     ConfigurationError
-        If they cannot be read or answered, or are too many.
+        If the requests cannot be read, fail, or are too many.
     """
     path = os.path.join(loaded.directory, DIRECTORY, FILE)
     if not os.path.isfile(path):
@@ -48,10 +48,10 @@ def warm_up(loaded: LoadedVersion) -> None:
             for record in RecordReader(f, path, max_record_bytes=MOST_BYTES):
                 count += 1
                 if count > MOST_RECORDS:
-                    raise ConfigurationError(f"{path} has more than {MOST_RECORDS} records.")
+                    raise ConfigurationError(f"{path} has more than {MOST_RECORDS} warm-up requests.")
                 _answer(loaded, prediction_log_pb2.PredictionLog.FromString(bytes(record)))
         except BadRecord as e:
-            raise ConfigurationError(f"The warm-up requests cannot be read: {e}") from None
+            raise ConfigurationError(f"Cannot read the warm-up requests: {e}") from None
         except RequestError as e:
             raise ConfigurationError(f"Warm-up request {count - 1} of {path} failed: {e.message}") from None
     metrics.warmed_up(loaded.model, time.monotonic() - began)

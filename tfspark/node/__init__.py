@@ -1,1 +1,1 @@
-"""What runs in the TensorFlow process of a node."""
+"""Code that runs in the TensorFlow process of a node."""

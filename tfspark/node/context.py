@@ -1,9 +1,11 @@
-"""`NodeContext`: what ``main(args, ctx)`` sees of its cluster."""
+"""`NodeContext`: the second argument of ``main(args, ctx)``."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +23,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPORT_SECONDS = 0.5
-"""Reports that follow faster than this are dropped, the first of an epoch aside."""
-
 
 class NodeContext:
-    """One node's view of the cluster.
+    """A node's access to its cluster: rows, training, checkpoints, metrics and export.
 
     Attributes
     ----------
     role
-        ``"chief"``, ``"worker"`` or ``"evaluator"``; workers that do as a chief with parameter servers says have no
-        `NodeContext`.
+        ``"chief"``, ``"worker"`` or ``"evaluator"``. In a cluster with parameter servers, only the chief and the
+        evaluator call ``main`` and have a `NodeContext`.
     index
-        Index of this node among those of its role.
+        Index of this node among the nodes of its role.
     cluster_spec
-        Host and port of every node, as ``tf.train.ClusterSpec`` takes it.
+        Addresses of the nodes by role, ``{"worker": ["host:port", ...]}``, as ``tf.train.ClusterSpec`` takes them.
     gpus
         Addresses of the GPUs that Spark gave this node.
     checkpoint_dir
-        What ``Cluster(checkpoint_dir=...)`` said; ``None`` if nothing.
+        The argument ``Cluster(checkpoint_dir=...)``, or ``None``.
     restarts
-        How often the nodes of this cluster have been started again.
+        Number of times that the nodes of this cluster have been restarted.
     log_dir
-        Directory that ``Cluster(log_dir=...)`` names for TensorBoard, ``None`` without one.
+        The argument ``Cluster(log_dir=...)``, the directory for TensorBoard, or ``None``.
+
+    Examples
+    --------
+    In the examples of this class the fed rows have a column ``x`` of two floats and a column ``y``, and
+    ``build_model`` returns a compiled Keras model with the input ``x``.
+
+    >>> def main(args, ctx):
+    ...     history = ctx.fit(build_model(), batch_size=256, label="y")
+    ...     return history["loss"][-1]
     """
 
     def __init__(self, link: CoordinatorLink, spec: ClusterSpec, options: Mapping[str, Any]) -> None:
@@ -66,6 +74,7 @@ class NodeContext:
         self._saver: tuple[Any, Any] | None = None
         self._metrics: dict[str, float] = {}
         self._restored_epochs_passed = 0
+        self._exports: Counter[str] = Counter()
         self.role = link.node.role
         self.index = link.node.index
         self.cluster_spec: dict[str, list[str]] = spec.jobs
@@ -73,7 +82,7 @@ class NodeContext:
         self.checkpoint_dir: str | None = options.get("checkpoint_dir")
         self.restarts: int = options.get("restarts", 0)
         if self._takes_checkpoints:
-            # Whoever restores nothing begins at the beginning.
+            # A node that waits for rows without restoring a checkpoint begins with the first epoch.
             link.spool.before_first_wait(lambda: link.resume(()))
         self._debugging = Debugging(options, f"{self.role}-{self.index}", self.is_chief)
         self.log_dir = self._debugging.log_dir
@@ -83,36 +92,78 @@ class NodeContext:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this node is the one that saves and exports."""
+        """Whether this node saves and exports for the cluster: the chief does, or worker 0 if there is no chief.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     if ctx.is_chief:
+        ...         print("training on", ctx.num_workers, "workers")
+        """
         return is_chief(self._link.node, self._link.nodes)
 
     @property
     def num_workers(self) -> int:
-        """Number of nodes that train together."""
+        """Number of nodes that train together.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     global_batch_size = 64
+        ...     ctx.fit(build_model(), batch_size=global_batch_size // ctx.num_workers, label="y")
+        """
         return len(training_nodes(self._link.nodes))
 
     @property
     def stopping(self) -> bool:
-        """Whether the cluster has been asked to stop; ``main`` should save and return soon."""
+        """Whether the cluster is stopping; ``main`` should save and return soon.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     for step in range(1000):
+        ...         if ctx.stopping:
+        ...             break
+        ...         ctx.report(step)
+        """
         return self._link.stopping.is_set()
 
     def strategy(self) -> tf.distribute.Strategy:
-        """Return this cluster's distribution strategy, the same object at every call.
+        """Return the distribution strategy of this cluster; every call returns the same object.
 
-        Models, optimizers and metrics that are made ``with ctx.strategy().scope():`` train together with those of the
-        other workers; ``ctx.fit`` needs no scope. It is a strategy of one local replica: every worker runs plain
-        Keras on its own batches, and ``ctx.strategy().run(step, args=batch)`` is where the workers' optimizers meet.
-        ``ParameterServerStrategy`` if there are parameter servers; ``MultiWorkerMirroredStrategy`` for
-        ``Cluster(strategy="multi_worker_mirrored")``, to be asked for before other TensorFlow operations run.
+        You need it for your own training loop; `fit` does not need it. Models, optimizers and metrics that are made
+        in its scope are synchronized with those of the other workers. It has one local replica: every worker runs
+        plain Keras on its own batches, and ``strategy.run(step, args=batch)`` averages the gradients of all workers
+        in the optimizer.
+
+        With parameter servers it is a ``ParameterServerStrategy``. With
+        ``Cluster(strategy="multi_worker_mirrored")`` it is a ``MultiWorkerMirroredStrategy``: call this method before
+        any other TensorFlow operation.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     strategy = ctx.strategy()
+        ...     with strategy.scope():
+        ...         model = build_model()
+        ...
+        ...     def step(features, y):
+        ...         with tf.GradientTape() as tape:
+        ...             loss = ctx.average_loss(tf.square(model(features["x"])[:, 0] - y))
+        ...         variables = model.trainable_variables
+        ...         model.optimizer.apply(tape.gradient(loss, variables), variables)
+        ...
+        ...     for batch in ctx.distribute(ctx.dataset(256, label="y")):
+        ...         strategy.run(step, args=batch)
         """
         return self._trainer.strategy()
 
     def synchronize(self, *objects: Any) -> None:
-        """Have models and optimizers train together with those of the other workers.
+        """Synchronize models and optimizers with those of the other workers.
 
-        What ``with ctx.strategy().scope():`` does for those that are made within it. ``model.fit`` then trains on
-        the batches of all workers; in a loop of your own, call the step by ``ctx.strategy().run`` on the batches of
-        ``ctx.distribute(dataset)``. Call it on all workers. `fit` does it by itself.
+        Objects made in ``ctx.strategy().scope()`` are synchronized already, and `fit` synchronizes its model. After
+        this call, ``model.fit`` trains on the batches of all workers. In your own loop, call each step with
+        ``ctx.strategy().run`` on the batches of ``ctx.distribute(dataset)``. Call this method on all workers.
 
         Parameters
         ----------
@@ -122,20 +173,27 @@ class NodeContext:
         Raises
         ------
         ConfigurationError
-            If an object is neither, or the cluster has another strategy than ``"auto"``.
+            If an object is neither a model nor an optimizer, or the cluster has another strategy than ``"auto"``.
 
         Examples
         --------
         >>> def main(args, ctx):
-        ...     model = build()
-        ...     model.compile("adam", "mse")
+        ...     model = build_model()
         ...     ctx.synchronize(model)
-        ...     model.fit(ctx.dataset(256, label="y"), epochs=ctx.fed_epochs)
+        ...     model.fit(ctx.dataset(256, label="y"), epochs=ctx.fed_epochs, verbose=0)
         """
         self._trainer.synchronize(*objects)
 
     def coordinator(self) -> tf.distribute.coordinator.ClusterCoordinator:
-        """Return the ``ClusterCoordinator`` of a cluster with parameter servers, the same object at every call."""
+        """Return TensorFlow's ``ClusterCoordinator`` for a cluster with parameter servers; always the same object.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     coordinator = ctx.coordinator()
+        ...     future = coordinator.schedule(tf.function(lambda: tf.constant(42)))
+        ...     return int(future.fetch())
+        """
         if self._coordinator is None:
             import tensorflow as tf
 
@@ -143,35 +201,54 @@ class NodeContext:
         return self._coordinator
 
     def train_epoch(self, step: Callable[..., Any], dataset_fn: Callable[[], tf.data.Dataset]) -> int:
-        """Run an epoch of the fed rows with parameter servers: `step` on the workers, once for each batch.
+        """Train on one epoch of the fed rows with parameter servers: run `step` on the workers, once for each batch.
 
-        Every row is trained on once, however rows are spread over workers; a worker that has read all of its own
-        waits for the others without holding them up. When a worker is lost, the others go on; it is started again, and
-        trains in this epoch on all of its rows again, those included that it had done before.
+        Every row is used once, and the workers may have different numbers of rows. If a worker fails, the others
+        continue. The worker is restarted and then uses all of its rows of this epoch again, including those that it
+        had used before.
 
         Parameters
         ----------
         step
-            Called with the parts of a batch, on a worker, within ``strategy.run``: compute gradients and apply them.
-            Pass the same function for every epoch, as it is traced once.
+            Called on a worker, inside ``strategy.run``, with the parts of a batch. It computes gradients and applies
+            them. Pass the same function for every epoch, because it is traced once.
         dataset_fn
-            Returns the dataset, of `dataset`: ``lambda: ctx.dataset(256, label="y")``. Each worker reads its own rows.
-            The same function for every epoch, too.
+            Returns a dataset of fed rows, such as ``lambda: ctx.dataset(256, label="y")``. Each worker reads its own
+            rows. Pass the same function for every epoch.
 
         Returns
         -------
         int
-            Rows read.
+            Number of rows that the workers have read.
 
         Raises
         ------
         ConfigurationError
             If the cluster has no parameter servers.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     with ctx.strategy().scope():
+        ...         weights = tf.Variable([0.0, 0.0])
+        ...         optimizer = keras.optimizers.SGD(0.01)
+        ...         optimizer.build([weights])
+        ...
+        ...     def step(features, y):
+        ...         with tf.GradientTape() as tape:
+        ...             loss = tf.reduce_mean(tf.square(tf.linalg.matvec(features["x"], weights) - y))
+        ...         optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
+        ...
+        ...     for epoch in ctx.epochs():
+        ...         rows = ctx.train_epoch(step, lambda: ctx.dataset(256, label="y"))
         """
         from tfspark.node.parameter_server import EpochLoop
 
         if not self._has_servers:
-            raise ConfigurationError("train_epoch() is for clusters with parameter servers: Cluster(..., ps=1).")
+            raise ConfigurationError(
+                "ctx.train_epoch() needs a cluster with parameter servers.",
+                hint="Pass Cluster(..., ps=1), or use ctx.fit.",
+            )
         if (step, dataset_fn) not in self._loops:
             self._loops[step, dataset_fn] = EpochLoop(self._link, self.coordinator(), step, dataset_fn)
         return self._loops[step, dataset_fn].run()
@@ -179,13 +256,13 @@ class NodeContext:
     def _refuse_evaluator(self) -> None:
         if self.role == Role.EVALUATOR.value:
             raise ConfigurationError(
-                "The evaluator is not fed.", hint="Read what it evaluates on from files, or pass it in args."
+                "The evaluator gets no fed rows.", hint="Read its data from files, or pass them in args."
             )
 
     def _refuse_servers(self, what: str) -> None:
         if self._has_servers:
             raise ConfigurationError(
-                f"ctx.{what} does not work with parameter servers, as Keras 3 itself does not.",
+                f"ctx.{what} does not work with parameter servers, because Keras 3 does not support them.",
                 hint="Write a step and call ctx.train_epoch(step, dataset_fn).",
             )
 
@@ -205,86 +282,111 @@ class NodeContext:
         drop_remainder: bool = False,
         name: str = "",
     ) -> tf.data.Dataset:
-        """Return the rows fed to this worker; each iteration over it gives the next epoch.
+        """Return a dataset of the rows that are fed to this worker; each iteration gives the next epoch.
 
-        Waits until the driver calls ``cluster.feed``. With parameter servers it gives the rows of the worker that
-        reads it: make it in the function that ``ClusterCoordinator.create_per_worker_dataset`` takes, or use
-        `train_epoch`.
+        Waits until the driver calls ``cluster.feed``. With parameter servers a dataset gives the rows of the worker
+        that reads it: make it in the function that you pass to `train_epoch` or to
+        ``ClusterCoordinator.create_per_worker_dataset``.
 
         Parameters
         ----------
         batch_size
-            Rows per batch on this worker; the global batch is that of all workers together.
+            Rows per batch on this worker. The global batch of a step is the batches of all workers together.
         columns
-            Columns to keep as features; all others by default.
+            Columns that become features; by default all except `label` and `weight`.
         label, weight
-            Columns to give as labels and sample weights.
+            Columns that become labels and sample weights.
         shuffle
-            Shuffle partitions, once all are here, and rows within a window of several batches.
+            Shuffle the partitions, if all have arrived when the epoch begins, and the rows within a window of several
+            batches.
         seed
-            Makes the shuffling reproducible; by default it follows the seed of the feed.
+            Seed of the shuffling; by default the seed of the feed.
         drop_remainder
-            Drop this worker's last batch of an epoch if it is not full.
+            Drop the last batch of an epoch if it is not full.
         name
-            Read the rows that were fed under this name, all of them at each iteration.
+            Read the rows of ``cluster.feed(..., name=name)`` instead; each iteration gives all of them.
 
         Returns
         -------
         tf.data.Dataset
-            Of ``dict`` of tensors with first dimension at most `batch_size`; of ``(dict, label)`` or
-            ``(dict, label, weight)`` if those are named.
+            Elements are a ``dict`` of tensors by column, ``(dict, label)``, or ``(dict, label, weight)``. The first
+            dimension of each tensor is the rows, at most `batch_size`.
 
         Raises
         ------
         FeedError
-            If the driver feeds nothing.
+            If the driver feeds no rows.
         ConfigurationError
-            If a column is not among those fed, or this is the evaluator.
+            If a column is not fed, or this node is the evaluator.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     for features, y in ctx.dataset(256, label="y"):
+        ...         print(features["x"].shape, y.shape)
         """
-        from tfspark.node.dataset import DatasetTerms, fed_dataset
+        from tfspark.node.chunks import DatasetTerms
+        from tfspark.node.dataset import fed_dataset
 
         self._refuse_evaluator()
         self._trainer.prepare()
         names = None if columns is None else tuple(columns)
         if name:
             self._refuse_servers("dataset(name=...)")
-        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder, name)
+        settings = self._link.settings
+        sizes = settings.chunk_bytes, settings.shuffle_chunk_bytes
+        terms = DatasetTerms(batch_size, names, label, weight, shuffle, seed, drop_remainder, name, *sizes)
         return fed_dataset(self._link.spool, terms, remote=self._has_servers)
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """Return this worker's batches, and batches of 0 rows until all workers have read theirs.
+        """Return this worker's batches, followed by batches of 0 rows until all workers have read their batches.
 
-        For loops of your own: ``for batch in ctx.distribute(ctx.dataset(32)): strategy.run(step, args=batch)`` takes
-        one batch from every worker at each step. ``run`` does not call `step` with a batch of 0 rows: that worker
-        joins the others' step with zeros. Call it on all workers, in the same order.
+        Use it in your own training loop, so that all workers run the same number of steps. For a batch of 0 rows,
+        ``strategy.run`` does not call the step function: the worker joins the step of the others with zeros. Call this
+        method on all workers, in the same order.
 
         Parameters
         ----------
         dataset
-            Of `dataset` or any other; with one worker it is returned unchanged.
+            A dataset of `dataset`, or any other. With one worker it is returned unchanged.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     steps = 0
+        ...     for features, y in ctx.distribute(ctx.dataset(256, label="y")):
+        ...         steps += 1
+        ...     return steps
         """
         return self._trainer.distribute(dataset)
 
     def average_loss(self, losses: Any, sample_weight: Any = None) -> tf.Tensor:
-        """Return the mean loss over the rows of this worker's batch.
+        """Return the mean loss of the rows of this worker's batch.
 
-        The optimizer weighs the workers' gradients by their rows, so it applies the gradient of the mean over the
-        global batch, however many rows each worker holds. Add regularizers as they are. Under
-        ``strategy="multi_worker_mirrored"`` it is this replica's share of the mean over all replicas, which the
-        optimizer adds up: divide regularizers by ``ctx.num_workers`` there.
+        The optimizer weights each worker's gradient by its number of rows, so it applies the gradient of the mean over
+        the global batch. Add regularization losses unchanged. With ``strategy="multi_worker_mirrored"`` the result is
+        this replica's share of the mean over all replicas, and the optimizer sums the gradients: divide regularization
+        losses by ``ctx.num_workers`` there.
 
         Parameters
         ----------
         losses
-            Loss of each row, of any shape with the rows first, such as a loss with ``reduction="none"`` gives.
+            Loss of each row, for example from a loss with ``reduction="none"``. The first dimension is the rows.
         sample_weight
-            Weight of each row, which `losses` are multiplied by; the mean is still over the number of rows, as in
-            Keras' ``"sum_over_batch_size"``.
+            Weight of each row. `losses` are multiplied by it; the sum is divided by the number of rows, as with Keras'
+            ``"sum_over_batch_size"``.
 
         Returns
         -------
         tf.Tensor
-            A scalar of the dtype of `losses`.
+            A scalar with the dtype of `losses`.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     squared = keras.losses.MeanSquaredError(reduction="none")
+        ...     for features, y in ctx.dataset(256, label="y"):
+        ...         loss = ctx.average_loss(squared(y[:, None], features["x"]))
         """
         return self._trainer.average_loss(losses, sample_weight)
 
@@ -296,10 +398,10 @@ class NodeContext:
         label: str | None = None,
         weight: str | None = None,
     ) -> tf.data.Dataset:
-        """Return all rows that are fed from now on as one dataset, to be iterated once.
+        """Return all rows that are fed from now on as one dataset. Iterate it once.
 
-        It waits for one feed after the other, epochs of all of them joined, and ends when the driver has stopped
-        feeding. Batches run across feeds, so only the very last one may be short.
+        It gives the epochs of one feed after another and ends when the driver has stopped feeding. A batch may have
+        rows of two feeds, so only the last batch may be smaller than `batch_size`.
 
         Parameters
         ----------
@@ -310,23 +412,38 @@ class NodeContext:
         -------
         tf.data.Dataset
             As for `dataset`.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     for features, y in ctx.stream(256, label="y"):
+        ...         model.train_on_batch(features["x"], y)
         """
-        from tfspark.node.dataset import DatasetTerms, fed_dataset
+        from tfspark.node.chunks import DatasetTerms
+        from tfspark.node.dataset import fed_dataset
 
         self._refuse_servers("stream")
         self._trainer.prepare()
         names = None if columns is None else tuple(columns)
-        return fed_dataset(self._link.spool, DatasetTerms(batch_size, names, label, weight), endless=True)
+        terms = DatasetTerms(batch_size, names, label, weight, chunk_bytes=self._link.settings.chunk_bytes)
+        return fed_dataset(self._link.spool, terms, endless=True)
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows that are fed from now on as Arrow record batches, for programs without ``tf.data``.
+        """Yield all rows that are fed from now on as Arrow record batches, for programs that do not use ``tf.data``.
 
-        Goes on from epoch to epoch and from feed to feed, as `stream` does, and waits for rows where it must.
+        Like `stream`, it gives the epochs of one feed after another, waits for rows, and ends when the driver has
+        stopped feeding.
 
         Yields
         ------
         pyarrow.RecordBatch
-            In the order in which partitions have arrived; columns as they travel, see `tfspark.schema`.
+            Rows in the order in which partitions arrive. `tfspark.columns.spec` describes the columns.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     return sum(batch.num_rows for batch in ctx.record_batches())
         """
         self._refuse_servers("record_batches")
         while (reader := self._link.spool.next_epoch()) is not None:
@@ -335,65 +452,81 @@ class NodeContext:
             reader.complete()
 
     def rows(self) -> Iterator[Any]:
-        """Yield the objects that ``cluster.feed(rdd, pickled=True)`` sends, one by one, as `record_batches` does."""
-        from tfspark.objects import unpickled
+        """Yield the objects of ``cluster.feed(rdd, pickled=True)`` one by one; ends as `record_batches` does.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     return sorted(str(row) for row in ctx.rows())
+        """
+        from tfspark.columns.pickled_rows import unpickled
 
         for batch in self.record_batches():
             yield from unpickled(batch)
 
     def serve(self, fn: Callable[[dict[str, Any]], Any], *, threads: int = 1) -> int:
-        """Answer the rows that ``cluster.predict`` sends, until the driver leaves the ``with`` block or waits.
+        """Compute the predictions of ``cluster.predict``, until the driver calls `wait` or leaves the ``with`` block.
 
         Parameters
         ----------
         fn
-            Called with a dict of tensors by column, with first dimension at most the ``batch_size`` of ``predict``.
-            Returns a dict of arrays or tensors by output, one row for each of the input, or the array itself if there
-            is one output.
+            Called with a dict of tensors by column; the first dimension is the rows, at most the ``batch_size`` of
+            ``predict``. It returns a dict of arrays or tensors by output, with the same number of rows, or the array
+            itself if there is one output.
         threads
-            Calls of `fn` at the same time; more than one if it is safe to call from several threads.
+            Number of threads that call `fn`. Pass more than 1 only if `fn` is thread-safe.
 
         Returns
         -------
         int
-            Rows answered.
+            Number of rows predicted.
 
         Raises
         ------
         ClusterStopped
             If the cluster is stopped.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     return ctx.serve(lambda columns: model(columns["x"]))
         """
         from tfspark.node.serve import answering
 
         if self._takes_checkpoints:
             self._link.resume_without()
-        return self._link.serving.run(answering(fn), threads)
+        return self._link.questions.run(answering(fn), threads)
 
     def checkpoint(self, *, keep: int = 3, **objects: Any) -> TrainingCheckpoint:
-        """Return what saves and restores training in `checkpoint_dir`, epoch by epoch.
+        """Return an object that saves and restores training in `checkpoint_dir`, epoch by epoch.
 
-        ::
-
-            saved = ctx.checkpoint(model=model, optimizer=optimizer)
-            saved.restore()                  # the newest one, if there is one; the driver feeds what comes after it
-            for epoch in ctx.epochs():
-                ...
-                saved.save()                 # the chief writes, atomically
-
-        ``ctx.fit`` does this by itself.
+        ``restore()`` restores the newest checkpoint that all nodes have, if there is one; the driver then feeds the
+        epochs after it. ``save()`` writes atomically, on the chief only. `fit` saves and restores by itself.
 
         Parameters
         ----------
         keep
-            How many checkpoints to keep.
+            Number of checkpoints to keep.
         objects
-            Keras models and optimizers, variables, and whatever else ``tf.train.Checkpoint`` takes, by name. A model
-            brings the optimizer that it was compiled with.
+            Keras models, optimizers, variables and other objects that ``tf.train.Checkpoint`` takes, by name. A
+            compiled model includes its optimizer.
 
         Raises
         ------
         ConfigurationError
             If the cluster has no `checkpoint_dir`.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     ctx.synchronize(model)
+        ...     checkpoint = ctx.checkpoint(model=model)
+        ...     checkpoint.restore()
+        ...     for epoch in ctx.epochs():
+        ...         model.fit(ctx.dataset(256, label="y"), verbose=0)
+        ...         checkpoint.save()
         """
         from tfspark.node.keras.checkpoint import TrainingCheckpoint
 
@@ -412,7 +545,7 @@ class NodeContext:
     def _checkpoint_directory(self) -> str:
         if self.checkpoint_dir is None:
             raise ConfigurationError(
-                "This cluster has no directory for checkpoints.", hint="Pass Cluster(checkpoint_dir='/a/shared/path')."
+                "This cluster has no checkpoint directory.", hint="Pass Cluster(checkpoint_dir='/a/shared/path')."
             )
         if self._trainer.is_alone and self.num_workers > 1:
             return f"{self.checkpoint_dir.rstrip('/')}/{self.role}-{self.index}"
@@ -423,29 +556,49 @@ class NodeContext:
         return self.checkpoint_dir is not None and self.role != Role.EVALUATOR.value
 
     def new_checkpoints(self, poll_seconds: float = 1.0) -> Iterator[str]:
-        """Yield each new checkpoint's path until training has ended, the newest at the time; the last one in any case.
+        """Yield the path of the newest checkpoint whenever there is a new one, until training ends.
 
-        For the evaluator: ``ctx.checkpoint(model=model).restore(path)`` takes it. A checkpoint that is written while
-        an earlier one is evaluated is passed over if another one follows.
+        It is for the evaluator. Checkpoints may be skipped if several are written while the evaluator works on an
+        earlier one. The last checkpoint is always yielded.
 
         Parameters
         ----------
         poll_seconds
-            How often the directory is looked at.
+            Pause between two looks at the directory, in seconds.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     checkpoint = ctx.checkpoint(model=model)
+        ...     for path in ctx.new_checkpoints():
+        ...         epochs = checkpoint.restore(path)
+        ...         print(epochs, model.predict(np.ones((1, 2)), verbose=0))
         """
         from tfspark.node.keras.checkpoint import follow
 
-        yield from follow(self._checkpoint_directory(), self._link.training_ended, self._link.stopping, poll_seconds)
+        def read() -> list[str | None]:
+            return [c.last_read for c in self._checkpoints]
+
+        directory = self._checkpoint_directory()
+        yield from follow(directory, self._link.training_ended, self._link.stopping, poll_seconds, read)
 
     def run_finished(self) -> None:
-        """Note in the checkpoints that the run they belong to has come to its end; called when all nodes have."""
+        """Mark the run as finished in its checkpoints. tfspark calls it when all nodes have finished."""
         for checkpoint in self._checkpoints:
             checkpoint.finish()
 
     def epochs(self) -> Iterator[int]:
-        """Count the fed epochs: yields as long as another iteration of `dataset` has rows to give.
+        """Yield the number of each epoch that is fed, until there are no more; iterate `dataset` once for each.
 
-        The count goes on from that of the checkpoint that was restored, if one was.
+        Numbers begin at 0, or after the epochs of the restored checkpoint.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     dataset = ctx.dataset(256, label="y")
+        ...     for epoch in ctx.epochs():
+        ...         print("epoch", epoch, "has", sum(len(y) for features, y in dataset), "rows")
         """
         spool = self._link.spool
         while spool.wait_for_feed() is not None:
@@ -453,12 +606,19 @@ class NodeContext:
 
     @property
     def fed_epochs(self) -> int:
-        """Number of epochs that the current call of ``cluster.feed`` has still to give; waits until there is one.
+        """Number of epochs of the current ``cluster.feed`` that are not read yet; waits for a feed if there is none.
 
         Raises
         ------
         FeedError
-            If no epoch comes any more.
+            If the driver feeds no more epochs.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     dataset = ctx.dataset(256, label="y")
+        ...     for epoch in range(ctx.fed_epochs):
+        ...         rows = sum(len(y) for features, y in dataset)
         """
         epochs = self._link.spool.epochs_to_come()
         if not epochs:
@@ -466,16 +626,16 @@ class NodeContext:
         return epochs
 
     def _epochs_to_fit(self, wanted: int | None) -> int:
-        """Return how many of the epochs that a fit is to have are still to be trained."""
+        """Return the number of epochs that ``fit(epochs=wanted)`` has to train after the restored checkpoint."""
         restored = self._link.resumed - self._restored_epochs_passed
         to_come = self._link.spool.epochs_to_come()
         if wanted is None:
-            # All that was fed may be in the checkpoint.
+            # The restored checkpoint may include all fed epochs.
             return to_come if restored else self.fed_epochs
         passed = min(restored, wanted)
         if wanted - passed > to_come:
             raise ConfigurationError(
-                f"fit(epochs={wanted}) wants more epochs than the {passed + to_come} that are fed.",
+                f"ctx.fit(epochs={wanted}) needs {wanted} epochs, but only {passed + to_come} are fed.",
                 hint=f"Call cluster.feed(df, epochs={wanted}) in the driver, or leave epochs out of ctx.fit.",
             )
         self._restored_epochs_passed += passed
@@ -499,59 +659,59 @@ class NodeContext:
         verbose: int = 0,
         **fit_args: Any,
     ) -> dict[str, list[float]]:
-        """Train a compiled Keras model on the fed rows, and report its metrics to the driver.
+        """Train a compiled Keras model on the fed rows and report its metrics to the driver.
 
-        Weights, metrics and history are those of one process that trains on the global batches (the union of the
-        workers' batches of a step), however rows are spread over the workers; see docs/training.md. With a
-        `checkpoint_dir` the model and its optimizer are saved there after each epoch, and training goes on from the
-        newest checkpoint of a run that did not get to its end. With a `log_dir`, the chief writes the metrics for
-        TensorBoard as well, by Keras' own callback.
+        Weights, metrics and history are the same as for one process that trains on the global batches (the batches of
+        all workers of a step together), for any distribution of rows over the workers; see docs/training.md. With a
+        `checkpoint_dir`, the model and its optimizer are saved there after each epoch, and training resumes from the
+        newest checkpoint if the last run did not finish. With a `log_dir`, the chief writes the metrics for
+        TensorBoard with Keras' callback.
 
         Parameters
         ----------
         model
-            A compiled Keras 3 model. Its named inputs get the columns of these names; a model that does not say what
-            it takes gets a dict of all columns.
+            A compiled Keras 3 model. Each input gets the column of its name. A model without known inputs, such as a
+            subclass of ``keras.Model``, gets a dict of all columns.
         batch_size, label, weight, columns, shuffle, seed, drop_remainder
             As for `dataset`.
         epochs
-            Epochs to train, those in the restored checkpoint included; by default as many as are fed and not yet
-            read.
+            Number of epochs, including those of the restored checkpoint; by default all fed epochs that are not read
+            yet.
         map_batch
-            Function of what `dataset` gives, in graph code, that returns what the model is to get: ``(x, y)`` or
-            ``(x, y, sample_weight)``.
+            Graph function that takes an element of `dataset` and returns the input of the model: ``(x, y)`` or ``(x,
+            y, sample_weight)``.
         validation_data
-            Validated with after each epoch: a dataset of this worker's share, such as
-            ``ctx.dataset(256, name="validation", label="y")`` of rows that were fed under a name, or arrays ``(x, y)``,
-            the same on all workers, which are cut by worker. The metrics are those over the rows of all workers.
+            Data for validation after each epoch: a dataset with this worker's share of the rows, such as
+            ``ctx.dataset(256, name="validation", label="y")``, or arrays ``(x, y)`` that are the same on all workers;
+            each worker takes its share of them. The metrics are over the rows of all workers.
         callbacks
-            Keras callbacks, called on every worker with the same metrics. Those of Keras that write files write on
-            the chief alone.
+            Keras callbacks; they run on every worker with the same metrics. Keras' own callbacks write files on the
+            chief only.
         fit_args
             More arguments of ``model.fit``.
 
         Returns
         -------
         dict
-            History: metric name to its value after each epoch trained by this call, a list for a metric that is a
-            vector; empty if the checkpoint has seen them all.
+            History: metric name to its values after the epochs of this call; the value of a vector metric is a list.
+            Empty if the restored checkpoint includes all epochs.
 
         Raises
         ------
         ConfigurationError
-            If the model is not compiled, an input of the model or a label is not fed, or workers build different
-            models.
+            If the model is not compiled, a column for an input or the label is not fed, or the workers build
+            different models.
         FeedError
-            If nothing is fed, or all of it has been read.
+            If the driver feeds no rows, or all rows have been read.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     history = ctx.fit(build_model(), batch_size=256, label="y", shuffle=True)
+        ...     return history["loss"]
         """
         from tfspark.node.keras.fit import as_number
-        from tfspark.node.keras.inputs import (
-            arranged,
-            check_label_kind,
-            check_labels,
-            columns_for,
-            labels_in_words,
-        )
+        from tfspark.node.keras.inputs import arranged, check_label_kind, check_labels, columns_for, labels_in_words
         from tfspark.node.keras.reporting import ReportMetrics
         from tfspark.node.keras.writing import flat
 
@@ -593,19 +753,26 @@ class NodeContext:
         return {k: [as_number(x) for x in v] for k, v in history.history.items()}
 
     def evaluate(self, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
-        """Evaluate a compiled model on each worker's rows and return the metrics over those of all.
+        """Evaluate a compiled model on the rows of all workers.
 
-        Call it on all workers.
+        Call it on all workers; every worker gets the metrics over all rows.
 
         Parameters
         ----------
         dataset
-            Of what the model takes, such as ``ctx.dataset(256, name="test", label="y")``: this worker's share.
+            Dataset with this worker's share of the rows, such as ``ctx.dataset(256, name="test", label="y")``.
 
         Returns
         -------
         dict
-            Metric name to its value, a list for a metric that is a vector.
+            Metric name to its value; the value of a vector metric is a list.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     ctx.fit(model, batch_size=256, label="y")
+        ...     return ctx.evaluate(model, ctx.dataset(256, name="test", label="y"))["loss"]
         """
         from tfspark.node.keras.inputs import arranged
 
@@ -613,7 +780,7 @@ class NodeContext:
         return self._trainer.evaluate(model, arranged(dataset, model))
 
     def _saving(self, model: Any) -> list[Any]:
-        """Return the callback that saves and restores the model that is fitted, unless `main` does so itself."""
+        """Return the callback that saves and restores the fitted model, unless `main` uses `checkpoint` itself."""
         if self.checkpoint_dir is None:
             return []
         if not self._checkpoints:
@@ -624,24 +791,34 @@ class NodeContext:
         return [self._saver[1]] if self._saver is not None and self._saver[0] is model else []
 
     def report(self, step: int, *, flush: bool = False, **metrics: float) -> None:
-        """Send metrics to the driver, where they show in the progress display and in ``cluster.status()``.
+        """Send metrics to the driver, which shows them in the progress display and in ``cluster.status()``.
+
+        Training neither waits for the driver nor fails if it does not answer: reports are sent in the background, and
+        of those that wait the newest one replaces the others.
 
         Parameters
         ----------
         step
-            How far training is.
+            Number of the training step.
         flush
-            Send even if the last report was sent less than half a second ago.
+            Send the report even if the last one was less than half a second ago, and keep it while the driver does not
+            answer, up to a hundred of them.
         metrics
             Numbers by name.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     for step in range(100):
+        ...         ctx.report(step, loss=1.0 / (step + 1))
         """
         self._metrics = {k: float(v) for k, v in metrics.items()}
         self._link.step = int(step)
         self._debugging.step_ended(self._link.step)
         now = time.monotonic()
-        if flush or now - self._reported_at >= REPORT_SECONDS:
+        if flush or now - self._reported_at >= self._link.settings.report_interval:
             self._reported_at = now
-            self._link.report(int(step), self._metrics)
+            self._link.report(int(step), self._metrics, keep=flush)
 
     def export(self, model: Any, directory: str, **options: Any) -> str:
         """Export a Keras model as a SavedModel in ``<directory>/<next version>``; only the chief writes.
@@ -651,24 +828,41 @@ class NodeContext:
         model
             A built Keras model.
         directory
-            Shared by all readers; a local or mounted path.
+            Directory of the versions, a local or mounted path that all readers share.
         options
-            Those of `tfspark.saved_models.export.export_model`: ``keep``, ``preprocessing``, ``classes``, ... The
-            model card gets the metrics that were reported last, and the columns and rows of the feed, unless
-            ``metrics`` or ``data`` say otherwise.
+            Arguments of `tfspark.saved_models.export.export_model`, such as ``keep``, ``preprocessing`` and
+            ``classes``. By default ``metrics`` of the model card are those of the last `report`, ``data`` describes
+            the fed rows, and ``fill`` is that of the feed.
 
         Returns
         -------
         str
-            The directory of the version; on other nodes than the chief, `directory`.
-        """
-        if not self.is_chief:
-            return directory
-        from tfspark.node.export import export, training_data
+            Directory of the new version, on all nodes: those other than the chief wait until the chief has written it.
 
-        data = training_data(self._link.spool.last_feed, self.num_workers)
-        return export(model, directory, metrics=self._metrics, data=data, options=options)
+        Raises
+        ------
+        ConfigurationError
+            If the model cannot be exported, or the chief returns from ``main`` without having exported to `directory`
+            as often as this node.
+
+        Examples
+        --------
+        >>> def main(args, ctx):
+        ...     model = build_model()
+        ...     ctx.fit(model, batch_size=256, label="y")
+        ...     return ctx.export(model, args["directory"], keep=3)
+        """
+        base = os.fspath(directory)
+        self._exports[base] += 1
+        number = self._exports[base]
+        if not self.is_chief:
+            return self._link.path_of_export(base, number)
+        from tfspark.node.export import export
+
+        path = export(model, base, self._link.spool.last_feed, self.num_workers, self._metrics, options)
+        self._link.exported(base, number, path)
+        return path
 
     def close(self) -> None:
-        """Write what profiler and debugger still hold; called when ``main`` has ended."""
+        """Write the remaining data of profiler and debugger. tfspark calls it when ``main`` has ended."""
         self._debugging.close()

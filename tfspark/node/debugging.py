@@ -1,7 +1,8 @@
-"""What ``Cluster(log_dir=, profile=, debug_dumps=)`` asks of a node: TensorBoard's callback, profiler and debugger."""
+"""``Cluster(log_dir=, profile=, debug_dumps=)`` in a node: TensorBoard callback, profiler and debugger."""
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import threading
@@ -10,21 +11,24 @@ from typing import Any
 
 logger = logging.getLogger("tfspark")
 
+DUMPS_SUFFIX = ".metadata"
+"""End of the name of a file that each set of the debugger's dumps has."""
+
 CIRCULAR_BUFFER = 1000
-"""Newest executions that the debugger keeps; all of them would fill the disk."""
+"""Number of the newest executions that the debugger keeps; all executions would fill the disk."""
 
 
 class Debugging:
-    """All of it for one node; does nothing without a `log_dir`.
+    """Callback, profiler and debugger of one node; does nothing without a `log_dir`.
 
     Parameters
     ----------
     options
-        ``log_dir``, ``profile`` and ``debug_dumps``, as the driver has checked them.
+        ``log_dir``, ``profile`` and ``debug_dumps``, checked by the driver.
     name
-        The node's, for directories.
+        Name of the node, used for directories.
     is_chief
-        Whether it is the one that writes for all.
+        Whether this node writes for the cluster.
     """
 
     def __init__(self, options: Mapping[str, Any], name: str, is_chief: bool) -> None:
@@ -38,11 +42,11 @@ class Debugging:
         if options.get("profile") and is_chief:
             self._profiler = StepProfiler(self.log_dir, *options["profile"])
         if options.get("debug_dumps"):
-            self._dumps = os.path.join(self.log_dir, "debug", name)
+            self._dumps = _dump_root(self.log_dir, name, is_chief, options.get("restarts", 0))
             _enable_dumps(self._dumps, options["debug_dumps"])
 
     def step_ended(self, step: int) -> None:
-        """Note that a step has ended."""
+        """Record that a step has ended."""
         if self._profiler is not None:
             self._profiler.step_ended(step)
 
@@ -52,10 +56,12 @@ class Debugging:
 
         if self.log_dir is None or not self._is_chief or any(isinstance(c, keras.callbacks.TensorBoard) for c in users):
             return []
-        return [keras.callbacks.TensorBoard(self.log_dir)]
+        from tfspark.node.keras.graph import WriteGraph
+
+        return [keras.callbacks.TensorBoard(self.log_dir, write_graph=False), WriteGraph(self.log_dir)]
 
     def close(self) -> None:
-        """Write what is still in memory: the process will leave without TensorFlow's own teardown."""
+        """Write remaining data; the process will exit without TensorFlow's own teardown."""
         if self._profiler is not None:
             self._profiler.close()
         if self._dumps is not None:
@@ -67,53 +73,68 @@ class Debugging:
 def _check(log_dir: str) -> None:
     if not os.path.isdir(log_dir):
         logger.warning(
-            "log_dir %s, which the driver has made, is not on this host: TensorBoard shows only Spark's metrics. Use a "
-            "directory that all hosts mount.",
+            "log_dir %s does not exist on this host, so TensorBoard shows only the driver's metrics. Use a directory "
+            "that all hosts mount.",
             log_dir,
         )
+
+
+def _dump_root(log_dir: str, name: str, is_chief: bool, restarts: int) -> str:
+    """Return where a node dumps to.
+
+    TensorBoard's page reads one set of dumps, beside the runs: the chief's. With a second set there it would show none.
+    """
+    if is_chief and not glob.glob(os.path.join(glob.escape(log_dir), f"*{DUMPS_SUFFIX}")):
+        return log_dir
+    return os.path.join(log_dir, "debug", f"{name}-restart-{restarts}" if restarts else name)
 
 
 def _enable_dumps(directory: str, mode: str) -> None:
     import tensorflow as tf
 
     tf.debugging.experimental.enable_dump_debug_info(directory, mode, circular_buffer_size=CIRCULAR_BUFFER)
-    logger.info("TensorFlow's debugger dumps to %s", directory)
+    logger.info("TensorFlow's debugger writes to %s", directory)
 
 
 class StepProfiler:
-    """Runs TensorFlow's profiler over a range of steps.
+    """Runs TensorFlow's profiler over a range of steps, and marks each of them, for XProf's overview.
 
     Parameters
     ----------
     log_dir
-        Where TensorBoard looks for profiles.
+        Directory where TensorBoard looks for profiles.
     first, last
-        Steps to profile, both of them as well.
+        First and last step to profile, both included.
     """
 
     def __init__(self, log_dir: str, first: int, last: int) -> None:
         self._log_dir, self._first, self._last = log_dir, first, last
         self._running = self._done = False
+        self._mark: Any = None
+        self._marking = 0
         self._lock = threading.Lock()
 
     def step_ended(self, step: int) -> None:
-        """Note that a step has ended."""
+        """Record that a step has ended."""
         if self._done:
             return
         with self._lock:
             if not self._running and step >= self._first - 1:
                 self._start()
-            elif self._running and step >= self._last:
+            if self._running and step >= self._last:
                 self.close()
+            elif self._running:
+                self._mark_step(step + 1)
 
     def close(self) -> None:
-        """Stop, if it runs, and write what there is."""
+        """Stop the profiler if it runs, and write the profile."""
         import tensorflow as tf
 
         if self._running:
+            self._end_mark()
             self._running, self._done = False, True
             tf.profiler.experimental.stop()
-            logger.info("the profile is in %s", self._log_dir)
+            logger.info("profile written to %s", self._log_dir)
 
     def _start(self) -> None:
         import tensorflow as tf
@@ -123,4 +144,20 @@ class StepProfiler:
             self._running = True
         except tf.errors.AlreadyExistsError as e:
             self._done = True
-            logger.warning("profile= does nothing: %s", e)
+            logger.warning("cannot profile (profile=...): %s", e)
+
+    def _mark_step(self, step: int) -> None:
+        """Begin the next step: what this thread does until the next call is part of it."""
+        import tensorflow as tf
+
+        self._end_mark()
+        # TensorFlow's own mark of a training step: XProf groups by step_num, and _r makes it a root.
+        self._mark = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+        self._mark.__enter__()
+        self._marking = threading.get_ident()
+
+    def _end_mark(self) -> None:
+        mark, self._mark = self._mark, None
+        # A mark belongs to the thread that has begun it.
+        if mark is not None and self._marking == threading.get_ident():
+            mark.__exit__(None, None, None)

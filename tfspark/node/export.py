@@ -1,18 +1,20 @@
-"""``ctx.export``: what a node knows of its training goes into the model card; the writing is `tfspark.saved_models`."""
+"""``ctx.export``: add facts about the training to the model card; `tfspark.saved_models` writes the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tfspark.transport.spool import Feed
+from tfspark.node.spool import Feed
 
 
 def training_data(feed: Feed | None, workers: int) -> dict[str, Any]:
-    """Return what a model card tells of the rows that were fed."""
+    """Return the description of the fed rows for the model card."""
     data: dict[str, Any] = {"workers": workers}
     if feed is not None:
         data["columns"] = {c.name: _described(c.dtype, c.shape, c.ragged) for c in feed.columns}
+        if feed.fill:
+            data["fill"] = feed.fill
         if feed.rows_by_node:
             data["rows"] = sum(feed.rows_by_node.values())
     return data
@@ -26,14 +28,17 @@ def _described(dtype: str, shape: tuple[int, ...], ragged: int) -> str:
 def export(
     model: Any,
     base: str,
-    *,
+    feed: Feed | None,
+    workers: int,
     metrics: Mapping[str, float],
-    data: Mapping[str, Any],
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> str:
-    """Export a model with a card that holds what is given in `options`, and else what the node knows."""
+    """Export a model; `options` override what is known of its training."""
     from tfspark.saved_models.export import export_model
 
-    options.setdefault("metrics", metrics)
-    options["data"] = {**data, **options.get("data", {})}
-    return export_model(model, base, **options)
+    known: dict[str, Any] = {"metrics": metrics}
+    if feed is not None and options.get("preprocessing") is None:
+        # With preprocessing, a column of the feed and an input of the same name need not be the same.
+        known["fill"] = feed.fill
+    data = {**training_data(feed, workers), **options.get("data", {})}
+    return export_model(model, base, **{**known, **options, "data": data})

@@ -1,7 +1,7 @@
-"""How columns of Arrow travel through ``tf.data`` as few arrays, and become the tensors that ``main`` sees.
+"""How Arrow columns pass through ``tf.data`` as few arrays and become the tensors that ``main`` gets.
 
-Scalar columns of one dtype travel side by side in one array: 40 columns cost what a few cost. A ragged column
-travels as its flat values and row splits.
+All scalar columns of one dtype are packed into one array, so 40 columns cost little more than one. A ragged column is
+passed as its flat values and row splits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfspark.arrays import column_arrays
+from tfspark.columns.arrays import column_arrays
+from tfspark.columns.spec import ColumnSpec
 from tfspark.errors import ConfigurationError
-from tfspark.schema import ColumnSpec
 
 
 class Layout:
-    """Where each column is in a chunk, and in what a dataset gives.
+    """The place of each column in a chunk and in the elements of a dataset.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Layout:
     Raises
     ------
     ConfigurationError
-        If a column is not among those fed.
+        If a column is not fed, or no column is left for the features.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def varies(self) -> bool:
-        """Whether arrays of a chunk differ in their first dimension."""
+        """Whether the arrays of a chunk can differ in their first dimension."""
         return any(c.ragged or c.sparse for c in self._alone)
 
     @property
@@ -59,10 +59,10 @@ class Layout:
         return (*packs, *(s for c in self._alone for s in _signature(c)))
 
     def arrays(self, table: pa.Table, *, copy: bool) -> tuple[np.ndarray, ...]:
-        """Return the rows of a table as a chunk; `copy` if the table's memory must stay as it is.
+        """Return the rows of a table as a chunk; pass `copy` if the memory of the table must not change.
 
-        TensorFlow takes the memory of arrays that a ``PyFunc`` returns, if it is aligned, for a tensor's own: an
-        operation whose input nobody else needs may write its result over it.
+        TensorFlow uses the memory of an array that a ``PyFunc`` returns as the tensor's memory if it is aligned. An
+        operation may then write its result into the memory of its input.
         """
         packs = [_pack(table, pack) for pack in self._packs]
         return (*packs, *(a for c in self._alone for a in column_arrays(table.column(c.name), c, copy=copy)))
@@ -72,7 +72,7 @@ class Layout:
         return tuple(np.zeros([0 if d is None else d for d in s.shape], s.dtype.as_numpy_dtype) for s in self.signature)
 
     def cut(self, arrays: Sequence[tf.Tensor], batch_size: int) -> tf.data.Dataset:
-        """Cut a chunk into batches of the tensors that `structure` takes."""
+        """Cut a chunk into batches; their tensors are the arguments of `structure`."""
         rest = list(arrays)
         tensors: list[Any] = [rest.pop(0) for _ in self._packs]
         for c in self._alone:
@@ -82,7 +82,7 @@ class Layout:
         return starts.map(graph(lambda s: tuple(t[s : tf.minimum(s + batch_size, rows)] for t in tensors)))
 
     def tensors(self, table: pa.Table) -> Any:
-        """Return the rows of a table as what a dataset gives, at once."""
+        """Return the rows of a table as one element of a dataset."""
         rest = [tf.constant(a) for a in self.arrays(table, copy=False)]
         tensors: list[Any] = [rest.pop(0) for _ in self._packs]
         for c in self._alone:
@@ -90,7 +90,7 @@ class Layout:
         return self.structure(tensors)
 
     def structure(self, tensors: Sequence[Any]) -> Any:
-        """Return what the dataset gives: a dict, or a tuple with label and weight."""
+        """Return an element of the dataset: a dict, or a tuple with label and weight."""
         rest = list(tensors)
         by_name: dict[str, Any] = {}
         for pack in self._packs:
@@ -101,10 +101,10 @@ class Layout:
         features: dict[str, Any] = {}
         targets: dict[str, Any] = {}
         for c in self._kept:
-            names = ({c.name, c.keys[0]} if len(c.keys) == 1 else {c.name}) & {self._label, self._weight}
+            names = {c.name, c.label} & {self._label, self._weight}
             if names:
                 targets[str(names.pop())] = by_name[c.name]
-            # An autoencoder's features are its labels.
+            # The label may also be a feature, as in an autoencoder.
             if c not in self._features:
                 continue
             level = features
@@ -119,20 +119,23 @@ class Layout:
 def _select(
     fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
 ) -> tuple[list[ColumnSpec], set[ColumnSpec]]:
-    """Return all columns that are wanted, and those of them that are features."""
+    """Return the selected columns, and those of them that are features."""
     by_name: dict[str, list[ColumnSpec]] = {}
     for c in fed:
-        # A struct column is asked for by its own name or by that of one of its fields.
-        for name in dict.fromkeys((c.name, c.keys[0])):
+        # A struct column can be selected by its own name or by the name of one of its fields.
+        for name in dict.fromkeys((c.name, c.keys[0], c.label)):
             by_name.setdefault(name, []).append(c)
     targets = [n for n in (label, weight) if n is not None]
     named = {id(c) for n in targets for c in by_name.get(n, [])}
     names = list(columns) if columns is not None else [c.name for c in fed if id(c) not in named]
     unknown = sorted(set(names + targets) - set(by_name))
     if unknown:
-        raise ConfigurationError(f"No column named {unknown} is fed.", hint=f"The columns are {list(by_name)}.")
+        raise ConfigurationError(f"The columns {unknown} are not fed; the fed columns are {list(by_name)}.")
     if not names:
-        raise ConfigurationError("No column is left for the features.", hint="Name some in columns=.")
+        raise ConfigurationError(
+            f"No column is left for the features; the fed columns are {list(by_name)}.",
+            hint="Feed more columns, or name the features in columns=[...].",
+        )
     kept = dict.fromkeys(c for n in names + targets for c in by_name[n])
     return list(kept), {c for n in names for c in by_name[n]}
 
@@ -156,7 +159,7 @@ def _signature(c: ColumnSpec) -> list[tf.TensorSpec]:
 
 
 def graph(function: Any) -> Any:
-    """Mark a function as graph code already: AutoGraph would only slow the start and write temporary files."""
+    """Tell AutoGraph not to convert a function: the conversion is not needed, slow, and writes temporary files."""
     return tf.autograph.experimental.do_not_convert(function)
 
 
@@ -166,7 +169,7 @@ def rows_of(t: Any) -> tf.Tensor:
 
 
 def _ragged(c: ColumnSpec, rest: list[tf.Tensor]) -> list[Any]:
-    """Take a column's arrays from `rest` and return tensors that can be cut by rows."""
+    """Take the arrays of a column from `rest` and return tensors that can be sliced by rows."""
     first = rest.pop(0)
     if c.sparse:
         indices, splits = rest.pop(0), rest.pop(0)
@@ -177,6 +180,6 @@ def _ragged(c: ColumnSpec, rest: list[tf.Tensor]) -> list[Any]:
 
 def _sparse(values: tf.RaggedTensor, indices: tf.RaggedTensor, size: int) -> tf.SparseTensor:
     where = tf.stack([values.value_rowids(), indices.values], axis=1)
-    # Known as far as it can be: layers look at the last dimension.
+    # Layers need the static size of the last dimension.
     shape = tf.stack([values.nrows(), tf.constant(size, tf.int64)])
     return tf.SparseTensor(where, values.values, tf.ensure_shape(shape, [2]))

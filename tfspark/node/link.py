@@ -1,6 +1,6 @@
-"""A node's connection with the coordinator: registration, the events it follows, and what it reports.
+"""A node's connection with the coordinator: registration, events and reports.
 
-Owns the spool and the server that fills it. No TensorFlow in here.
+It owns the spool and the server that fills it. It does not use TensorFlow.
 """
 
 from __future__ import annotations
@@ -10,44 +10,43 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, TypeVar
 
-import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.errors import ClusterStopped, FeedError, TFSparkError
-from tfspark.schema import ColumnSpec
-from tfspark.spec import ClusterSpec, NodeId, spec_from_json
-from tfspark.transport import messages as m
+from tfspark import messages as m
+from tfspark.columns.spec import arrow_schema
+from tfspark.errors import ClusterStopped, ConfigurationError, FeedError, TFSparkError
+from tfspark.node.mailbox import Mailbox
+from tfspark.node.questions import Questions
+from tfspark.node.receiver import Receiver
+from tfspark.node.spool import Feed, Spool, stopped_error
+from tfspark.node.step_clock import StepClock
+from tfspark.settings import Settings
+from tfspark.spec import ClusterSpec, NodeAddress, NodeId
 from tfspark.transport.auth import Secret
 from tfspark.transport.client import MessageClient
-from tfspark.transport.receiver import Receiver
-from tfspark.transport.serving import Serving
-from tfspark.transport.spool import DEFAULT_MEMORY_BYTES, Feed, Spool, stopped_error
-from tfspark.transport.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 5.0
-"""How long the coordinator may hold a poll back when there is nothing to say."""
-
-PULSE_SECONDS = 1.0
-"""How often the coordinator hears from the process itself."""
-
 LAST_WORD_SECONDS = 1.0
-"""How long the coordinator's last word may come after the supervisor's."""
+"""How long a stopping node waits for the coordinator's stop event after the supervisor's."""
 
-COMMIT_TRIES = 3
+DRAIN_SECONDS = 2.0
+"""How long a node that failed waits for its last reports to be sent."""
+
+M = TypeVar("M", bound=m.Message)
 
 
 class CoordinatorLink:
-    """What one node knows of its cluster.
+    """A node's connection with its cluster.
 
     Parameters
     ----------
     plan
-        The header of the payload that the supervisor handed over.
+        The header of the payload from the supervisor.
     """
 
     def __init__(self, plan: dict[str, Any]) -> None:
@@ -55,12 +54,18 @@ class CoordinatorLink:
         self.nodes = tuple(NodeId(r, i) for r, i in plan["nodes"])
         self.host = plan["host"]
         self.stopping = threading.Event()
-        self.spool = Spool(plan["spool_directory"], plan["spool_bytes"], min(DEFAULT_MEMORY_BYTES, plan["spool_bytes"]))
+        settings = self.settings = Settings(**plan["settings"])
+        self._patience = settings.driver_timeout
+        in_memory = min(settings.spool_memory_bytes, settings.spool_bytes)
+        self.spool = Spool(plan["spool_directories"], settings.spool_bytes, in_memory, settings.upload_timeout)
         secret = Secret.from_json(plan["secret"])
-        self._client = MessageClient(plan["coordinator"][0], plan["coordinator"][1], secret.for_clients())
-        self.serving = Serving()
+        self._client = MessageClient(
+            plan["coordinator"][0], plan["coordinator"][1], secret.for_clients(), settings.call_timeout
+        )
+        self._mailbox = Mailbox(self._client.send)
+        self.questions = Questions(settings.serve_timeout)
         self._receiver = Receiver(
-            self.host, secret, self.spool, self._may_commit, self._refused, self.serving, plan["ports"]
+            self.host, secret, self.spool, self._may_commit, self._refused, self.questions, plan["ports"]
         )
         self._changed = threading.Condition()
         self._spec: ClusterSpec | None = None
@@ -76,9 +81,9 @@ class CoordinatorLink:
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def register(self, port: int) -> None:
-        """Tell the coordinator where this node listens, and begin to follow its events."""
-        role, index = self.node.role, self.node.index
-        self._client.send(m.Register(role, index, self.host, port, self._receiver.port, os.getpid()))
+        """Tell the coordinator where this node listens, and begin to follow the coordinator's events."""
+        address = NodeAddress(self.node, self.host, port, self._receiver.port, os.getpid())
+        self._tell(m.Register(address))
         self._follower.start()
         self._pulse.start()
 
@@ -87,106 +92,169 @@ class CoordinatorLink:
         with self._changed:
             self._changed.wait_for(lambda: self._spec is not None or self.stopping.is_set())
             if self._spec is None:
-                raise ClusterStopped("The cluster was stopped before all its nodes had started.")
+                raise ClusterStopped("The cluster was stopped before all of its nodes had started.")
             return self._spec
 
     def wait_for_release(self) -> None:
-        """Wait until every node has finished: the others' collectives still need this process."""
+        """Wait until every node has finished, because collectives of the others still need this process."""
         with self._changed:
             self._changed.wait_for(lambda: self.released or self.stopping.is_set())
-            # The supervisor has its word with a heartbeat, which may be answered before the poll is.
+            # The supervisor learns of a stop by its heartbeat, which may be answered before this node's poll.
             self._changed.wait_for(lambda: self.released or self._has_last_word, LAST_WORD_SECONDS)
 
     def resume(self, epochs: Sequence[int]) -> int:
-        """Say which epochs this node can go on from, the first time it is asked; return the last one that all can.
+        """Agree on the checkpoint to resume from; only the first call asks the coordinator.
+
+        Parameters
+        ----------
+        epochs
+            Numbers of epochs for which this node has a checkpoint.
+
+        Returns
+        -------
+        int
+            The largest number of epochs for which all nodes have a checkpoint; 0 for none.
 
         Raises
         ------
         ClusterStopped
-            If the cluster is stopped meanwhile.
+            If the cluster is stopped while this node waits for the others.
         """
         while self._resumed is None:
             if self.stopping.is_set():
-                raise stopped_error("not all nodes had begun to train")
-            message = m.Resume(self.node.role, self.node.index, list(epochs), POLL_SECONDS)
-            self._resumed = self._client.ask(message, POLL_SECONDS + 10.0)["epochs"]
+                raise stopped_error("some nodes had not called ctx.checkpoint or ctx.fit yet")
+            message = m.Resume(self.node, list(epochs), self.settings.poll_interval)
+            self._resumed = self._ask(message, m.ResumeAnswer, self._poll_timeout).epochs
         return self._resumed
 
     def resume_without(self) -> None:
-        """Say that the others need not wait for this node to go on, unless it has said more by then."""
+        """Tell the others not to wait for this node's checkpoints, unless `resume` was called before."""
         if self._resumed is None:
-            self._client.send(m.Resume(self.node.role, self.node.index, None, 0.0))
+            self._tell(m.Resume(self.node, None, 0.0))
 
     @property
     def resumed(self) -> int:
-        """Epochs in the checkpoint that all nodes have gone on from; 0 if there is none, or none was asked for yet."""
+        """Epochs of the checkpoint that all nodes resumed from; 0 if there is none, or before `resume`."""
         return self._resumed or 0
 
     def begin_epoch(self, feed: int, epoch: int) -> None:
-        """Say which epoch the chief begins, for its workers to read."""
-        self._client.send(m.EpochBegins(feed, epoch))
+        """Tell the coordinator which epoch the chief begins; the workers ask for it."""
+        self._tell(m.EpochBegins(feed, epoch))
 
     def epoch_begun(self) -> tuple[int, int]:
-        """Ask which epoch the chief has begun: feed, and number within it."""
-        answer = m.EpochBegins.decode(self._client.send(m.WhichEpoch()))
+        """Return the epoch that the chief has begun: number of the feed, and number of the epoch in it."""
+        answer = self._ask(m.WhichEpoch(), m.EpochBegins)
         return answer.feed, answer.epoch
 
+    def exported(self, base: str, number: int, path: str) -> None:
+        """Tell the other nodes where this one, the chief, has exported to for the `number`-th time under `base`."""
+        self._tell(m.Exported(base, number, path))
+
+    def path_of_export(self, base: str, number: int) -> str:
+        """Wait until the chief has exported for the `number`-th time under `base`, and return where.
+
+        Raises
+        ------
+        ConfigurationError
+            If the chief's ``main`` has returned without.
+        ClusterStopped
+            If the cluster is stopped meanwhile.
+        """
+        while not self.stopping.is_set():
+            message = m.WhichExport(base, number, self.settings.poll_interval)
+            answer = self._ask(message, m.WhichExportAnswer, self._poll_timeout)
+            if answer.path is not None:
+                return answer.path
+            if answer.returned:
+                raise ConfigurationError(
+                    f"{self.node} called ctx.export for {base!r} {number} time(s), the chief less often.",
+                    hint="Call ctx.export equally often on all nodes, or on the chief alone: if ctx.is_chief.",
+                )
+        raise stopped_error("the chief had not exported yet")
+
     def pids(self) -> dict[NodeId, int]:
-        """Return the processes of all nodes as they are now."""
+        """Return the current process id of each node."""
         with self._changed:
             return {a.node: a.pid for a in self._spec.nodes} if self._spec else {}
 
     def wait_for_news(self, seconds: float) -> None:
-        """Wait for the next event, at most so long."""
+        """Wait for the next event, at most this long."""
         with self._changed:
             self._changed.wait(seconds)
 
     def entered(self, seconds: dict[str, float]) -> None:
-        """``main`` is about to be called."""
-        self._client.send(m.Entered(self.node.role, self.node.index, seconds))
+        """Report that ``main`` is about to be called."""
+        self._tell(m.Entered(self.node, seconds))
 
-    def finished(self, result: bytes) -> None:
-        """``main`` has returned."""
-        self._client.send(m.Finished(self.node.role, self.node.index, result), timeout=60.0)
+    def finished(self, result: IO[bytes]) -> None:
+        """Report that ``main`` has returned; sends its pickled result, and closes the file that has it."""
+        spool = self.spool
+        self._mailbox.drain(self._patience)
+        sent = 0
+        with result:
+            result.seek(0)
+            while part := result.read(self.settings.result_part_bytes):
+                self._tell(m.ResultPart(self.node, sent, part), self.settings.result_part_timeout)
+                sent += len(part)
+        self._tell(m.Finished(self.node, sent, spool.rows_completed, spool.is_read))
         self.spool.discard()
 
     def raised(self, reason: str, text: str, hint: str, final: bool) -> None:
-        """``main`` has raised; `final` if it would do so again."""
+        """Report that ``main`` has raised; `final` if a restart would fail in the same way."""
+        self._mailbox.drain(DRAIN_SECONDS)
         try:
-            self._client.send(m.Raised(self.node.role, self.node.index, reason, text, hint, final))
+            self._tell(m.Raised(self.node, reason, text, hint, final))
         except flight.FlightError:
-            logger.warning("the coordinator could not be told of the failure")
+            logger.warning("could not report the failure to the coordinator: %s", reason)
 
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Send metrics to the driver."""
-        self._client.send(m.Report(self.node.role, self.node.index, step, metrics))
+    def tell_open_columns(self, columns: Sequence[str]) -> None:
+        """Tell the driver the columns whose arrays may have any length, for which it waits before it feeds."""
+        self._tell(m.OpenColumns(list(columns)))
+
+    def report(self, step: int, metrics: dict[str, float], keep: bool = False) -> None:
+        """Have metrics sent to the driver; never waits. With `keep`, a newer report does not replace them."""
+        self._mailbox.put(m.Report(self.node, step, metrics), keep)
+
+    def epoch_ended(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
+        """Have the metrics of a whole epoch sent to the driver; never waits."""
+        self._mailbox.put(m.EpochEnded(self.node, epoch, epochs, metrics), keep=True)
 
     def on_stop(self, reason: str) -> None:
-        """The cluster is stopping: wake everyone who waits."""
+        """Handle a stop of the cluster: wake all waiting threads."""
         self.stopping.set()
         self.spool.fail(stopped_error(reason))
-        self.serving.fail(stopped_error(reason))
+        self.questions.fail(stopped_error(reason))
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop following and receiving."""
+        """Stop following events and receiving rows."""
         self._leaving.set()
+        self._mailbox.close()
         self.spool.fail(stopped_error("the node is leaving"))
-        self.serving.fail(stopped_error("the node is leaving"))
+        self.questions.fail(stopped_error("the node is leaving"))
 
     def _may_commit(self, header: m.PutHeader, rows: int, nbytes: int) -> bool:
-        message = m.Commit(self.node.role, self.node.index, header.feed, header.partition, header.upload, rows, nbytes)
-        for attempt in range(COMMIT_TRIES):
-            try:
-                return bool(self._client.ask(message)["committed"])
-            except flight.FlightError as e:
-                logger.warning("commit of partition %d: %s", header.partition, e)
-                if attempt + 1 == COMMIT_TRIES:
-                    # The coordinator may have counted the partition: going on could lose its rows.
-                    self.spool.fail(FeedError(f"The coordinator did not answer a commit: {e}"))
-                    raise
-        raise AssertionError("unreachable")
+        message = m.Commit(self.node, header.feed, header.partition, header.upload, rows, nbytes)
+        try:
+            return self._ask(message, m.CommitAnswer).committed
+        except flight.FlightError as e:
+            # The coordinator may have counted the partition, so its rows would be lost without an error.
+            self.spool.fail(
+                FeedError(f"The coordinator did not answer the commit of partition {header.partition}: {e}")
+            )
+            raise
+
+    @property
+    def _poll_timeout(self) -> float:
+        return self.settings.poll_interval + self.settings.call_timeout
+
+    def _tell(self, message: m.Message, timeout: float | None = None) -> None:
+        """Send a message that matters, again and again while the driver stands still and this node is not stopped."""
+        self._client.insist_on_sending(message, self._patience, timeout, self.stopping.wait)
+
+    def _ask(self, message: m.Message, answer: type[M], timeout: float | None = None) -> M:
+        return self._client.insist(message, answer, self._patience, timeout, self.stopping.wait)
 
     def _refused(self, header: m.PutHeader, error: TFSparkError) -> None:
         if not isinstance(error, ClusterStopped):
@@ -194,11 +262,11 @@ class CoordinatorLink:
             self._client.send(m.FeedFailed(header.feed, header.partition, kind, error.message, error.hint or ""))
 
     def _beat(self) -> None:
+        seconds_to_next = self.settings.pulse_interval
         while not self._leaving.is_set():
             spool, seconds = self.spool, {s.value: t for s, t in self.spool.clock.seconds.items()}
             message = m.Pulse(
-                self.node.role,
-                self.node.index,
+                self.node,
                 spool.waiting_seconds,
                 spool.rows_read,
                 seconds,
@@ -208,47 +276,57 @@ class CoordinatorLink:
                 self.step_clock.busy,
                 self.step_clock.stack(),
             )
-            # Who follows events notices a coordinator that is gone.
+            # If the coordinator is gone, `_follow` handles it.
             with contextlib.suppress(flight.FlightError):
-                self._client.send(message)
-            self._leaving.wait(PULSE_SECONDS)
+                seconds_to_next = self._client.ask(message, m.PulseAnswer).seconds
+            self._leaving.wait(seconds_to_next)
 
     def _follow(self) -> None:
+        """Follow the coordinator's events; a node that cannot must not be left waiting for them."""
+        try:
+            self._follow_events()
+        except Exception as e:
+            logger.exception("the node cannot follow the coordinator's events")
+            reason = f"it cannot follow the coordinator's events: {type(e).__name__}: {e}"
+            self.raised(reason, traceback.format_exc(), "", final=True)
+            self._has_last_word = True
+            self.on_stop(reason)
+
+    def _follow_events(self) -> None:
         seen = 0
-        failing_since: float | None = None
+        answered_at = time.monotonic()
         while not self._leaving.is_set():
             try:
-                body = self._client.send(
-                    m.Poll(self.node.role, self.node.index, seen, POLL_SECONDS), POLL_SECONDS + 10.0
-                )
-                failing_since = None
+                poll = m.Poll(self.node, seen, self.settings.poll_interval)
+                events = self._client.ask(poll, m.Events, self._poll_timeout).events
+                answered_at = time.monotonic()
             except flight.FlightError as e:
-                failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > 2 * POLL_SECONDS:
+                if time.monotonic() - answered_at > self._patience:
                     self._has_last_word = True
-                    self.on_stop(f"the coordinator is gone: {e}")
+                    self.on_stop(f"the coordinator cannot be reached: {e}")
                     return
                 self.stopping.wait(0.5)
                 continue
-            for event in m.decode_events(body):
+            for event in events:
                 seen += 1
                 self._on_event(event)
 
-    def _on_event(self, event: m.Message) -> None:
+    def _on_event(self, event: m.Event) -> None:
         match event:
             case m.SpecComplete(nodes):
-                self._spec = spec_from_json(nodes)
+                self._spec = ClusterSpec(nodes)
             case m.FeedBegins():
                 self.spool.begin_feed(_feed_of(event))
+            case m.ShapesSettled(feed, columns):
+                self.spool.settle(feed, columns)
             case m.FeedEnds(feed, rows):
                 self.spool.end_feed(feed, rows, rows.get(str(self.node), 0))
             case m.FeedCancelled(_, reason):
-                self.spool.fail(FeedError(f"The feed was given up: {reason}"))
+                self.spool.fail(FeedError(f"The feed was cancelled: {reason}"))
             case m.NoMoreFeeds():
                 self.spool.no_more_feeds()
-                self.serving.no_more()
-            case m.NodeRejoined(node):
-                (back,) = spec_from_json([node]).nodes
+                self.questions.no_more()
+            case m.NodeRejoined(back):
                 assert self._spec is not None
                 others = (a for a in self._spec.nodes if a.node != back.node)
                 self._spec = ClusterSpec((*others, back))
@@ -264,22 +342,20 @@ class CoordinatorLink:
 
 
 def tell_refusal(plan: dict[str, Any], error: TFSparkError) -> None:
-    """Tell the coordinator why there will be no link."""
+    """Tell the coordinator why this node cannot connect."""
     host, port = plan["coordinator"]
     client = MessageClient(host, port, Secret.from_json(plan["secret"]).for_clients())
     reason = f"{type(error).__name__}: {error.message}"
-    client.send(m.Raised(plan["role"], plan["index"], reason, "", error.hint or ""))
+    client.send(m.Raised(NodeId(plan["role"], plan["index"]), reason, "", error.hint or ""))
     client.close()
 
 
 def _feed_of(event: m.FeedBegins) -> Feed:
-    columns = tuple(ColumnSpec.from_json(c) for c in event.columns)
-    schema = pa.ipc.read_schema(pa.py_buffer(event.arrow_schema))
     return Feed(
         event.feed,
         event.epochs,
-        columns,
-        schema,
+        event.columns,
+        arrow_schema(event.columns),
         event.seed,
         event.in_memory,
         event.epochs_to_come,
@@ -287,4 +363,5 @@ def _feed_of(event: m.FeedBegins) -> Feed:
         event.base,
         event.first_epoch,
         event.name,
+        event.fill,
     )

@@ -1,7 +1,7 @@
 """Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor> <lifeline> <directory>``.
 
-Reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
-calls ``main(args, ctx)`` and reports how that ended.
+It reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
+calls ``main(args, ctx)`` and reports the result or the error.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the supervisor dies, also if that has happened already."""
+    """Let the kernel kill this process when the supervisor dies; exit at once if it has died already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _fork_guardian(lifeline: int, directory: str) -> None:
-    """Leave a small process behind that kills this process group and removes its files when the supervisor is gone.
+    """Fork a small process that kills this process group and removes its files when the supervisor ends.
 
-    Forked before there are threads, and before TensorFlow, which does not survive a fork.
+    It is forked before any thread exists and before TensorFlow is imported, because TensorFlow does not survive a fork.
     """
     group = os.getpgid(0)
     if os.fork() == 0:
@@ -53,33 +54,33 @@ def _read_block(stream: BinaryIO, length_bytes: int) -> bytes:
 
 
 def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
-    """Follow the supervisor's words."""
+    """Read the supervisor's commands."""
     for line in stream:
         if line.strip() == b"stop":
             link.on_stop("the cluster is stopping")
 
 
 def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
-    """Claim the port of TensorFlow's server, and listen for rows; returns the link and the claim."""
+    """Reserve the port of TensorFlow's server and listen for rows; return the link and the reserved port."""
     from tfspark.errors import TFSparkError
     from tfspark.node.link import CoordinatorLink, tell_refusal
-    from tfspark.transport.ports import Claim
+    from tfspark.transport.ports import ReservedPort
 
-    # A node that was lost and is back has the port by which TensorFlow knows it, and claims it first: the server for
-    # rows may take any port of the range.
+    # A restarted worker must get the port that its peers know, so this port is reserved first: the server for rows may
+    # take any port of the range.
     ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
     try:
-        claim = Claim(None, ports)
-        return CoordinatorLink(plan), claim
+        reserved = ReservedPort(None, ports)
+        return CoordinatorLink(plan), reserved
     except TFSparkError as e:
         tell_refusal(plan, e)
         os._exit(1)
 
 
 def main() -> None:
-    """Run the node; the exit code is 0 only if ``main`` returned and the driver knows."""
+    """Run the node; the exit code is 0 only if ``main`` has returned and the driver has its result."""
     began = time.time()
-    # A native crash leaves the Python line it came from in the log.
+    # With it, a crash in native code writes the Python stack to the log.
     faulthandler.enable()
     _die_with_parent(int(sys.argv[1]))
     _fork_guardian(int(sys.argv[2]), sys.argv[3])
@@ -90,14 +91,14 @@ def main() -> None:
     user_main = body[8 + header_size :]
     sys.path[:] = [*dict.fromkeys([*plan["sys_path"], *sys.path])]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # It tells of every collective that it makes a graph of.
+    # TensorFlow logs every collective that it traces at this level.
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    link, claim = _connect(plan)
+    link, reserved = _connect(plan)
     threading.Thread(target=_watch_supervisor, args=(stdin, link), name="supervisor", daemon=True).start()
-    with claim:
-        link.register(claim.port)
+    with reserved:
+        link.register(reserved.port)
         _end(_run(plan, user_main, link, began), link)
 
 
@@ -109,7 +110,7 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
 
         from tfspark.tensorflow_import import import_tensorflow
 
-        import_tensorflow()  # While the other nodes come up.
+        import_tensorflow()  # While the other nodes start.
         times["tensorflow"] = time.time() - t
         t = time.time()
         spec = link.wait_for_spec()
@@ -122,11 +123,11 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         from tfspark.tensorflow_options import TensorFlowOptions
 
         options = plan["options"]
-        TensorFlowOptions.of(options["tensorflow"]).apply()
+        TensorFlowOptions.of(options["tensorflow"]).sharing(options["cpus"]).apply()
         if sets_up_collectives(options["strategy"], options["own_strategy"], link.node, link.nodes):
             from tfspark.node.keras.collectives import set_up
 
-            # Before main is unpickled: a model that it brings along is made then.
+            # Before main is unpickled, because unpickling a model in its closure runs TensorFlow.
             collectives = set_up()  # noqa: F841 - lives as long as the process
             warn_of_idle_gpus(options.get("gpus", ()))
         function, args, strategy = cloudpickle.loads(user_main)
@@ -153,36 +154,37 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
     return 0
 
 
-def _pickled(result: Any) -> bytes:
-    """Pickle what ``main`` has returned.
+def _pickled(result: Any) -> IO[bytes]:
+    """Pickle the return value of ``main``, piece by piece, to a temporary file.
 
     Raises
     ------
     ConfigurationError
-        If that cannot be.
+        If it cannot be pickled.
     """
     import cloudpickle
 
     from tfspark.errors import ConfigurationError, first_line
 
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - who sends it closes it
     try:
-        return cloudpickle.dumps(result)
+        cloudpickle.dump(result, file)
+        return file
     except Exception as e:
+        file.close()
         raise ConfigurationError(
             f"main returned a {type(result).__name__} that cannot be pickled: {first_line(e)}",
-            hint="Return numbers, arrays and paths, such as model.get_weights() or what ctx.export returns.",
+            hint="Return numbers, arrays and paths, such as model.get_weights() or the result of ctx.export.",
         ) from e
 
 
 def _report_failure(e: BaseException, link: Any) -> int:
     from tfspark.errors import ConfigurationError
+    from tfspark.node.failures import cause_of
 
+    reason, hint = cause_of(e)
     if isinstance(e, SystemExit) and not e.code:
         reason = "main called sys.exit() instead of returning"
-    else:
-        lines = traceback.format_exception_only(e)
-        reason = lines[-1 if isinstance(e, SyntaxError) else 0].strip().splitlines()[0]
-    hint = getattr(e, "hint", None) or ""
     final = isinstance(e, (ConfigurationError, ImportError, SyntaxError))
     if isinstance(e, ModuleNotFoundError):
         hint = (
@@ -196,7 +198,7 @@ def _report_failure(e: BaseException, link: Any) -> int:
 
 
 def _end(code: int, link: Any) -> None:
-    """Leave at once: TensorFlow's own teardown waits seconds for peers that are leaving too."""
+    """Exit at once: TensorFlow's own teardown would wait seconds for peers that exit too."""
     link.close()
     logging.shutdown()
     sys.stdout.flush()

@@ -1,9 +1,9 @@
 """Training with parameter servers: the servers that workers and parameter servers run, and the chief's epochs.
 
-The chief's graph runs in the workers' processes, but Python functions of a dataset would silently run in the chief's
-(``from_generator`` and ``numpy_function`` bind to the process that made them). A ``PyFunc`` op, however, looks its
-function up by a token in the process that runs it: each worker registers one under `FEED_TOKEN` that reads its own
-spool, so rows never pass through the chief.
+The chief's graph runs in the workers' processes, but Python functions in a dataset would run in the chief's process:
+``from_generator`` and ``numpy_function`` are bound to the process that created them. A ``PyFunc`` op looks its function
+up by a token in the process that runs it. So each worker registers a function that reads its own spool under
+`FEED_TOKEN`, and rows never pass through the chief.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import FeedError
-from tfspark.node.dataset import DatasetTerms, read_chunks
+from tfspark.node.chunks import DatasetTerms, read_chunks
 from tfspark.node.layout import Layout, graph, rows_of
+from tfspark.node.spool import Feed, Spool
 from tfspark.spec import ClusterSpec, NodeId, Role
-from tfspark.transport.spool import Feed, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,21 @@ FEED_TOKEN = "tfspark_feed"
 NODE_TOKEN = "tfspark_node"
 
 STEPS_AHEAD = 8
-"""Steps per worker that are scheduled before their results are looked at."""
+"""Steps per worker that are scheduled before the first result is read."""
 
 EPOCH_ENDED = -1
-"""Instead of a number of rows, from a worker that has none left in this epoch."""
+"""Returned instead of a number of rows by a worker that has no rows left in this epoch."""
 
 IDLE_SECONDS = 0.2
-"""How long to wait for a worker that is lost, or for rows, before the others are asked again."""
+"""Pause before workers are asked again, while a worker restarts or rows are missing."""
 
 
 def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
-    """Start TensorFlow's server of a worker or parameter server; it serves as long as the result is kept."""
+    """Start TensorFlow's server of a worker or parameter server; it runs while the result is referenced."""
     from tensorflow.python.ops import script_ops
 
     workers = sum(n.role == Role.WORKER.value for n in link.nodes)
-    # TensorFlow's registry does not keep what it holds alive.
+    # TensorFlow's registry holds only weak references.
     source = SpoolSource(link.spool, link.epoch_begun)
     who = np.array([link.node.index, os.getpid()], np.int64)
 
@@ -53,7 +53,7 @@ def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
 
     script_ops._py_funcs._funcs[FEED_TOKEN] = source
     script_ops._py_funcs._funcs[NODE_TOKEN] = node
-    # With fewer threads than workers, plus one, servers on few cores wait for each other without end.
+    # With fewer threads than workers + 1, servers on few cores deadlock.
     threads = max(os.cpu_count() or 1, workers + 2)
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
     server = tf.distribute.Server(
@@ -63,14 +63,14 @@ def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
 
 
 class SpoolSource:
-    """What a worker's ``PyFunc`` calls: gives the spool's rows in chunks.
+    """The function that a worker's ``PyFunc`` calls: it returns the rows of the spool in chunks.
 
     Parameters
     ----------
     spool
-        The worker's.
+        The worker's spool.
     epoch_begun
-        Asks which epoch the chief has begun: a worker that was lost and is back has not seen the earlier ones.
+        Returns the epoch that the chief has begun; a restarted worker has not seen the earlier epochs.
     """
 
     def __init__(self, spool: Spool, epoch_begun: Callable[[], tuple[int, int]]) -> None:
@@ -79,7 +79,7 @@ class SpoolSource:
         self._streams: dict[bytes, tuple[Layout, Iterator[Any]]] = {}
 
     def __call__(self, terms: bytes, i: np.int64) -> list[np.ndarray]:
-        """Return whether there is a chunk, and its arrays; chunk 0 begins the epoch."""
+        """Return whether chunk `i` exists, and its arrays; chunk 0 begins the epoch."""
         with self._lock:
             if i == 0:
                 self._streams[terms] = self._open(DatasetTerms.from_json(terms))
@@ -91,10 +91,13 @@ class SpoolSource:
 
     def _open(self, terms: DatasetTerms) -> tuple[Layout, Iterator[Any]]:
         feed, epoch = self._epoch_begun()
-        # A chief with a loop of its own does not tell; then each worker counts for itself.
+        # A chief with its own loop does not announce epochs; then each worker counts by itself.
         reader = self._spool.next_epoch() if feed < 0 else self._spool.epoch_of(feed, epoch)
         if reader is None:
-            raise FeedError("The dataset was iterated once more than epochs were fed.")
+            raise FeedError(
+                "The dataset was iterated more often than epochs were fed.",
+                hint="Loop over ctx.epochs(), or pass the number of epochs that main reads to cluster.feed.",
+            )
         layout = terms.layout(reader.feed.columns)
 
         def chunks() -> Iterator[Any]:
@@ -105,7 +108,7 @@ class SpoolSource:
 
 
 def remote_chunks(layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
-    """Return the dataset of chunks whose graph reads the spool of the process that runs it."""
+    """Return a dataset of chunks; its graph reads the spool of the process that runs it."""
     signature = layout.signature
     dtypes = [tf.bool, *(s.dtype for s in signature)]
 
@@ -123,15 +126,15 @@ def remote_chunks(layout: Layout, terms: DatasetTerms) -> tf.data.Dataset:
 class EpochLoop:
     """The chief's loop over the steps of an epoch.
 
-    Each step says which worker's process took it and how many rows it had, so that the epoch ends when the process
-    that each worker has now has read all of that worker's rows: one that was lost and is back reads them again.
+    Each step returns the process that ran it and its number of rows. The epoch ends when the current process of each
+    worker has read all rows of that worker; a restarted worker reads its rows again.
 
     Parameters
     ----------
     link
-        The chief's.
+        The chief's link.
     coordinator
-        The cluster's.
+        TensorFlow's coordinator of the cluster.
     step, dataset_fn
         As for `NodeContext.train_epoch`.
     """
@@ -164,10 +167,12 @@ class EpochLoop:
         self._one = tf.function(one)
 
     def run(self) -> int:
-        """Run the next epoch; returns how many rows were trained on, those that a lost worker had read included."""
+        """Run the next epoch; return the number of rows used, including those that a failed worker had read."""
         reader = self._link.spool.next_epoch()
         if reader is None:
-            raise FeedError("train_epoch() was called once more than epochs were fed.", hint="Loop over ctx.epochs().")
+            raise FeedError(
+                "ctx.train_epoch() was called more often than epochs were fed.", hint="Loop over ctx.epochs()."
+            )
         self._link.begin_epoch(reader.feed.number, reader.epoch)
         iterator = iter(self._dataset)
         rows: Counter[tuple[int, int]] = Counter()
@@ -185,10 +190,11 @@ class EpochLoop:
             if rows.total() == before:
                 self._link.wait_for_news(IDLE_SECONDS)
         reader.complete()
+        self._link.spool.rows_completed += sum(reader.feed.rows_by_node.values())
         return rows.total()
 
     def _is_read(self, feed: Feed, rows: Mapping[tuple[int, int], int], ended: Set[tuple[int, int]]) -> bool:
-        """Whether every worker has trained on all of its rows, or has come to their end: it may leave some out."""
+        """Return whether every worker has used all of its rows or reached their end (it may have dropped a batch)."""
         if not feed.ended:
             return False
         pids = self._link.pids()

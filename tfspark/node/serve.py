@@ -1,8 +1,7 @@
-"""Answer rows that ``cluster.predict`` sends: Arrow in, the user's function on tensors, Arrow out."""
+"""Runs the function of ``ctx.serve`` on the rows of ``cluster.predict``: Arrow to tensors, and the outputs to Arrow."""
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -10,25 +9,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.arrays import to_arrow
+from tfspark.columns.arrays import to_arrow
+from tfspark.columns.spec import ColumnSpec
 from tfspark.errors import PredictError, TFSparkError
+from tfspark.messages import ServeHeader
 from tfspark.node.layout import Layout
-from tfspark.schema import ColumnSpec
-from tfspark.transport.messages import ServeHeader
-from tfspark.transport.serving import Answer
+from tfspark.node.questions import Answer
 
 
 def answering(fn: Callable[[dict[str, Any]], Any]) -> Answer:
-    """Make of the user's function one that answers a batch of Arrow."""
+    """Return a function of Arrow batches that calls the user's function of tensors."""
 
     def answer(header: ServeHeader, batch: pa.RecordBatch) -> pa.RecordBatch:
-        layout, schema = _terms(json.dumps(header.columns), header.outputs)
+        layout, schema = _terms(header.columns, header.outputs)
         parts = []
         for start in range(0, batch.num_rows, header.batch_size):
             rows = batch.slice(start, header.batch_size)
             try:
                 found = fn(layout.tensors(pa.Table.from_batches([rows])))
-                parts.append(_columns(found, schema, rows.num_rows))
+                parts.append(_columns(found, list(schema), rows.num_rows))
             except Exception as e:
                 raise _failure(e, header, start, rows.num_rows) from e
         arrays = [pa.concat_arrays([p[i] for p in parts]) for i in range(len(schema))]
@@ -38,20 +37,29 @@ def answering(fn: Callable[[dict[str, Any]], Any]) -> Answer:
 
 
 @lru_cache(maxsize=16)
-def _terms(columns: str, outputs: bytes) -> tuple[Layout, pa.Schema]:
-    specs = [ColumnSpec.from_json(c) for c in json.loads(columns)]
-    return Layout(specs, None, None, None), pa.ipc.read_schema(pa.py_buffer(outputs))
+def _terms(columns: tuple[ColumnSpec, ...], outputs: bytes) -> tuple[Layout, pa.Schema]:
+    return Layout(columns, None, None, None), pa.ipc.read_schema(pa.py_buffer(outputs))
 
 
-def _columns(found: Any, schema: pa.Schema, rows: int) -> Sequence[pa.Array]:
-    names = schema.names
+def _columns(found: Any, schema: Sequence[pa.Field], rows: int) -> Sequence[pa.Array]:
+    names = [f.name for f in schema]
     if not isinstance(found, Mapping):
         if len(names) != 1:
-            raise PredictError(f"fn must return a dict with {names}, not {type(found).__name__}.")
+            raise PredictError(f"fn must return a dict with the keys {names}, got {type(found).__name__}.")
         found = {names[0]: found}
     if set(found) != set(names):
-        raise PredictError(f"fn returned {sorted(map(str, found))}, but predict(outputs=...) wants {sorted(names)}.")
-    return [to_arrow(found[f.name], rows, f.name, f.type) for f in schema]
+        raise PredictError(
+            f"fn returned the outputs {sorted(map(str, found))}, but predict(outputs=...) names {sorted(names)}."
+        )
+    return [_column(found[f.name], f, rows) for f in schema]
+
+
+def _column(found: Any, f: pa.Field, rows: int) -> pa.Array:
+    """Return an output as a column: a dict as a struct."""
+    if not (pa.types.is_struct(f.type) and isinstance(found, Mapping)):
+        return to_arrow(found, rows, f.name, f.type)
+    inner = [f.type.field(i) for i in range(f.type.num_fields)]
+    return pa.StructArray.from_arrays(_columns(found, inner, rows), fields=inner)
 
 
 def _failure(e: Exception, header: ServeHeader, start: int, rows: int) -> PredictError:

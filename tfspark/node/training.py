@@ -1,6 +1,6 @@
-"""How this node trains with the others: by the engine, by a strategy of TensorFlow's, or alone.
+"""How this node trains: with the engine, with a strategy of TensorFlow, or alone.
 
-`Trainer` is what `NodeContext` asks for its strategy and for `fit`; it imports TensorFlow only when asked.
+`NodeContext` gets its strategy and ``fit`` from a `Trainer`, which imports TensorFlow on first use.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfspark.node.keras.engine import Engine
-    from tfspark.transport.step_clock import StepClock
+    from tfspark.node.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
 
 def uses_engine(strategy: str, own: bool, node: NodeId) -> bool:
-    """Whether a node trains by the engine."""
+    """Return whether a node trains with the engine."""
     return StrategyName(strategy) is StrategyName.AUTO and not own and node.role != Role.EVALUATOR.value
 
 
 def sets_up_collectives(strategy: str, own: bool, node: NodeId, nodes: Sequence[NodeId]) -> bool:
-    """Whether a node needs TensorFlow's collectives, which are set up before anything else runs."""
+    """Return whether a node needs TensorFlow's collectives, which must be set up before any other operation."""
     return uses_engine(strategy, own, node) and len(training_nodes(nodes)) > 1
 
 
 def warn_of_idle_gpus(gpus: Sequence[str]) -> None:
-    """Say that the engine, which trains with one process a GPU, leaves GPUs of this node idle."""
+    """Warn if the node has several GPUs: the engine uses one GPU per process, so the others are idle."""
     if len(gpus) > 1:
         logger.warning(
-            "This node has %d GPUs, and ctx.fit trains on one of them: run one worker for each GPU with "
-            "gpus_per_node=1, or pass strategy='multi_worker_mirrored'.",
+            "This node has %d GPUs, but ctx.fit trains on one of them. Run one worker per GPU with gpus_per_node=1, or "
+            "pass strategy='multi_worker_mirrored'.",
             len(gpus),
         )
 
 
 class Trainer:
-    """Trains in this process.
+    """Training in this process.
 
     Parameters
     ----------
     node, nodes
-        This node, and all of its cluster.
+        This node, and all nodes of its cluster.
     strategy
-        Value of a `StrategyName`.
+        A value of `StrategyName`.
     make_strategy
-        Makes the user's own strategy instead.
+        Makes the user's own strategy, which is used instead.
     reads_fed_rows
-        Tells whether fed rows are being read.
+        Returns whether fed rows are being read.
     clock
-        Told of steps.
+        Measures the steps.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Trainer:
 
     @property
     def is_alone(self) -> bool:
-        """Whether each node trains a model of its own."""
+        """Whether each node trains its own model."""
         return self._name is StrategyName.NONE and self._node.role != Role.EVALUATOR.value
 
     def prepare(self) -> Engine | None:
-        """Have Keras in this process train with the other nodes; returns the engine, if it is used."""
+        """Prepare Keras in this process for training with the other nodes; return the engine if it is used."""
         if not self._prepared:
             self._prepared = True
             from tfspark.node.keras.fit import guard
@@ -136,7 +136,7 @@ class Trainer:
         return tf.distribute.MultiWorkerMirroredStrategy() if self.workers > 1 else tf.distribute.get_strategy()
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """Return what a loop iterates to take a batch of every worker at each step."""
+        """Return an iterable of batches for a training loop, with one batch of every worker at each step."""
         engine = self.prepare()
         if engine is not None:
             return engine.distribute(dataset)
@@ -146,27 +146,27 @@ class Trainer:
         return strategy.distribute_datasets_from_function(lambda _: dataset)
 
     def synchronize(self, *objects: Any) -> None:
-        """Have models and optimizers train together with those of the other workers."""
+        """Synchronize models and optimizers with those of the other workers."""
         engine = self.prepare()
         if engine is None:
             raise ConfigurationError(
-                f"ctx.synchronize() is for strategy='auto', not for {self._described}.",
-                hint="Make models and optimizers within ctx.strategy().scope() instead.",
+                f"ctx.synchronize() needs strategy='auto'; this cluster has {self._described}.",
+                hint="Make models and optimizers inside ctx.strategy().scope() instead.",
             )
         engine.synchronize(*objects)
 
     @property
     def _described(self) -> str:
-        return "a strategy of your own" if self._make is not None else f"strategy={self._name.value!r}"
+        return "a strategy function" if self._make is not None else f"strategy={self._name.value!r}"
 
     def average_loss(self, losses: Any, sample_weight: Any = None) -> tf.Tensor:
-        """Return the mean loss of a batch as the strategy wants it."""
+        """Return the mean loss of a batch, scaled as the strategy needs it."""
         from tfspark.node.keras.multi_worker_mirrored import average_loss
 
         return average_loss(losses, sample_weight, over_replicas=self.prepare() is None)
 
     def fit(self, model: Any, dataset: tf.data.Dataset, validation_data: Any, **fit_args: Any) -> Any:
-        """Run ``model.fit`` on this worker's rows and return Keras' ``History``."""
+        """Run ``model.fit`` on the rows of this worker and return Keras' ``History``."""
         engine = self.prepare()
         if engine is not None:
             engine.synchronize(model)
@@ -174,8 +174,8 @@ class Trainer:
         if not self._warned and self.workers > 1:
             self._warned = True
             logger.warning(
-                "%s trains as TensorFlow does: where workers' batches differ in rows, rows do not weigh the same. "
-                "strategy='auto' has no such limit.",
+                "With %s, TensorFlow weights each worker's batch equally, so rows of smaller batches count more. "
+                "strategy='auto' weights each row equally.",
                 self._described,
             )
         from tfspark.node.keras.fit import of_unknown_length
@@ -188,7 +188,7 @@ class Trainer:
             )
 
     def evaluate(self, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
-        """Run ``model.evaluate`` on each worker's rows and return the metrics over those of all."""
+        """Run ``model.evaluate`` on the rows of each worker and return the metrics over all rows."""
         from tfspark.node.keras.fit import as_numbers, evaluate, of_unknown_length
 
         engine = self.prepare()

@@ -1,5 +1,5 @@
-"""TFRecord files without Spark and without TensorFlow: what ``tfspark records`` looks at.
+"""TFRecord files without Spark and without TensorFlow, for ``tfspark records``.
 
-``files`` finds and opens them, ``framing`` reads their records, ``example`` parses a record, ``inference`` joins what
-was seen to a schema; ``command`` is the command line.
+``files`` finds and opens files, ``framing`` reads their records, ``example`` parses a record, ``inference`` infers a
+schema, and ``command`` is the command line.
 """

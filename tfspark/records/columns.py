@@ -1,6 +1,7 @@
-"""Arrow columns into records and back, byte for byte and row for row as the connector does it in the JVM.
+"""Converts Arrow columns to records and back, with exactly the results of the connector in the JVM.
 
-For sessions without a JVM; the JVM's way is in ``connectors/tfrecord/src`` (``RecordEncoder``, ``RecordDecoder``).
+It is for sessions without a JVM. The connector's code is in ``connectors/tfrecord/src`` (``RecordEncoder``,
+``RecordDecoder``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tfspark.records.errors import MalformedMessage
 from tfspark.records.example import Feature, Kind, Record, RecordType, parse
-from tfspark.records.faults import MalformedMessage
 from tfspark.records.wire import delimited
 
 _KINDS = {"an Int64List": (Kind.INT64,), "a BytesList": (Kind.BYTES,)}
@@ -22,12 +23,12 @@ _NAMES = {Kind.BYTES: "a BytesList", Kind.FLOAT: "a FloatList", Kind.INT64: "an 
 
 
 def encoded(structs: pa.StructArray, record_type: RecordType) -> pa.Array:
-    """Return the record of each struct; null for null.
+    """Return the record of each struct; null gives null.
 
     Raises
     ------
     MalformedMessage
-        If a value has no place in a record.
+        If a record cannot hold a value.
     """
     fields = [(f.name, _writer(f, record_type)) for f in structs.type]
     columns = [_plain(structs.field(i)).to_pylist() for i in range(len(fields))]
@@ -61,7 +62,7 @@ def _element(t: pa.DataType) -> pa.DataType:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Return dates and timestamps as the numbers that records hold."""
+    """Convert dates and timestamps to the numbers that records hold."""
     t = array.type
     if _depth(t):
         values = _plain(array.values)
@@ -93,8 +94,8 @@ def _writer(field: pa.Field, record_type: RecordType) -> Callable[[Any], bytes]:
     def feature(values: Sequence[Any]) -> bytes:
         if any(v is None for v in values):
             raise MalformedMessage(
-                "there is a null inside the array, which TensorFlow's lists cannot hold",
-                "Leave nulls out with array_compact.",
+                "the array contains a null, which TensorFlow's lists cannot hold",
+                "Remove nulls with array_compact.",
             )
         return _message(_FIELDS[kind], single(values))
 
@@ -124,7 +125,7 @@ def _floats(values: Sequence[Any]) -> bytes:
     beyond = np.isinf(floats) & ~np.isinf(doubles)
     if beyond.any():
         value = float(doubles[beyond][0])
-        raise MalformedMessage(f"the value {value} is beyond the range of TensorFlow's floats")
+        raise MalformedMessage(f"the value {value} is out of range for TensorFlow's floats")
     return _message(1, floats.tobytes())
 
 
@@ -148,19 +149,19 @@ def _varint(n: int) -> bytes:
 def decoded(
     records: pa.Array, schema: pa.Schema, record_type: RecordType, *, tolerant: bool, case_sensitive: bool, corrupt: str
 ) -> pa.StructArray:
-    """Return the struct of each record; null for null.
+    """Return the struct of each record; null gives null.
 
     Parameters
     ----------
     tolerant
-        Whether what does not fit becomes null; else it is an error.
+        Whether a value that does not fit becomes null; otherwise it is an error.
     corrupt
-        The column for the bytes of malformed records, if the schema has it.
+        Name of the column for the bytes of malformed records; used if the schema has it.
 
     Raises
     ------
     MalformedMessage
-        If a record does not fit, and is not tolerated.
+        If a record does not fit the schema and `tolerant` is False.
     """
     columns: list[list[Any]] = [[] for _ in schema]
     readers = [None if f.name == corrupt else _Reader(f, record_type, case_sensitive) for f in schema]
@@ -201,7 +202,7 @@ def _row(
 
 
 def _lists_of(data: bytes) -> Record:
-    """Return the feature lists of a record, if it has any: to say that a column is one of them."""
+    """Return the feature lists of a record, if it has any; an error message needs them."""
     try:
         return parse(data, RecordType.SEQUENCE_EXAMPLE)
     except MalformedMessage:
@@ -218,7 +219,8 @@ class _Reader:
         self._record_type = record_type
         self._case_sensitive = case_sensitive
         kind = _kind(self._element)
-        self._expected = {Kind.INT64: "an Int64List", Kind.BYTES: "a BytesList"}.get(kind, _NUMBERS)  # type: ignore[arg-type]
+        expected = {Kind.INT64: "an Int64List", Kind.BYTES: "a BytesList"}
+        self._expected = _NUMBERS if kind is None else expected.get(kind, _NUMBERS)
 
     def read(self, record: Record, lists: Record) -> Any:
         """Return the column's value."""
@@ -251,7 +253,7 @@ class _Reader:
         if len(same) > 1:
             other = next(n for n in same if n != self.name)
             hint = "Set spark.sql.caseSensitive=true."
-            self._fail(what, f"the record has '{other}' too, which differs in case only", hint)
+            self._fail(what, f"the record also has '{other}', which differs only in case", hint)
         return entries[same[0]] if same else None
 
     def _values(self, feature: Feature, what: str) -> list[Any]:
@@ -285,14 +287,14 @@ class _Reader:
 
 
 def _decimal(v: Any, t: pa.DataType) -> Any:
-    """Return the shortest decimal that is this float, with the scale of the column."""
+    """Return the shortest decimal that equals this float, rounded to the scale of the column."""
     import decimal
 
     number = decimal.Decimal(str(np.float32(v))) if isinstance(v, float) else decimal.Decimal(v)
     try:
         fitted = number.quantize(decimal.Decimal(1).scaleb(-t.scale), decimal.ROUND_HALF_UP, decimal.Context(prec=76))
     except decimal.InvalidOperation as e:
-        raise MalformedMessage(f"the value {v} is no decimal") from e
+        raise MalformedMessage(f"the value {v} is not a decimal number") from e
     if len(fitted.as_tuple().digits) > t.precision:
         raise MalformedMessage(f"the value {v} is out of range for decimal({t.precision},{t.scale})")
     return fitted

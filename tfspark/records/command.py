@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfspark.errors import TFSparkError
+from tfspark.records.errors import BadRecord, MalformedMessage
 from tfspark.records.example import Feature, Kind, Record, RecordType, parse
-from tfspark.records.faults import BadRecord, MalformedMessage
 from tfspark.records.files import ReadOptions, RecordFile, find, open_records, spread
 from tfspark.records.framing import MAX_RECORD_BYTES, RecordReader
 from tfspark.records.inference import Observer, Seen
@@ -56,7 +56,7 @@ def add_parser(verbs: Any) -> None:
 def _positive(text: str) -> int:
     n = int(text)
     if n < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {n}")
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {n}")
     return n
 
 
@@ -64,13 +64,13 @@ def _record_type(text: str) -> RecordType:
     for t in RecordType:
         if t.value.lower() == text.lower():
             return t
-    raise argparse.ArgumentTypeError(f"must be one of {', '.join(t.value for t in RecordType)}, not {text!r}")
+    raise argparse.ArgumentTypeError(f"must be one of {', '.join(t.value for t in RecordType)}, got {text!r}")
 
 
 def _files(options: argparse.Namespace) -> list[RecordFile]:
     files = [f for path in options.paths for f in find(path)]
     if not files:
-        raise TFSparkError(f"{' '.join(options.paths)}: there are no files")
+        raise TFSparkError(f"{' '.join(options.paths)}: no files found")
     return files
 
 
@@ -80,7 +80,7 @@ def _read_options(options: argparse.Namespace) -> ReadOptions:
 
 @contextmanager
 def _located(reader: RecordReader) -> Iterator[None]:
-    """Add to what is wrong with a message where it is."""
+    """Add the file and the position to the error of a malformed message."""
     try:
         yield
     except MalformedMessage as e:
@@ -88,21 +88,21 @@ def _located(reader: RecordReader) -> Iterator[None]:
 
 
 class _BadFiles:
-    """What is wrong with files: the others are looked at all the same."""
+    """Collects the errors of bad files, so that the other files are still read."""
 
     def __init__(self) -> None:
         self.errors: list[tuple[RecordFile, TFSparkError]] = []
 
     @contextmanager
     def noting(self, file: RecordFile) -> Iterator[None]:
-        """Note what is wrong with a file, and go on."""
+        """Record the error of a file and continue."""
         try:
             yield
         except TFSparkError as e:
             self.errors.append((file, e))
 
     def plain(self) -> list[dict[str, Any]]:
-        """Return them for JSON; a file that cannot be opened has no bad record."""
+        """Return the errors for JSON; a file that cannot be opened has no bad record."""
         return [
             {"file": f.name, "record": e.record, "offset": e.offset, "reason": e.reason}
             if isinstance(e, BadRecord)
@@ -111,7 +111,7 @@ class _BadFiles:
         ]
 
     def complain(self) -> int:
-        """Say on standard error what is wrong; return the exit code."""
+        """Print the errors to standard error and return the exit code."""
         for _, e in self.errors:
             sys.stderr.write(f"tfspark: {e}\n")
         return 1 if self.errors else 0
@@ -147,7 +147,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _parsed(data: bytes, record_type: RecordType) -> Record:
-    """Parse a record; one that is any bytes is a feature of its own."""
+    """Parse a record; a ByteArray record becomes one feature."""
     if record_type is RecordType.BYTE_ARRAY:
         return Record({"byteArray": Feature(Kind.BYTES, [data])})
     return parse(data, record_type)
@@ -159,7 +159,9 @@ def _types(observer: Observer, record_type: RecordType, bad: _BadFiles) -> dict[
     types = observer.types()
     if observer.records and not types and not bad.errors:
         others = "ByteArray" if record_type is RecordType.SEQUENCE_EXAMPLE else "SequenceExample or ByteArray"
-        raise TFSparkError(f"{_number(observer.records)} records, none with a feature", f"Try --record-type {others}.")
+        raise TFSparkError(
+            f"None of {_number(observer.records)} records has a feature.", f"Try --record-type {others}."
+        )
     return types
 
 
@@ -233,7 +235,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _number(n: int) -> str:
-    """Write a number for people, or for programs where the output is no terminal."""
+    """Format a number: with separators in a terminal, plain elsewhere."""
     return f"{n:,}" if sys.stdout.isatty() else str(n)
 
 
@@ -246,7 +248,7 @@ def _plain(feature: Feature) -> Any:
 
 
 def _value(v: Any) -> Any:
-    """Return what JSON can hold: bytes that are no text as base64, floats that are no numbers as their names."""
+    """Return a value for JSON: bytes that are not UTF-8 as base64, NaN and infinities by name."""
     if isinstance(v, bytes):
         try:
             return v.decode()
@@ -282,12 +284,12 @@ def _json(value: Any) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    # Where nobody looks, lines are not folded.
+    # Lines are not folded if the output is not a terminal.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
 def _printable(cell: str) -> str:
-    """Escape what would break lines and columns, or reach the terminal as a command: names come from files."""
+    """Escape line breaks, tabs and terminal control characters, because names come from files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell)
 
 

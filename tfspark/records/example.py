@@ -1,6 +1,6 @@
-"""Records as messages: ``tf.train.Example`` and ``tf.train.SequenceExample``, without TensorFlow.
+"""Parses records as ``tf.train.Example`` and ``tf.train.SequenceExample``, without TensorFlow.
 
-What ``FromString`` accepts is accepted, and what it refuses is refused.
+It accepts and rejects the same bytes as protobuf's ``FromString``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class RecordType(str, Enum):
-    """What a record holds; the names are those of the connector's option ``recordType``."""
+    """The type of a record; the names are those of the connector's option ``recordType``."""
 
     EXAMPLE = "Example"
     SEQUENCE_EXAMPLE = "SequenceExample"
@@ -36,7 +36,7 @@ class RecordType(str, Enum):
 
 
 class Kind(str, Enum):
-    """Which list a feature has."""
+    """The kind of a feature's list."""
 
     BYTES = "bytes"
     FLOAT = "float"
@@ -44,7 +44,7 @@ class Kind(str, Enum):
 
 
 class Feature(NamedTuple):
-    """A feature: the kind of its list, None where it has none, and the list's values."""
+    """A feature: the kind of its list, None if it has no list, and its values."""
 
     kind: Kind | None
     values: Sequence[int] | Sequence[float] | Sequence[bytes]
@@ -52,7 +52,7 @@ class Feature(NamedTuple):
 
 @dataclass
 class Record:
-    """What a record holds: the features of an Example, or of a SequenceExample's context, and feature lists."""
+    """The content of a record: features of an Example or of a SequenceExample's context, and feature lists."""
 
     features: dict[str, Feature] = field(default_factory=dict)
     lists: dict[str, list[Feature]] = field(default_factory=dict)
@@ -64,12 +64,12 @@ _ONE_VARINT, _ONE_FIXED32 = 1 << 3 | VARINT, 1 << 3 | FIXED32
 
 
 def parse(data: bytes, record_type: RecordType) -> Record:
-    """Parse a record; a ByteArray is anything.
+    """Parse a record; a ByteArray may be any bytes.
 
     Raises
     ------
     MalformedMessage
-        If `data` are not such a message.
+        If `data` is not a message of this type.
     """
     record = Record()
     if record_type is RecordType.BYTE_ARRAY:
@@ -83,7 +83,7 @@ def parse(data: bytes, record_type: RecordType) -> Record:
 
 
 def _entries(data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]) -> None:
-    """Read a map from strings to messages; of a key that comes twice the last counts."""
+    """Read a map from strings to messages; the last value of a repeated key counts."""
     for tag, a, b in fields(data, start, end):
         if tag != _ONE:
             continue
@@ -103,7 +103,7 @@ def _feature(data: bytes, spans: Spans) -> Feature:
             if kind is None:
                 continue
             values = _LISTS[kind](data, a, b)
-            # Lists of one kind are one list; of different kinds the last counts.
+            # Several lists of the same kind are concatenated; of different kinds, the last one counts.
             if kind is feature.kind:
                 feature.values.extend(values)  # type: ignore[union-attr]
             else:

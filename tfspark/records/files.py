@@ -1,4 +1,4 @@
-"""Which files a path means, and how they are opened."""
+"""Finds the files of a path and opens them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records: its name for people, its place, and its size in bytes as stored."""
+    """A file of records: its displayed name, its storage and path, and its stored size in bytes."""
 
     name: str
     path: str
@@ -40,30 +40,30 @@ class RecordFile:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How records are read."""
+    """Options for reading records."""
 
     verify_checksum: bool = True
     max_record_bytes: int = MAX_RECORD_BYTES
 
 
 def hidden(name: str) -> bool:
-    """Tell whether Spark passes over a file or directory of this name when it finds it by itself."""
+    """Return whether Spark skips a file or directory of this name when it lists a directory."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
 
 
 def find(path: str) -> list[RecordFile]:
-    """Return the files that a path means: a file, a directory with all below it, a glob, or a URI of these.
+    """Return the files of a path: a file, a directory (recursively), a glob, or a URI of these.
 
     Raises
     ------
     TFSparkError
-        If there is nothing.
+        If the path does not exist.
     """
     storage, inner = storage_of(path)
     entry = storage.look(inner)
     roots = [entry] if entry else list(_matches(storage, inner))
     if not roots:
-        raise TFSparkError(f"{path}: there is no such file or directory")
+        raise TFSparkError(f"{path}: no such file or directory")
     found: list[Entry] = []
     for root in roots:
         found.extend(walk(storage, root.path, hidden) if root.is_dir else [root])
@@ -100,7 +100,7 @@ def _relative(storage: Storage) -> list[Entry]:
 
 
 def _braces(pattern: str) -> list[str]:
-    """Write out alternatives, as in ``part-{0,1}*``."""
+    """Expand alternatives such as ``part-{0,1}*``."""
     done: list[str] = []
     waiting = [pattern]
     while waiting:
@@ -114,11 +114,11 @@ def _braces(pattern: str) -> list[str]:
 
 @contextmanager
 def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) -> Iterator[RecordReader]:
-    """Open a file, undo its compression, and read its records."""
+    """Open a file, decompress it, and return a reader of its records."""
     try:
         raw = file.storage.open(file.path)
     except OSError as e:
-        raise TFSparkError(f"{file.name} cannot be opened: {e.strerror or e}") from e
+        raise TFSparkError(f"Cannot open {file.name}: {e.strerror or e}") from e
     with raw, raw if not file.size else _decompressed(file, raw) as stream:
         yield RecordReader(
             stream,
@@ -130,12 +130,15 @@ def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) ->
 
 
 def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
-    """Undo the compression that the name tells; gzip and zlib, which TensorFlow writes under any name, by look."""
+    """Decompress a file by the extension of its name; gzip and zlib are also detected by their first bytes.
+
+    TensorFlow writes gzip and zlib files with any name.
+    """
     end = os.path.splitext(file.path)[1].lower()
     if end in _UNREADABLE:
         raise TFSparkError(
-            f"{file.name} is compressed with {_UNREADABLE[end]}, which only Spark reads here",
-            'spark.read.format("tfrecord") reads what Hadoop has a codec for.',
+            f"{file.name} is compressed with {_UNREADABLE[end]}, which tfspark records cannot read",
+            'Read it with spark.read.format("tfrecord").',
         )
     if end == ".bz2":
         return _members(raw, bz2.BZ2Decompressor)
@@ -147,7 +150,7 @@ def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
         head = raw.read(HEADER_BYTES)
         raw.seek(0)
     except OSError as e:
-        raise TFSparkError(f"{file.name} cannot be read: {e.strerror or e}") from e
+        raise TFSparkError(f"Cannot read {file.name}: {e.strerror or e}") from e
     if is_header(head) or len(head) < 2:
         return raw
     if head[:2] == b"\x1f\x8b":
@@ -162,9 +165,9 @@ def _members(raw: BinaryIO, new: Callable[[], Any]) -> BinaryIO:
 
 
 class _Members(io.RawIOBase):
-    """Compressed streams one after the other, as Spark reads them.
+    """Concatenated compressed streams, with the same rules as Spark.
 
-    One that ends early is an error, and so is anything else behind the first.
+    A stream that ends early is an error, and so are other bytes after the first stream.
     """
 
     def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
@@ -190,7 +193,7 @@ class _Members(io.RawIOBase):
                 buffer[: len(data)] = data
                 return len(data)
             if ended and not self._stream.eof:
-                raise EOFError("the compressed data end early")
+                raise EOFError("the compressed data ends early")
 
 
 class _Zlib:
@@ -227,12 +230,14 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
     import pyarrow
 
     if not pyarrow.Codec.is_available("zstd"):
-        raise DependencyError("this pyarrow cannot decompress Zstandard", "Install one that can: pip install pyarrow")
+        raise DependencyError(
+            "This build of pyarrow cannot decompress Zstandard.", "Install the one of PyPI: pip install pyarrow"
+        )
     return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 16))
 
 
 def spread(files: Sequence[RecordFile], most: int) -> list[RecordFile]:
-    """Take at most `most` of the files, evenly spread."""
+    """Return at most `most` files, evenly spread over the list."""
     if len(files) <= most:
         return list(files)
     return [files[i * len(files) // most] for i in range(most)]

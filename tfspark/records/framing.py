@@ -13,32 +13,32 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from tfspark.records.faults import BadRecord
+from tfspark.records.errors import BadRecord
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
-#: A record that claims more bytes than this is refused, unless the caller allows more.
+#: A record with a longer length field is rejected, unless the caller allows more.
 MAX_RECORD_BYTES = 1 << 30
 
-# Data are read in pieces of so many bytes: a length that lies costs no more memory than the file really holds.
+# Data is read in pieces of this size, so a wrong length needs no more memory than the file has bytes.
 _PIECE_BYTES = 1 << 20
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 
-# What the decompressors of Python and Arrow raise when the compressed data are damaged or end early.
+# Errors of Python's and Arrow's decompressors for compressed data that is damaged or ends early.
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def masked_crc(data: bytes) -> int:
-    """Return the CRC32C of `data` as TFRecord files hold it: rotated right by 15 bits, plus a constant."""
+    """Return the masked CRC32C of `data`, as in TFRecord files: rotated right by 15 bits, plus a constant."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def is_header(head: bytes) -> bool:
-    """Tell whether a file that begins with `head` begins with the header of a record."""
+    """Return whether `head`, the first bytes of a file, is the header of a record."""
     return len(head) >= HEADER_BYTES and masked_crc(head[:8]) == _CRC.unpack_from(head, 8)[0]
 
 
@@ -48,15 +48,15 @@ class RecordReader:
     Parameters
     ----------
     stream
-        Stands where the first record begins.
+        The stream, at the beginning of the first record.
     path
-        The file, for messages.
+        Name of the file for error messages.
     verify_checksum
         Whether to check the CRC of the data; that of the length is always checked.
     max_record_bytes
-        A record that claims more bytes is refused.
+        A record with a longer length field is rejected.
     strict
-        Whether data that miss their CRC are an error; else `intact` tells.
+        Whether data that does not match its CRC is an error; otherwise see `intact`.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class RecordReader:
         self._most = max_record_bytes
         self._strict = strict
         self._next = 0
-        #: Number of the current record, from 0, and where its header begins.
+        #: Index of the current record, from 0, and the position of its header.
         self.record = -1
         self.offset = 0
-        #: Whether the current record's data match their CRC, as far as it is checked.
+        #: Whether the data of the current record matches its CRC; True if it is not checked.
         self.intact = True
 
     def __iter__(self) -> Iterator[bytes]:
@@ -94,17 +94,19 @@ class RecordReader:
         stored = _CRC.unpack(self._exactly(FOOTER_BYTES, whole))[0]
         self.intact = not self._verify or masked_crc(data) == stored
         if not self.intact and self._strict:
-            raise self.fault("the data do not match their checksum", "--no-verify-checksum reads them all the same.")
+            raise self.fault(
+                "the data does not match its checksum", "Pass --no-verify-checksum to read it without the check."
+            )
         return data
 
     def skip(self) -> bool:
-        """Move past the next record without looking at its data; False at the end of the file."""
+        """Skip the next record without reading its data; return False at the end of the file."""
         length = self._header()
         if length is None:
             return False
         rest = length + FOOTER_BYTES
         if self._stream.seekable():
-            # Seeking beyond the end of a file does not fail, so the last byte is read.
+            # A seek beyond the end of a file succeeds, so the last byte is read to check that it exists.
             self._guarded_seek(rest - 1)
             rest = 1
         whole = f"a record of {length} bytes"
@@ -115,7 +117,7 @@ class RecordReader:
         return True
 
     def fault(self, reason: str, hint: str | None = None) -> BadRecord:
-        """Return the error that says what is wrong with the current record."""
+        """Return an error for the current record."""
         return BadRecord(self._path, self.record, self.offset, reason, hint)
 
     def _header(self) -> int | None:
@@ -129,14 +131,14 @@ class RecordReader:
         length, crc = _HEADER.unpack(head)
         if masked_crc(head[:8]) != crc:
             raise self.fault(
-                "this is no TFRecord: the length does not match its checksum"
+                "this is not a TFRecord file: the length does not match its checksum"
                 if not self.record
                 else "the length does not match its checksum"
             )
         if length > self._most:
             raise self.fault(
-                f"the record claims to have {length} bytes; the limit is {self._most}",
-                "Raise it with --max-record-bytes if that is true.",
+                f"the record has a length of {length} bytes; the limit is {self._most}",
+                "If this length is right, raise the limit with --max-record-bytes.",
             )
         self._next += HEADER_BYTES + length + FOOTER_BYTES
         return int(length)
@@ -156,21 +158,21 @@ class RecordReader:
         return data
 
     def _some(self, n: int) -> bytes:
-        """Read `n` bytes, or fewer where the file ends."""
+        """Read `n` bytes, or fewer at the end of the file."""
         try:
             data = self._stream.read(n)
-            # A stream that decompresses may give less than asked for before its end.
+            # A decompressing stream may return fewer bytes than requested before its end.
             while 0 < len(data) < n and (more := self._stream.read(n - len(data))):
                 data += more
             return data
         except _DAMAGE as e:
-            raise self.fault(f"the file cannot be read further: {e}") from e
+            raise self.fault(f"cannot read the rest of the file: {e}") from e
 
     def _guarded_seek(self, n: int) -> None:
         try:
             self._stream.seek(n, os.SEEK_CUR)
         except _DAMAGE as e:
-            raise self.fault(f"cannot move {n} bytes ahead: {e}") from e
+            raise self.fault(f"cannot seek {n} bytes ahead: {e}") from e
 
     def _cut_off(self, what: str) -> BadRecord:
-        return self.fault(f"the file ends within {what}: it was cut off, or is still being written")
+        return self.fault(f"the file ends within {what}: it is truncated or still being written")

@@ -1,6 +1,6 @@
-"""The schema of records: what was seen of each feature, joined to a Spark type as the connector does it.
+"""Infers the schema of records: the observed values of each feature give a Spark type, as in the connector.
 
-The lattice is that of ``connectors/tfrecord/src/SchemaInference.scala``; any order of records gives the same result.
+The rules are those of ``connectors/tfrecord/src/SchemaInference.scala``; the order of the records does not matter.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from tfspark.records.example import Feature, Kind, Record
 
 @dataclass
 class Seen:
-    """What was seen of one name.
+    """The observed values of one name.
 
     Attributes
     ----------
     kinds
-        ``"text"`` and ``"binary"`` for byte strings that are UTF-8 or not, ``"int64"``, ``"float"``.
+        ``"text"`` (UTF-8 byte strings), ``"binary"`` (other byte strings), ``"int64"``, ``"float"``.
     records
-        Records that have it.
+        Number of records with this name.
     fewest, most
-        Values in one list.
+        Fewest and most values in one list.
     in_context, in_lists
-        Whether it was a feature, and whether it was a feature list.
+        Whether it occurred as a feature, and as a feature list.
     example
-        The first values there were.
+        The first observed values.
     """
 
     kinds: set[str] = field(default_factory=set)
@@ -40,7 +40,7 @@ class Seen:
     example: Any = None
 
     def add(self, feature: Feature) -> None:
-        """Note one list of values."""
+        """Add one list of values."""
         if feature.kind is None:
             return
         values = feature.values
@@ -53,23 +53,23 @@ class Seen:
             self.example = list(values[:8])
 
     def spark_type(self, name: str) -> str | None:
-        """Return the type in Spark's SQL, or None if no record sets a list.
+        """Return the Spark SQL type, or None if no record sets a list.
 
         Raises
         ------
         SchemaError
-            If no column can hold all that was seen.
+            If no column type can hold all observed values.
         """
         numbers = self.kinds & {"int64", "float"}
         texts = self.kinds - numbers
         if numbers and texts:
             raise SchemaError(
                 f"Feature {name!r} is a BytesList in some records and a list of numbers in others: "
-                "no column holds both."
+                "no column can hold both."
             )
         if self.in_context and self.in_lists:
             raise SchemaError(
-                f"{name!r} is a feature list in some records and a context feature in others: no column holds both."
+                f"{name!r} is a feature list in some records and a context feature in others: no column can hold both."
             )
         if not self.kinds:
             return None
@@ -91,14 +91,14 @@ def _kind(kind: Kind, value: Any) -> str:
 
 
 class Observer:
-    """Joins records; ``seen`` is what was found, by name."""
+    """Observes records; ``seen`` has the observed values by name."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Seen] = {}
         self.records = 0
 
     def add(self, record: Record) -> None:
-        """Note one record."""
+        """Add one record."""
         self.records += 1
         for name, feature in record.features.items():
             self._note(name, [feature]).in_context = True
@@ -113,6 +113,6 @@ class Observer:
         return seen
 
     def types(self) -> dict[str, str]:
-        """Return the Spark type of each name that has one, in the order of names."""
+        """Return the Spark type of each name that has one, sorted by name."""
         found = ((name, self.seen[name].spark_type(name)) for name in sorted(self.seen))
         return {name: t for name, t in found if t is not None}

@@ -1,4 +1,4 @@
-"""Where files are: local, or in any file system that Arrow knows by a URI."""
+"""File systems: local files, and those that Arrow opens by a URI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfspark.errors import ConfigurationError, TFSparkError
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _GLOB = re.compile(r"[*?\[{]")
 
-# Names that Hadoop has for what Arrow calls s3.
+# Hadoop's schemes for s3.
 _HADOOP_SCHEMES = ("s3a:", "s3n:")
 
 
@@ -26,19 +26,19 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """What is needed of a file system."""
+    """The operations of a file system that are needed here."""
 
     def look(self, path: str) -> Entry | None:
-        """Return what is at `path`, if anything."""
+        """Return the entry at `path`, or None."""
 
     def children(self, path: str) -> list[Entry]:
-        """Return what is in a directory, by name."""
+        """Return the entries of a directory, sorted by name."""
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking, buffered."""
 
     def shown(self, path: str) -> str:
-        """Return the path as users write it."""
+        """Return the path in the form that users write."""
 
 
 def storage_of(path: str, pattern: bool = True) -> tuple[Storage, str]:
@@ -47,7 +47,7 @@ def storage_of(path: str, pattern: bool = True) -> tuple[Storage, str]:
     Parameters
     ----------
     pattern
-        Whether the path may be a glob; else a ``?`` in a URI begins the options of its file system.
+        Whether the path may be a glob; otherwise a ``?`` in a URI begins the options of its file system.
     """
     match = _URI.match(path)
     if not match:
@@ -60,18 +60,20 @@ def _arrow(uri: str, scheme: str, pattern: bool) -> tuple[Storage, str]:
 
     if uri.startswith(_HADOOP_SCHEMES):
         uri = f"s3{uri[3:]}"
-    # Hadoop writes file:/path; Arrow wants an authority.
+    # Hadoop writes file:/path; Arrow needs an authority.
     uri = re.sub(r"^file:/(?!/)", "file:///", uri)
-    # A glob is no URI, so Arrow is shown what comes before it.
+    # A glob is not a valid URI, so Arrow gets the part before it.
     glob = _GLOB.search(uri) if pattern else None
     base = uri[: uri.rindex("/", 0, glob.start()) + 1] if glob else uri
     try:
         found, path = fs.FileSystem.from_uri(base)
     except ValueError as e:
-        raise ConfigurationError(f"{uri} cannot be read: {e}", "Known are file, hdfs, s3, s3a and gs.") from e
+        raise ConfigurationError(
+            f"Cannot open the file system of {uri}: {e}", "Supported schemes are file, hdfs, s3, s3a and gs."
+        ) from e
     except OSError as e:
         hint = "hdfs needs HADOOP_HOME and CLASSPATH=$(hadoop classpath --glob)." if scheme == "hdfs" else None
-        raise TFSparkError(f"{uri} cannot be reached: {e}", hint) from e
+        raise TFSparkError(f"Cannot reach {uri}: {e}", hint) from e
     tail = uri[len(base) :]
     inner = f"{path.rstrip('/')}/{tail}" if tail else path
     if isinstance(found, fs.LocalFileSystem):
@@ -96,7 +98,7 @@ class LocalStorage:
         try:
             names = sorted(os.listdir(path))
         except OSError as e:
-            raise TFSparkError(f"{path} cannot be listed: {e.strerror}") from e
+            raise TFSparkError(f"Cannot list {path}: {e.strerror}") from e
         found = (self.look(os.path.join(path, name) if path else name) for name in names)
         return [e for e in found if e is not None]
 
@@ -129,7 +131,7 @@ class ArrowStorage:
     def open(self, path: str) -> BinaryIO:
         import io
 
-        # Records are read in little pieces; the store is asked for larger ones.
+        # Records are read in small pieces; the buffer reads larger ones from the store.
         return cast(BinaryIO, io.BufferedReader(self._fs.open_input_file(path), 1 << 18))
 
     def shown(self, path: str) -> str:
@@ -139,7 +141,7 @@ class ArrowStorage:
         try:
             return call()
         except OSError as e:
-            raise TFSparkError(f"{self.shown(path)} cannot be looked at: {e}") from e
+            raise TFSparkError(f"Cannot access {self.shown(path)}: {e}") from e
 
 
 def _entry(info: Any) -> Entry:
@@ -149,7 +151,7 @@ def _entry(info: Any) -> Entry:
 
 
 def walk(storage: Storage, directory: str, hidden: Any) -> Iterator[Entry]:
-    """Yield the files below a directory, by name, except those `hidden` tells; each directory once."""
+    """Yield the files below a directory, sorted by name, except `hidden` ones; visit each directory once."""
     seen = {os.path.realpath(directory)}
     waiting = [iter(storage.children(directory))]
     while waiting:
@@ -161,7 +163,7 @@ def walk(storage: Storage, directory: str, hidden: Any) -> Iterator[Entry]:
         elif not entry.is_dir:
             yield entry
         else:
-            # Links can lead back up; paths of other file systems stay as they are.
+            # Symbolic links can form cycles; paths of other file systems have no links.
             real = os.path.realpath(entry.path) if isinstance(storage, LocalStorage) else entry.path
             if real not in seen:
                 seen.add(real)

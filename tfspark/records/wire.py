@@ -1,6 +1,6 @@
-"""Protobuf's wire format: numbers and fields out of bytes that may be anything.
+"""Protobuf's wire format: reads numbers and fields from untrusted bytes.
 
-Nothing here recurses, and nothing is allocated because a length says so.
+Nothing here recurses, and no memory is allocated because of a length field.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from tfspark.records.faults import MalformedMessage
+from tfspark.records.errors import MalformedMessage
 
 VARINT, FIXED64, DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
 
 Spans = list[tuple[int, int]]
-"""Where the parts of a message begin and end."""
+"""Start and end of the parts of a message."""
 
-# As in protobuf's own parsers.
+# The same limit as in protobuf's own parsers.
 _MAX_GROUP_DEPTH = 100
 _MAX_VARINT_BYTES = 10
 _MAX_TAG_BYTES = 5
 
-# Packed numbers: fewer bytes than the first are not worth numpy; it is fed so many at a time, to bound its memory.
+# Packed numbers: numpy is used from the first number of bytes on, in pieces of the second, to bound its memory.
 _NUMPY_BYTES = 64
 _PIECE_BYTES = 1 << 20
 
 
 def delimited(number: int) -> int:
-    """Return the tag of a field with a length: a message, bytes, or packed numbers."""
+    """Return the tag of a length-delimited field: a message, bytes, or packed numbers."""
     return number << 3 | DELIMITED
 
 
@@ -34,7 +34,7 @@ _KEY, _VALUE = delimited(1), delimited(2)
 
 
 def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> tuple[int, int]:
-    """Return the unsigned number that begins at `start`, and where it ends."""
+    """Return the unsigned number at `start`, and its end."""
     value = shift = 0
     for position in range(start, min(end, start + most)):
         byte = data[position]
@@ -42,11 +42,11 @@ def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> 
         if byte < 0x80:
             return value & 0xFFFFFFFFFFFFFFFF, position + 1
         shift += 7
-    raise MalformedMessage(f"a number has more than {most} bytes" if end - start >= most else "a number is cut off")
+    raise MalformedMessage(f"a number has more than {most} bytes" if end - start >= most else "a number is truncated")
 
 
 def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield tag, start and end of the content of each field of a message; groups are passed over."""
+    """Yield the tag, and the start and end of the content, of each field of a message; groups are skipped."""
     while start < end:
         tag, start = _tag(data, start, end)
         if tag & 7 == GROUP:
@@ -58,7 +58,7 @@ def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def text(data: bytes, start: int, end: int, what: str) -> str:
-    """Return a string; `what` it is goes into the error."""
+    """Return a string; `what` names it in the error."""
     try:
         return data[start:end].decode()
     except UnicodeDecodeError as e:
@@ -66,9 +66,9 @@ def text(data: bytes, start: int, end: int, what: str) -> str:
 
 
 def entry(data: bytes, start: int, end: int, what: str) -> tuple[str, Spans]:
-    """Return the key of an entry of a map from strings to messages, and where the parts of its value are.
+    """Return the key of an entry of a map from strings to messages, and the spans of its value.
 
-    A message that comes in several parts is their concatenation.
+    A message in several parts is their concatenation.
     """
     key, value = "", []
     for tag, a, b in fields(data, start, end):
@@ -82,12 +82,12 @@ def entry(data: bytes, start: int, end: int, what: str) -> tuple[str, Spans]:
 def _tag(data: bytes, start: int, end: int) -> tuple[int, int]:
     tag, start = varint(data, start, end, _MAX_TAG_BYTES)
     if not 8 <= tag <= 0xFFFFFFFF:
-        raise MalformedMessage(f"there is no field with the tag {tag}")
+        raise MalformedMessage(f"{tag} is not a valid field tag")
     return tag, start
 
 
 def _content(data: bytes, start: int, end: int, tag: int) -> tuple[int, int]:
-    """Return where the content of a field begins and ends; it is no group."""
+    """Return start and end of the content of a field that is not a group."""
     kind = tag & 7
     if kind == VARINT:
         return start, varint(data, start, end)[1]
@@ -98,11 +98,11 @@ def _content(data: bytes, start: int, end: int, tag: int) -> tuple[int, int]:
     elif kind == FIXED64:
         length = 8
     elif kind == END_GROUP:
-        raise MalformedMessage("a group ends that did not begin")
+        raise MalformedMessage("a group ends without a beginning")
     else:
-        raise MalformedMessage(f"there is no wire type {kind}")
+        raise MalformedMessage(f"{kind} is not a valid wire type")
     if length > end - start:
-        raise MalformedMessage("a field is longer than the message that holds it")
+        raise MalformedMessage("a field is longer than its message")
     return start, start + length
 
 
@@ -123,7 +123,7 @@ def _skip_group(data: bytes, start: int, end: int, number: int) -> int:
 
 
 def signed(value: int) -> int:
-    """Return the int64 whose two's complement is `value`."""
+    """Return the int64 with the two's complement `value`."""
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -141,7 +141,7 @@ def packed_ints(data: bytes, start: int, end: int) -> array[int]:
 
 
 def _decode_piece(data: bytes, start: int, end: int, values: array[int]) -> int:
-    """Append the numbers that end before `end`; return where the last of them ends."""
+    """Append the numbers that end before `end`; return the end of the last one."""
     import numpy as np
 
     piece = np.frombuffer(data, np.uint8, end - start, start)
@@ -152,7 +152,7 @@ def _decode_piece(data: bytes, start: int, end: int, values: array[int]) -> int:
     if len(piece) - used >= _MAX_VARINT_BYTES or (used and int(sizes.max()) > _MAX_VARINT_BYTES):
         raise MalformedMessage(f"a number has more than {_MAX_VARINT_BYTES} bytes")
     if not used:
-        raise MalformedMessage("a number is cut off")
+        raise MalformedMessage("a number is truncated")
     shifts = (np.arange(used) - np.repeat(starts, sizes)) * 7
     parts = (piece[:used] & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
     values.frombytes(np.bitwise_or.reduceat(parts, starts).tobytes())

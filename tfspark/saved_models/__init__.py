@@ -1,5 +1,5 @@
-"""SavedModels on disk: their version directories, their signatures, how they are written, and what is told of them.
+"""SavedModels on disk: version directories, signatures, export, and model cards.
 
-Used by `tfspark.inference`, by ``ctx.export`` and by ``tfspark serve``; no Spark in here, and TensorFlow only where a
-model is written or described.
+Used by `tfspark.prediction`, ``ctx.export`` and ``tfspark serve``. This package does not use Spark, and uses TensorFlow
+only to write a model and its card.
 """

@@ -1,4 +1,4 @@
-"""The model card: what a version is, beside it, for programs and for people."""
+"""The model card: a description of a model version, stored with it as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from platform import python_version
 from typing import Any
 
 from tfspark import __version__
-from tfspark.finite import finite
+from tfspark.json_numbers import nonfinite_to_none, plain_value
 from tfspark.saved_models.signatures import Signature, TensorInfo
 
 DIRECTORY = "assets.extra"
-"""Where a SavedModel has room for what its graph does not load; TensorFlow Serving leaves it alone."""
+"""Directory of a SavedModel for files that its graph does not load; TensorFlow Serving ignores them."""
 
 JSON_FILE = "model_card.json"
 TEXT_FILE = "MODEL_CARD.md"
@@ -24,22 +24,22 @@ TEXT_FILE = "MODEL_CARD.md"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is told of one version of a model.
+    """The description of one version of a model.
 
     Attributes
     ----------
     name
-        Of the model.
+        Name of the model.
     description
-        A few words by its maker.
+        A short text by the author of the model.
     metrics
-        Numbers by name.
+        Numbers by metric name.
     data
-        What it was trained on: any plain values, such as rows, columns and where they came from.
+        The training data, as plain values: for example rows, columns and source.
     parameters
         Number of weights.
     signatures
-        What can be asked of it.
+        The signatures of the SavedModel by name.
     """
 
     name: str
@@ -50,11 +50,11 @@ class ModelCard:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain values, with the time and the versions of what made it.
+        """Return the card as plain values, with the time, and the versions of Python, tfspark, Keras and TensorFlow.
 
-        Numbers that are not finite are ``None``.
+        NaN and infinities become ``None``.
         """
-        # By the modules themselves: what comes by PYTHONPATH or --py-files is not known as installed.
+        # Versions of the imported modules: packages that come by PYTHONPATH or --py-files have no metadata.
         keras = sys.modules.get("keras")
         card = {
             "name": self.name,
@@ -71,7 +71,7 @@ class ModelCard:
                 "tensorflow": tensorflow_version(),
             },
         }
-        return dict(finite(card))
+        return dict(nonfinite_to_none(card))
 
     def write(self, directory: str) -> None:
         """Write both forms into the SavedModel `directory`.
@@ -79,7 +79,7 @@ class ModelCard:
         Raises
         ------
         TypeError
-            If `data` holds what JSON cannot.
+            If `data` has a value that JSON cannot hold.
         """
         card = self.to_json()
         os.makedirs(os.path.join(directory, DIRECTORY), exist_ok=True)
@@ -89,7 +89,7 @@ class ModelCard:
 
 
 def read_card(directory: str) -> dict[str, Any] | None:
-    """Return the card of a SavedModel as `ModelCard.to_json` made it, or None if it has none."""
+    """Return the card of a SavedModel as `ModelCard.to_json` wrote it, or None if there is no card."""
     try:
         with open(os.path.join(directory, DIRECTORY, JSON_FILE), encoding="utf-8") as f:
             card = json.load(f)
@@ -98,8 +98,23 @@ def read_card(directory: str) -> dict[str, Any] | None:
     return card if isinstance(card, dict) else None
 
 
+def with_card(signature: Signature, directory: str) -> Signature:
+    """Return a signature that knows what the card of its SavedModel says of its inputs: what is masked, and `fill`."""
+    try:
+        said = (read_card(directory) or {})["signatures"][signature.name]["inputs"]
+        inputs = {n: _as_said(info, said.get(n, {})) for n, info in signature.inputs.items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return signature
+    return replace(signature, inputs=inputs)
+
+
+def _as_said(info: TensorInfo, said: Mapping[str, Any]) -> TensorInfo:
+    mask = said.get("mask")
+    return replace(info, mask=None if mask is None else float(mask), fill=plain_value(said.get("fill")))
+
+
 def tensorflow_version() -> str:
-    """Return the version of TensorFlow, by whichever name it is installed."""
+    """Return the version of TensorFlow; the name of its distribution may be ``tensorflow-cpu`` or another."""
     import tensorflow as tf
 
     return str(tf.__version__)

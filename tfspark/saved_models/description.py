@@ -1,4 +1,4 @@
-"""Reads the signatures of a SavedModel from its own description, without TensorFlow, whose import takes seconds.
+"""Reads the signatures of a SavedModel from ``saved_model.pb`` without TensorFlow, whose import takes seconds.
 
 Field numbers are those of TensorFlow's ``saved_model.proto``, ``meta_graph.proto`` and ``tensor_shape.proto``.
 """
@@ -6,10 +6,11 @@ Field numbers are those of TensorFlow's ``saved_model.proto``, ``meta_graph.prot
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tfspark.errors import ConfigurationError
-from tfspark.records.faults import MalformedMessage
+from tfspark.records.errors import MalformedMessage
 from tfspark.records.wire import VARINT, Spans, delimited, entry, fields, signed, text, varint
 from tfspark.saved_models.signatures import DEFAULT, PREDICT, Signature, TensorInfo
 from tfspark.saved_models.versions import SAVED_MODEL_FILE
@@ -18,9 +19,13 @@ _META_GRAPH = delimited(2)
 _META_INFO, _SIGNATURE = delimited(1), delimited(5)
 _TAG = delimited(4)
 _INPUT, _OUTPUT, _METHOD = delimited(1), delimited(2), delimited(3)
-_TENSOR_NAME, _DTYPE, _SHAPE = delimited(1), 2 << 3 | VARINT, delimited(3)
+_TENSOR_NAME, _DTYPE, _SHAPE, _COMPOSITE = delimited(1), 2 << 3 | VARINT, delimited(3), delimited(5)
+_COMPONENT = delimited(2)
 _DIMENSION, _UNKNOWN_RANK = delimited(2), 3 << 3 | VARINT
 _SIZE = 1 << 3 | VARINT
+_GRAPH, _LIBRARY, _FUNCTION, _ARGUMENTS = delimited(2), delimited(2), delimited(1), delimited(7)
+_SIGNATURE_OF_FUNCTION, _ARGUMENT, _NAME = delimited(1), delimited(2), delimited(1)
+_KEY_OF_ARGUMENT, _VALUE_OF_ARGUMENT, _ATTRIBUTE, _STRING = 1 << 3 | VARINT, delimited(2), delimited(1), delimited(2)
 
 DTYPES = [
     "float32",
@@ -49,11 +54,11 @@ DTYPES = [
     "float8_e5m2",
     "float8_e4m3fn",
 ]
-"""Names of TensorFlow's dtypes, by their numbers in ``types.proto``, of which the first is 1."""
+"""Names of TensorFlow's dtypes, in the order of their numbers in ``types.proto``; the first number is 1."""
 
 
 def read_signatures(directory: str) -> dict[str, Signature]:
-    """Return the signatures of the graph that is tagged for serving, by name, in alphabetical order.
+    """Return the signatures of the graph with the tag ``serve``, by name, in alphabetical order.
 
     Raises
     ------
@@ -75,23 +80,83 @@ def read_signature(directory: str, name: str = DEFAULT) -> Signature:
     Raises
     ------
     ConfigurationError
-        If it has none of this name.
+        If the SavedModel has no signature of this name.
     """
     found = read_signatures(directory)
     if name not in found:
-        raise ConfigurationError(f"{directory} has no signature {name!r}.", hint=f"It has {list(found)}.")
+        raise ConfigurationError(f"{directory} has no signature {name!r}; its signatures are {list(found)}.")
     return found[name]
 
 
 def _serving_signatures(data: bytes) -> dict[str, Signature]:
-    """Return the signatures of the first graph that is tagged for serving."""
+    """Return the signatures of the first graph with the tag ``serve``."""
     for tag, start, end in fields(data, 0, len(data)):
         if tag == _META_GRAPH and "serve" in _tags(data, start, end):
             found = (
                 entry(data, s, e, "the name of a signature") for t, s, e in fields(data, start, end) if t == _SIGNATURE
             )
-            return {name: _signature(name, data, value) for name, value in found}
+            signatures = {name: _signature(name, data, value) for name, value in found}
+            if any(_maybe_splits(s.inputs) for s in signatures.values()):
+                ragged = _split_arguments(data, start, end)
+                return {name: _with_splits(s, ragged) for name, s in signatures.items()}
+            return signatures
     return {}
+
+
+def _maybe_splits(inputs: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Return the inputs that look like row splits, and of which input: TensorFlow numbers the parts of a tensor."""
+    heads = {n: n.rpartition("_") for n, i in inputs.items() if i.dtype in ("int64", "int32") and i.shape == (None,)}
+    return {n: head for n, (head, _, number) in heads.items() if number.isdecimal() and head in inputs}
+
+
+def _with_splits(signature: Signature, ragged: set[tuple[str, str]]) -> Signature:
+    splits = {n: head for n, head in _maybe_splits(signature.inputs).items() if (n, head) in ragged}
+    inputs = {n: replace(info, splits_of=splits.get(n, "")) for n, info in signature.inputs.items()}
+    return replace(signature, inputs=inputs)
+
+
+def _split_arguments(data: bytes, start: int, end: int) -> set[tuple[str, str]]:
+    """Return arguments of the graph's functions that are parts of others, and the names of those.
+
+    A function of a ``RaggedTensor`` ``x`` has the arguments ``x`` and ``x_1``, and the user called both ``x``.
+    """
+    found = set()
+    graphs = [(s, e) for tag, s, e in fields(data, start, end) if tag == _GRAPH]
+    libraries = [(s, e) for tag, s, e in _fields(data, graphs) if tag == _LIBRARY]
+    for _, s, e in (f for f in _fields(data, libraries) if f[0] == _FUNCTION):
+        parts = list(fields(data, s, e))
+        signatures = [(a, b) for tag, a, b in parts if tag == _SIGNATURE_OF_FUNCTION]
+        arguments = [(a, b) for tag, a, b in _fields(data, signatures) if tag == _ARGUMENT]
+        names = [
+            text(data, c, d, "the name of an argument")
+            for a, b in arguments
+            for tag, c, d in fields(data, a, b)
+            if tag == _NAME
+        ]
+        for number, name in _names_by_users(data, [(a, b) for tag, a, b in parts if tag == _ARGUMENTS]):
+            if number < len(names) and names[number] != name:
+                found.add((names[number], name))
+    return found
+
+
+def _names_by_users(data: bytes, arguments: Spans) -> Iterator[tuple[int, str]]:
+    """Yield position and name of arguments of a function, as its author called them."""
+    for start, end in arguments:
+        number, values = 0, []
+        for tag, s, e in fields(data, start, end):
+            if tag == _KEY_OF_ARGUMENT:
+                number = varint(data, s, e)[0]
+            elif tag == _VALUE_OF_ARGUMENT:
+                values.append((s, e))
+        for tag, s, e in _fields(data, values):
+            if tag == _ATTRIBUTE:
+                name, value = entry(data, s, e, "the name of an attribute")
+                if name == "_user_specified_name":
+                    yield from (
+                        (number, text(data, a, b, "an argument's name"))
+                        for t, a, b in _fields(data, value)
+                        if t == _STRING
+                    )
 
 
 def _tags(data: bytes, start: int, end: int) -> set[str]:
@@ -115,6 +180,7 @@ def _signature(name: str, data: bytes, spans: Spans) -> Signature:
 def _tensor(data: bytes, spans: Spans) -> TensorInfo:
     dtype, name = "invalid", ""
     shape: Spans = []
+    components: list[TensorInfo] = []
     for tag, s, e in _fields(data, spans):
         if tag == _TENSOR_NAME:
             name = text(data, s, e, "the name of a tensor")
@@ -123,6 +189,13 @@ def _tensor(data: bytes, spans: Spans) -> TensorInfo:
             dtype = DTYPES[number - 1] if 1 <= number <= len(DTYPES) else f"dtype {number}"
         elif tag == _SHAPE:
             shape.append((s, e))
+        elif tag == _COMPOSITE:
+            components = [_tensor(data, [(a, b)]) for t, a, b in fields(data, s, e) if t == _COMPONENT]
+    if components:
+        # A ragged tensor: its flat values, then its row splits.
+        values, *splits = components
+        row = values.row_shape
+        return TensorInfo(values.dtype, None if row is None else (None,) * (len(splits) + 1) + row, name)
     return TensorInfo(dtype, _shape(data, shape), name)
 
 

@@ -1,4 +1,4 @@
-"""Serialized ``tf.train.Example`` messages as the inputs of a model."""
+"""Parse serialized ``tf.train.Example`` messages into the inputs of a model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import tensorflow as tf
 
 
 def example_features(specs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the features of examples that hold inputs of these specs, or None if an input varies in length.
+    """Return the features to parse for inputs of these specs, or None if an input has a dimension of any length.
 
-    Floats travel as float lists, whole numbers and booleans as int64 lists, strings as bytes lists.
+    Examples hold floats as float lists, whole numbers and booleans as int64 lists, strings as bytes lists.
     """
     features = {}
     for name, spec in specs.items():
@@ -27,6 +27,6 @@ def example_features(specs: Mapping[str, Any]) -> dict[str, Any] | None:
 def parse_examples(
     serialized: tf.Tensor, features: Mapping[str, Any], specs: Mapping[str, Any]
 ) -> dict[str, tf.Tensor]:
-    """Return the inputs that examples hold, with the dtypes of `specs`."""
+    """Parse the inputs of the examples; they have the dtypes of `specs`."""
     parsed = tf.io.parse_example(serialized, dict(features))
     return {n: t if t.dtype == specs[n].dtype else tf.cast(t, specs[n].dtype) for n, t in parsed.items()}

@@ -1,4 +1,4 @@
-"""`export_model`: a Keras model as the next version under a base directory, ready for TensorFlow Serving."""
+"""`export_model`: write a Keras model as the next version in a base directory, ready for TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tfspark.errors import ConfigurationError, first_line
 from tfspark.saved_models.card import ModelCard
 from tfspark.saved_models.description import read_signatures
 from tfspark.saved_models.examples import example_features, parse_examples
+from tfspark.saved_models.masking import masked_values, with_fill, with_masks
 from tfspark.saved_models.methods import set_methods
+from tfspark.saved_models.outputs import flat_outputs
 from tfspark.saved_models.signatures import CLASSIFY, DEFAULT, REGRESS
 from tfspark.saved_models.versions import local_path, new_version
 
@@ -34,36 +36,41 @@ def export_model(
     description: str = "",
     metrics: Mapping[str, float] | None = None,
     data: Mapping[str, Any] | None = None,
+    fill: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a Keras model to ``<base>/<next version>``: whole, or not at all.
+    """Write a Keras model to ``<base>/<next version>`` atomically.
 
-    Its signatures are ``serving_default``, which takes the inputs by name; ``example``, which takes serialized
-    ``tf.train.Example`` messages with features of these names; and, if asked for, ``classify`` and ``regress`` for the
-    requests of TensorFlow Serving of these names. A model card is in ``assets.extra``.
+    The SavedModel has the signatures ``serving_default``, which takes the inputs by name, and ``example``, which takes
+    serialized ``tf.train.Example`` messages with features of these names. With `classes` or `regress` it also has
+    ``classify`` or ``regress``, for the requests of TensorFlow Serving with these names. A model card is in
+    ``assets.extra``.
 
     Parameters
     ----------
     model
-        A built Keras model. Preprocessing layers within it are part of what is served: a ``StringLookup`` takes
+        A built Keras model. Its preprocessing layers are exported with it: a model with a ``StringLookup`` takes
         strings.
     base
-        A directory that all readers share; a local or mounted path.
+        Directory of the versions, a local or mounted path that all readers share.
     preprocessing
-        What turns served inputs into those of the model, if the model does not do it itself: a Keras model, or a
-        function of a dict of tensors, which then needs `input_signature`.
+        Converts the inputs of a request into inputs of the model: a Keras model, or a function of a dict of tensors
+        (pass `input_signature` too).
     input_signature
-        ``tf.TensorSpec`` by input name, with the rows as first dimension; by default that of the model, or of
-        `preprocessing`.
+        ``tf.TensorSpec`` by input name; the first dimension is the rows. By default the inputs of the model, or of
+        `preprocessing` if that is a model.
     classes
-        Names of the classes, one for each score of the model's only output; makes the signature ``classify``. With
-        two names and one score a row, that is the probability of the second.
+        Names of the classes, one for each score of the model's only output; adds the signature ``classify``. With two
+        names and one score per row, the score is the probability of the second class.
     regress
-        Make the signature ``regress``, for a model with one number a row.
+        Add the signature ``regress``, for a model whose only output is one number per row.
     keep
-        Keep so many of the newest versions, and remove older ones; by default all stay.
+        Number of versions to keep; older ones are removed. By default all are kept.
     name, description, metrics, data
-        For the model card: the model's name, by default that of the base directory; words; numbers by name; plain
-        values that tell what it was trained on.
+        Contents of the model card: the model's name (by default the name of the base directory), a short text, numbers
+        by metric name, and plain values that describe the training data.
+    fill
+        What replaced nulls in the training data, by input: numbers, strings or booleans. `tfspark.predict` replaces
+        nulls by the same values, unless it is told others. Names that are not inputs are ignored.
 
     Returns
     -------
@@ -73,7 +80,14 @@ def export_model(
     Raises
     ------
     ConfigurationError
-        If the model cannot be exported like this.
+        If the model has not been built, its inputs or outputs do not fit the arguments, or Keras cannot export it.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
+    >>> path = export_model(model, f"{directory}/models", keep=3, metrics={"loss": 0.25})
+    >>> os.path.basename(path)
+    '1'
     """
     served = _Served(model, preprocessing, input_signature)
     archive = keras.export.ExportArchive()
@@ -82,11 +96,13 @@ def export_model(
         archive.track(preprocessing)
     archive.add_endpoint(DEFAULT, served.call, served.signature)
     methods = _add_example_endpoints(archive, served, classes, regress)
+    # What preprocessing makes of served rows is not known.
+    masks = {} if preprocessing is not None else masked_values(model)
     with new_version(base, keep) as version:
         try:
             archive.write_out(version.staging, verbose=False)
         except (ValueError, TypeError) as e:
-            raise ConfigurationError(f"The model cannot be exported: {first_line(e)}") from e
+            raise ConfigurationError(f"Keras cannot export the model: {first_line(e)}") from e
         set_methods(version.staging, methods)
         card = ModelCard(
             name or os.path.basename(os.path.abspath(local_path(base))),
@@ -94,37 +110,39 @@ def export_model(
             metrics or {},
             data or {},
             model.count_params(),
-            read_signatures(version.staging),
+            {n: with_fill(with_masks(s, masks), fill or {}) for n, s in read_signatures(version.staging).items()},
         )
         try:
             card.write(version.staging)
         except (TypeError, ValueError) as e:
             raise ConfigurationError(
-                f"The model card cannot be written: {e}", hint="Give metrics as numbers, and data as plain values."
+                f"Cannot write the model card: {e}", hint="Pass metrics as numbers and data as plain values."
             ) from None
     logger.info("exported %s", version.path)
     return version.path
 
 
 class _Served:
-    """The model as it is served: from a dict of inputs to a dict of outputs.
+    """The function that is exported: from a dict of inputs to a dict of outputs.
 
     Attributes
     ----------
     specs
         ``tf.TensorSpec`` of each input, by name.
     signature
-        What Keras takes as the input signature of `call`.
+        The input signature of `call`, in the form that Keras takes.
     """
 
     def __init__(self, model: Any, preprocessing: Any, input_signature: Mapping[str, Any] | None) -> None:
         if not getattr(model, "built", False):
-            raise ConfigurationError("The model has not been built.", hint="Call or fit it once before.")
+            raise ConfigurationError(
+                "The model has not been built.", hint="Call it on a batch, or fit it, before you export it."
+            )
         self._model, self._preprocessing = model, preprocessing
         first = preprocessing if isinstance(preprocessing, keras.Model) else model
         if preprocessing is not None and first is model and input_signature is None:
             raise ConfigurationError(
-                "preprocessing is a function: what it takes is not known.",
+                "preprocessing is a function, so its inputs are unknown.",
                 hint="Pass input_signature={name: tf.TensorSpec([None, ...], dtype)}.",
             )
         self._by_name = preprocessing is not None and first is model
@@ -132,21 +150,18 @@ class _Served:
         self.specs = dict(input_signature) if input_signature is not None else dict(self._inputs)
         if not self._by_name and set(self.specs) != {n for n, _ in self._inputs}:
             raise ConfigurationError(
-                f"input_signature has {sorted(self.specs)}, but the inputs are {[n for n, _ in self._inputs]}."
+                f"input_signature has the names {sorted(self.specs)}, but the inputs of the model are "
+                f"{[n for n, _ in self._inputs]}."
             )
         named = {n: tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in self.specs.items()}
         self.signature = [named]
 
     def call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outputs by name, as Keras' own export names them."""
+        """Return the outputs by name, with the names that Keras' own export gives them."""
         values: Any = dict(inputs) if self._by_name else _arranged(self._first, self._inputs, inputs)
         if self._preprocessing is not None:
             values = self._preprocessing(values)
-        outputs = self._model(values)
-        if isinstance(outputs, Mapping):
-            return dict(outputs)
-        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return {f"output_{i}": t for i, t in enumerate(flat)}
+        return flat_outputs(self._model(values))
 
     @property
     def _first(self) -> Any:
@@ -154,18 +169,18 @@ class _Served:
 
 
 def _inputs_of(model: Any) -> list[tuple[str, Any]]:
-    """Return name and spec of a model's inputs, in its own order."""
+    """Return name and spec of each input of a model, in the model's order."""
     tensors = getattr(model, "inputs", None)
     if not tensors:
         raise ConfigurationError(
-            "The inputs of the model are not known: it is neither Functional nor Sequential.",
+            "The inputs of the model are unknown, because it is neither Functional nor Sequential.",
             hint="Wrap it: keras.Model(inputs, model(inputs)), with keras.Input(..., name=...) for each input.",
         )
     return [(t.name, tf.TensorSpec((None, *t.shape[1:]), t.dtype)) for t in tensors]
 
 
 def _arranged(model: Any, inputs: Sequence[tuple[str, Any]], values: Mapping[str, Any]) -> Any:
-    """Return the values in the structure in which the model takes them."""
+    """Return the values in the structure that the model takes."""
     tensors = [values[n] for n, _ in inputs]
     if not isinstance(model, keras.Sequential) and hasattr(model, "_inputs_struct"):
         return keras.tree.pack_sequence_as(model._inputs_struct, tensors)
@@ -179,8 +194,11 @@ def _add_example_endpoints(
     features = example_features(served.specs)
     if features is None:
         if classes or regress:
-            raise ConfigurationError("An input has dimensions of any length: examples cannot be parsed for it.")
-        logger.info("no signature 'example': an input has dimensions of any length")
+            raise ConfigurationError(
+                "classes= and regress=True need inputs of fixed shape, but an input has a dimension of any length.",
+                hint="Fix the shape of each input, or leave classes and regress out.",
+            )
+        logger.info("not exporting the signature 'example': an input has a dimension of any length")
         return {}
 
     def from_examples(serialized: tf.Tensor) -> dict[str, Any]:
@@ -188,7 +206,7 @@ def _add_example_endpoints(
 
     archive.add_endpoint("example", from_examples, [tf.TensorSpec([None], tf.string, name="examples")])
     methods = {}
-    # TensorFlow Serving wants the examples of these two under this name.
+    # TensorFlow Serving requires this input name for both.
     spec = [tf.TensorSpec([None], tf.string, name="inputs")]
     if classes is not None:
         archive.add_endpoint("classify", _classifier(from_examples, list(classes)), spec)
@@ -201,7 +219,7 @@ def _add_example_endpoints(
 
 def _only(outputs: Mapping[str, Any], what: str) -> tf.Tensor:
     if len(outputs) != 1:
-        raise ConfigurationError(f"{what} is for models with one output, not {sorted(outputs)}.")
+        raise ConfigurationError(f"{what} needs a model with one output; this model has {sorted(outputs)}.")
     (tensor,) = outputs.values()
     return tf.cast(tensor, tf.float32)
 
@@ -211,7 +229,10 @@ def _classifier(from_examples: Callable[[tf.Tensor], dict[str, Any]], classes: l
         scores = _only(from_examples(inputs), "classes=")
         width = 1 if scores.shape.rank == 1 else scores.shape[-1]
         if scores.shape.rank not in (1, 2) or (width != len(classes) and not (width == 1 and len(classes) == 2)):
-            raise ConfigurationError(f"There are {len(classes)} classes, but the model's output is {scores.shape}.")
+            raise ConfigurationError(
+                f"classes has {len(classes)} names, but the model's output has shape {scores.shape}.",
+                hint="Pass one name for each score of a row.",
+            )
         if width != len(classes):
             scores = tf.reshape(scores, [-1, 1])
             scores = tf.concat([1.0 - scores, scores], axis=1)
@@ -225,7 +246,9 @@ def _regressor(from_examples: Callable[[tf.Tensor], dict[str, Any]]) -> Callable
     def regress(inputs: tf.Tensor) -> dict[str, Any]:
         values = _only(from_examples(inputs), "regress=True")
         if values.shape.rank not in (1, 2) or (values.shape.rank == 2 and values.shape[1] != 1):
-            raise ConfigurationError(f"regress=True is for one number a row; the model's output is {values.shape}.")
+            raise ConfigurationError(
+                f"regress=True needs one number per row, but the model's output has shape {values.shape}."
+            )
         return {"outputs": tf.reshape(values, [-1])}
 
     return regress

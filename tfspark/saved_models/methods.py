@@ -1,6 +1,6 @@
-"""The methods of signatures, by which TensorFlow Serving knows what they are for.
+"""The method names of signatures, which tell TensorFlow Serving which requests a signature answers.
 
-TensorFlow 2 writes every signature as one for ``predict``; those for other requests are marked afterwards.
+TensorFlow 2 writes every signature with the method ``predict``, so the other methods are set afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tfspark.saved_models.versions import SAVED_MODEL_FILE
 
 
 def set_methods(directory: str, methods: Mapping[str, str]) -> None:
-    """Mark signatures of the SavedModel in `directory`: method by signature name."""
+    """Set the methods of signatures of the SavedModel in `directory`; `methods` are by signature name."""
     if not methods:
         return
     path = os.path.join(directory, SAVED_MODEL_FILE)

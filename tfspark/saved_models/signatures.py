@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel: what can be asked of it."""
+"""The signatures of a SavedModel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,24 @@ class TensorInfo:
     dtype
         Name of the TensorFlow dtype.
     shape
-        With the rows first; ``None`` for dimensions of any length, or as a whole if even the rank is not known.
+        The first dimension is the rows; ``None`` is a dimension of any length. The shape itself is ``None`` if the rank
+        is unknown.
     tensor
         Name of the tensor in the graph.
+    splits_of
+        Name of the input that is a ``RaggedTensor``, of which this one is the row splits; that one is its flat values.
+    mask
+        The value that the model masks, if that is known: what arrays of different lengths are padded with.
+    fill
+        What replaced nulls when the model was trained, if that is known.
     """
 
     dtype: str
     shape: tuple[int | None, ...] | None
     tensor: str = ""
+    splits_of: str = ""
+    mask: float | None = None
+    fill: bool | int | float | str | None = None
 
     @property
     def row_shape(self) -> tuple[int | None, ...] | None:
@@ -48,12 +58,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """What can be asked of a SavedModel under one name; inputs and outputs in the order of their names.
+    """One signature of a SavedModel; inputs and outputs are in the order of their names.
 
     Attributes
     ----------
     method
-        What TensorFlow Serving may do with it: ``"tensorflow/serving/predict"`` and the like.
+        TensorFlow Serving's name of the requests that it answers, such as ``"tensorflow/serving/predict"``.
     """
 
     name: str
@@ -61,12 +71,23 @@ class Signature:
     outputs: Mapping[str, TensorInfo]
     method: str = PREDICT
 
+    def splits_of(self, name: str) -> list[str]:
+        """Return the inputs that are the row splits of a ragged one, the outermost first."""
+        return sorted((n for n, i in self.inputs.items() if i.splits_of == name), key=lambda n: (len(n), n))
+
     def to_json(self) -> dict[str, Any]:
         """Encode as plain dicts and lists."""
 
         def tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
             return {
-                n: {"dtype": i.dtype, "shape": None if i.shape is None else list(i.shape)} for n, i in infos.items()
+                n: {
+                    "dtype": i.dtype,
+                    "shape": None if i.shape is None else list(i.shape),
+                    **({"splits_of": i.splits_of} if i.splits_of else {}),
+                    **({"mask": i.mask} if i.mask is not None else {}),
+                    **({"fill": i.fill} if i.fill is not None else {}),
+                }
+                for n, i in infos.items()
             }
 
         return {
@@ -78,9 +99,18 @@ class Signature:
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Signature:
-        """Decode what `to_json` made."""
+        """Decode the output of `to_json`."""
 
         def infos(of: Mapping[str, Any]) -> dict[str, TensorInfo]:
-            return {n: TensorInfo(i["dtype"], None if i["shape"] is None else tuple(i["shape"])) for n, i in of.items()}
+            return {
+                n: TensorInfo(
+                    i["dtype"],
+                    None if i["shape"] is None else tuple(i["shape"]),
+                    splits_of=i.get("splits_of", ""),
+                    mask=i.get("mask"),
+                    fill=i.get("fill"),
+                )
+                for n, i in of.items()
+            }
 
         return cls(d["name"], infos(d["inputs"]), infos(d["outputs"]), d["method"])

@@ -1,4 +1,4 @@
-"""Version directories as TensorFlow Serving reads them: ``<base>/<version>``, complete or not there at all."""
+"""Version directories as TensorFlow Serving reads them: ``<base>/<version>``, published atomically."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tfspark.checks import check_whole_number
 from tfspark.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -16,24 +17,29 @@ logger = logging.getLogger(__name__)
 SAVED_MODEL_FILE = "saved_model.pb"
 
 _MOST_DIGITS = 18
-"""Longer names do not fit the 64 bits that a version number has."""
+"""Version numbers have 64 bits; names with more digits do not fit."""
 
 _STAGING = ".staging-"
 _REMOVED = ".removed-"
 
 
 def is_saved_model(directory: str) -> bool:
-    """Whether a directory holds a SavedModel itself."""
+    """Return whether a directory is a SavedModel, not a base directory of versions."""
     return os.path.isfile(os.path.join(directory, SAVED_MODEL_FILE))
 
 
-def version_paths(base: str) -> dict[int, str]:
-    """Return the directories of the versions under `base`, ascending; none if there is no such directory.
+def is_version(name: str) -> bool:
+    """Whether the name of a directory is the number of a version."""
+    return name.isdecimal() and name.isascii() and len(name) <= _MOST_DIGITS
 
-    A name is a number, with leading zeros or without: ``00000123`` is version 123, and ``123`` if both are there.
+
+def version_paths(base: str) -> dict[int, str]:
+    """Return the directories of the versions under `base`, ascending; empty if `base` does not exist.
+
+    A name is a number and may have leading zeros: ``00000123`` is version 123. If ``123`` exists too, it is used.
     """
     try:
-        names = [d for d in os.listdir(base) if d.isdecimal() and d.isascii() and len(d) <= _MOST_DIGITS]
+        names = [d for d in os.listdir(base) if is_version(d)]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     paths = {int(d): os.path.join(base, d) for d in sorted(names, key=len, reverse=True)}
@@ -46,12 +52,12 @@ def versions_of(base: str) -> list[int]:
 
 
 def newest_version(directory: str) -> str:
-    """Return `directory` if it is a SavedModel, else that of its highest version.
+    """Return `directory` if it is a SavedModel, else the directory of its highest version.
 
     Raises
     ------
     ConfigurationError
-        If it holds none.
+        If it holds no SavedModel.
     """
     directory = local_path(directory)
     if is_saved_model(directory):
@@ -59,7 +65,8 @@ def newest_version(directory: str) -> str:
     versions = version_paths(directory)
     if not versions:
         raise ConfigurationError(
-            f"{directory!r} holds no SavedModel.", hint="Export one with ctx.export(model, directory) or model.export."
+            f"{directory!r} holds no SavedModel.",
+            hint="Export one with ctx.export(model, directory) or model.export.",
         )
     return os.path.abspath(versions[max(versions)])
 
@@ -70,35 +77,35 @@ def local_path(path: str) -> str:
     Raises
     ------
     ConfigurationError
-        If it has another scheme: SavedModels are read and written through the file system.
+        If it has another scheme. SavedModels are read and written as local files.
     """
     if path.startswith("file:"):
         return "/" + path.removeprefix("file:").lstrip("/")
     if "://" in path:
         raise ConfigurationError(
-            f"{path!r} is no path in the file system.", hint="Use a local directory or a mounted one that all share."
+            f"{path!r} is not a local path.", hint="Use a local directory, or a mounted one that all hosts share."
         )
     return path
 
 
 @contextmanager
 def new_version(base: str, keep: int | None = None) -> Iterator[Version]:
-    """Give an empty directory to write to; at the end of the block it becomes the next version, unless it raises.
+    """Make an empty directory to write to; at the end of the block it becomes the next version, unless it raises.
 
     Parameters
     ----------
     base
-        Made if it does not exist.
+        Created if it does not exist.
     keep
-        Remove all but so many versions afterwards, the oldest first; by default none.
+        Number of versions to keep; older ones are removed afterwards. By default all are kept.
 
     Yields
     ------
     Version
-        Its `staging` directory is to be filled; when the block has ended, `path` and `number` are known.
+        Write the model to its `staging` directory. `path` and `number` are set at the end of the block.
     """
-    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
-        raise ConfigurationError(f"keep must be a whole number of at least 1, not {keep!r}.")
+    if keep is not None:
+        check_whole_number("keep", keep, 1)
     base = os.path.abspath(local_path(base))
     os.makedirs(base, exist_ok=True)
     version = Version(os.path.join(base, f"{_STAGING}{os.getpid()}-{secrets.token_hex(8)}"))
@@ -113,14 +120,14 @@ def new_version(base: str, keep: int | None = None) -> Iterator[Version]:
 
 
 class Version:
-    """A version that is being written, and then is there.
+    """A version that is being written and then published.
 
     Attributes
     ----------
     staging
-        Where it is written.
+        Directory to write to.
     number, path
-        Known when it is there.
+        Known after it is published.
     """
 
     def __init__(self, staging: str) -> None:
@@ -131,11 +138,11 @@ class Version:
 
 def _publish(staging: str, base: str) -> tuple[int, str]:
     while True:
-        # Any numbered directory counts, also one without a model: it may be another exporter's.
+        # A numbered directory without a model counts too: another process may be exporting to it.
         number = 1 + max((int(d) for d in os.listdir(base) if d.isdecimal()), default=0)
         target = os.path.join(base, str(number))
         try:
-            # Fails if the target has appeared meanwhile and is not empty.
+            # Fails if another process has created the target meanwhile.
             os.rename(staging, target)
             return number, target
         except OSError:
@@ -145,7 +152,7 @@ def _publish(staging: str, base: str) -> tuple[int, str]:
 
 def _remove_old(base: str, keep: int) -> None:
     for number, path in list(version_paths(base).items())[:-keep]:
-        # Renamed first, so that no reader finds half a version.
+        # Renamed before it is deleted, so that no reader finds half a version.
         doomed = os.path.join(base, f"{_REMOVED}{number}-{secrets.token_hex(8)}")
         try:
             os.rename(path, doomed)

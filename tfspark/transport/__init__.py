@@ -1,1 +1,1 @@
-"""Arrow Flight between the processes of a cluster: control messages, rows, and where rows wait."""
+"""Arrow Flight between the processes of a cluster: servers, clients, tokens, TLS, ports and shared memory."""

@@ -1,7 +1,7 @@
-"""Who may speak: a bearer token on every Flight call, checked before anything of its body is parsed; optional TLS.
+"""Authentication: a bearer token in every Flight call, checked before the body is parsed; optional TLS.
 
-Token, certificate and key are made per cluster in the driver and travel in the closures of Spark tasks, which Spark
-encrypts if it is told to; they are in no argument list, environment or log.
+The driver makes a token, and with TLS a certificate and a key, for each cluster. They travel in the closures of Spark
+tasks, which Spark encrypts if it is configured to. They are never in an argument list, an environment or a log.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import pyarrow.flight as flight
 _HEADER = "authorization"
 
 TLS_NAME = "tfspark.internal"
-"""The name in the certificate: servers are known by their certificate alone, wherever they listen."""
+"""Host name in the certificate. Clients check the certificate, not the address, so it is the same everywhere."""
 
 CERTIFICATE_DAYS = 365
 
 
 @dataclass(frozen=True)
 class Secret:
-    """What lets the processes of one cluster trust each other.
+    """The credentials that the processes of one cluster share.
 
     Attributes
     ----------
     token
-        Sent by clients with every call.
+        Clients send it with every call.
     certificate, key
-        PEM; empty without TLS. Clients need no key.
+        In PEM; empty without TLS. Clients do not have the key.
     """
 
     token: str
@@ -43,7 +43,7 @@ class Secret:
         return f"Secret({'with' if self.certificate else 'without'} TLS)"
 
     def for_clients(self) -> Secret:
-        """Return what those need who only call."""
+        """Return the credentials for a client: without the key."""
         return replace(self, key="")
 
     def to_json(self) -> dict[str, str]:
@@ -52,12 +52,12 @@ class Secret:
 
     @classmethod
     def from_json(cls, d: Mapping[str, str]) -> Secret:
-        """Decode what `to_json` made."""
+        """Decode the output of `to_json`."""
         return cls(**d)
 
 
 def new_secret(tls: bool = False) -> Secret:
-    """Make the secret of one cluster: 256 random bits as text and, for TLS, a key and its certificate."""
+    """Make the secret of one cluster: a token of 256 random bits and, with TLS, a key and its certificate."""
     token = secrets.token_urlsafe(32)
     return Secret(token, *_certificate()) if tls else Secret(token)
 
@@ -76,7 +76,7 @@ def _certificate() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # Clocks of a cluster differ.
+        # The clocks of the hosts differ.
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)
@@ -96,7 +96,7 @@ def call_options(token: str, timeout: float | None = None) -> flight.FlightCallO
 
 
 class TokenMiddlewareFactory(flight.ServerMiddlewareFactory):
-    """Refuses every call that does not carry the cluster's token."""
+    """Rejects every call without the cluster's token."""
 
     def __init__(self, token: str) -> None:
         super().__init__()
@@ -107,5 +107,5 @@ class TokenMiddlewareFactory(flight.ServerMiddlewareFactory):
         values = next((v for k, v in headers.items() if k.lower() == _HEADER), [])
         given = values[0].encode() if values else b""
         if not hmac.compare_digest(given, self._expected):
-            raise flight.FlightUnauthenticatedError("unknown or missing token")
+            raise flight.FlightUnauthenticatedError("The call has no token or a wrong token.")
         return None

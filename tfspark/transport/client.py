@@ -1,45 +1,119 @@
-"""The calling side of control messages."""
+"""The client of control messages."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import pyarrow.flight as flight
 
+from tfspark.messages import Message
+from tfspark.settings import Settings
 from tfspark.transport.auth import TLS_NAME, Secret, call_options
-from tfspark.transport.messages import Message
 from tfspark.transport.server import location_of
 
-CALL_TIMEOUT_SECONDS = 10.0
-"""How long a short call may take; longer means that the other side is gone or stopped."""
+A = TypeVar("A", bound=Message)
+
+FIRST_PAUSE_SECONDS = 0.1
+"""Pause before a call is made a second time; each further pause is twice as long."""
+
+LONGEST_PAUSE_SECONDS = 2.0
+
+MAY_PASS = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError)
+"""Errors of a server that does not answer now; any other error would come again."""
 
 
 class MessageClient:
-    """Sends messages to one server. Safe to use from several threads."""
+    """Sends messages to one server. Several threads may use it.
 
-    def __init__(self, host: str, port: int, secret: Secret) -> None:
+    Parameters
+    ----------
+    host, port
+        Where the server listens.
+    secret
+        The credentials of the cluster.
+    timeout
+        Seconds in which a call must be answered that says nothing else; then the server counts as ended or stopped.
+    """
+
+    def __init__(self, host: str, port: int, secret: Secret, timeout: float = Settings.call_timeout) -> None:
+        self.timeout = timeout
         self.host, self.port, self.token = host, port, secret.token
         options = [("grpc.enable_http_proxy", 0)]
         tls = bool(secret.certificate)
         trust = {"tls_root_certs": secret.certificate, "override_hostname": TLS_NAME} if tls else {}
         self.flight = flight.FlightClient(location_of(host, port, tls), generic_options=options, **trust)
 
-    def send(self, message: Message, timeout: float = CALL_TIMEOUT_SECONDS) -> bytes:
-        """Send `message` and return the answer.
+    def send(self, message: Message, timeout: float | None = None) -> bytes:
+        """Send `message` and return the answer, still encoded.
 
         Raises
         ------
         pyarrow.flight.FlightError
-            If the server is not there, refuses, or does not answer within `timeout` seconds.
+            If the server cannot be reached, rejects the call, or does not answer within `timeout` seconds.
         """
         action = flight.Action(type(message).__name__, message.encode())
-        answers = list(self.flight.do_action(action, call_options(self.token, timeout)))
+        answers = list(
+            self.flight.do_action(action, call_options(self.token, self.timeout if timeout is None else timeout))
+        )
         return answers[0].body.to_pybytes() if answers else b""
 
-    def ask(self, message: Message, timeout: float = CALL_TIMEOUT_SECONDS) -> Any:
-        """Send `message` and return the answer decoded from JSON."""
-        return json.loads(self.send(message, timeout) or b"null")
+    def ask(self, message: Message, answer: type[A], timeout: float | None = None) -> A:
+        """Send `message` and return the answer, which is of type `answer`.
+
+        Raises
+        ------
+        pyarrow.flight.FlightError
+            As `send`.
+        ValueError
+            If the answer is of another type.
+        """
+        return answer.decode(self.send(message, timeout))
+
+    def insist(
+        self,
+        message: Message,
+        answer: type[A],
+        patience: float,
+        timeout: float | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> A:
+        """Send `message` until the server answers; the server must handle a message that comes twice.
+
+        Parameters
+        ----------
+        message, answer, timeout
+            As for `ask`; `timeout` is that of each try.
+        patience
+            Seconds after which no further try is made.
+        pause
+            Waits for some seconds between two tries; if it returns true, no further try is made.
+
+        Raises
+        ------
+        pyarrow.flight.FlightError
+            The error of the last try; at once if another try cannot help.
+        """
+        return answer.decode(self.insist_on_sending(message, patience, timeout, pause))
+
+    def insist_on_sending(
+        self,
+        message: Message,
+        patience: float,
+        timeout: float | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> bytes:
+        """Send `message` until the server confirms it; parameters and errors are those of `insist`."""
+        deadline = time.monotonic() + patience
+        seconds = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return self.send(message, timeout)
+            except MAY_PASS:
+                if time.monotonic() + seconds > deadline or pause(seconds):
+                    raise
+                seconds = min(2 * seconds, LONGEST_PAUSE_SECONDS)
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,11 +1,11 @@
-"""Ports to listen on, claimed before the server that will use them exists, and held as long as it does.
+"""Ports to listen on: reserved before their server starts, and held until it has ended.
 
-gRPC, under Flight and TensorFlow alike, binds with ``SO_REUSEADDR`` and ``SO_REUSEPORT``. So it gets a port that a
-socket with ``SO_REUSEADDR`` has bound without listening, and nobody else does: the kernel refuses a second server while
-one listens, and gives a bound port to nobody who asks for any.
+gRPC, which Flight and TensorFlow use, binds with ``SO_REUSEADDR`` and ``SO_REUSEPORT``. So it can bind a port that our
+own socket has bound with ``SO_REUSEADDR`` without listening. Others cannot get that port: the kernel rejects a second
+server while one listens, and never picks a bound port for a socket that asks for any free port.
 
-TensorFlow listens on all addresses, whatever its cluster is told. So its port must be claimed on all of them: a port
-that is free on one address may be another server's, or that of somebody's connection, on the next.
+TensorFlow listens on all addresses, whatever address its cluster spec has. So its port must be reserved on all of them:
+a port that is free on one address may be in use on another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 from tfspark.errors import ConfigurationError, ResourceError
 
 Ports = tuple[int, int]
-"""First and last port of a range."""
+"""First and last port of a range, both included."""
 
 
 def check_ports(ports: Ports | None) -> Ports | None:
@@ -26,28 +26,31 @@ def check_ports(ports: Ports | None) -> Ports | None:
     Raises
     ------
     ConfigurationError
-        If it is no range of ports.
+        If it is not a pair of ports in ascending order.
     """
     if ports is None:
         return None
-    try:
-        first, last = (int(p) for p in ports)
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"ports={ports!r}: give the first and the last, as in (20000, 20100).") from None
+    both = list(ports) if isinstance(ports, (tuple, list)) else []
+    if len(both) != 2 or not all(isinstance(p, int) and not isinstance(p, bool) for p in both):
+        raise ConfigurationError(
+            f"ports must be a pair of whole numbers, got {ports!r}.",
+            hint="Pass the first and the last port, for example ports=(20000, 20100).",
+        )
+    first, last = both
     if not 0 < first <= last < 1 << 16:
-        raise ConfigurationError(f"ports={ports!r}: the first is at least 1, the last at most 65535.")
+        raise ConfigurationError(f"ports must satisfy 1 <= first <= last <= 65535, got {ports!r}.")
     return first, last
 
 
-class Claim:
-    """A port that is ours until `close`.
+class ReservedPort:
+    """A port that is reserved until `close`.
 
     Parameters
     ----------
     host
-        Address that the server will bind; all there are if None.
+        Address that the server will bind; all addresses if None.
     ports
-        The range it must be of; any port by default.
+        Range to take the port from; any port by default.
 
     Raises
     ------
@@ -63,16 +66,16 @@ class Claim:
         for port in range(ports[0], ports[1] + 1):
             try:
                 lock = self._held.enter_context(socket.socket(socket.AF_UNIX))
-                # Two claimants could both bind the port, as both must set SO_REUSEADDR: without it, a port whose
-                # last connections ended less than a minute ago counts as used. Names that begin with a null byte
-                # are no files, and as ports they belong to the network namespace.
+                # Two processes could both bind the port, because both set SO_REUSEADDR: without it, a port whose last
+                # connection ended less than a minute ago counts as used. So a Unix socket with an abstract name (it
+                # begins with a null byte, and belongs to the network namespace as ports do) is the lock.
                 lock.bind(f"\0tfspark-port-{port}")
                 return self._bind(host, port)
             except OSError:
                 self.close()
         raise ResourceError(
             f"All ports from {ports[0]} to {ports[1]} are in use on {host or 'this host'}.",
-            hint="A node needs two, the driver one for each cluster: widen ports=(first, last).",
+            hint="A node needs two ports, and the driver needs one per cluster: widen ports=(first, last).",
         )
 
     def _bind(self, host: str | None, port: int) -> int:
@@ -86,10 +89,10 @@ class Claim:
         return int(s.getsockname()[1])
 
     def close(self) -> None:
-        """Give the port up."""
+        """Release the port."""
         self._held.close()
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> ReservedPort:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

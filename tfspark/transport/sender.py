@@ -1,4 +1,4 @@
-"""The sending side of an upload: through the node's memory where both are on one host, else on the stream."""
+"""The client of an upload: sends rows through shared memory on the same host, else on the Flight stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.transport.messages import SlotsGranted
+from tfspark.messages import SlotsGranted
 from tfspark.transport.shared_memory import LEAST_BYTES, MESSAGE_BYTES, SlotWriter
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,9 @@ class Sender:
     Parameters
     ----------
     writer, replies
-        What ``FlightClient.do_put`` has returned.
+        The result of ``FlightClient.do_put``.
     same_host
-        Whether the header has asked for memory.
+        Whether the header of the upload requested shared memory.
     """
 
     def __init__(self, writer: Any, replies: Any, same_host: bool) -> None:
@@ -36,7 +36,7 @@ class Sender:
     def __enter__(self) -> Sender:
         if self._answers_due:
             granted = self._next_answer()
-            # It may be a container of its own.
+            # The node may run in another container, whose memory cannot be opened from here.
             with contextlib.suppress(OSError):
                 self._memory = SlotWriter(granted)
         return self
@@ -55,7 +55,7 @@ class Sender:
         Raises
         ------
         pyarrow.flight.FlightError, OSError
-            If the node does not take them.
+            If the node rejects them or cannot be reached.
         """
         for piece in _pieces(batch):
             if not (self._memory is not None and self._send_by_slot(self._memory, piece)):
@@ -66,7 +66,7 @@ class Sender:
             return False
         while not self._slots and self._answers_due:
             self._next_answer()
-        # A node that had none free for this upload is not asked again.
+        # If the node has granted no slot, the rest of the upload goes on the stream.
         filled = memory.write(self._slots[-1], piece) if self._slots else None
         if filled is None:
             return False
@@ -78,7 +78,7 @@ class Sender:
     def _next_answer(self) -> SlotsGranted:
         answer = self._replies.read()
         if answer is None:
-            raise OSError("it closed the stream without taking all rows")
+            raise OSError("The node closed the stream before it had received all rows.")
         self._answers_due -= 1
         granted = SlotsGranted.decode(answer.to_pybytes())
         self._slots += granted.slots
@@ -86,7 +86,7 @@ class Sender:
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into messages of at most `MESSAGE_BYTES`, at least a row each; nothing is copied."""
+    """Slice a batch into messages of at most `MESSAGE_BYTES`, with at least one row each; nothing is copied."""
     rows = max(1, batch.num_rows * MESSAGE_BYTES // max(batch.nbytes, 1))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)

@@ -1,4 +1,4 @@
-"""A Flight server that answers control messages; the coordinator and every node run one."""
+"""The Flight server of control messages; the coordinator and every node run one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 import pyarrow.flight as flight
 
+from tfspark.messages import REQUESTS, Message
 from tfspark.transport.auth import Secret, TokenMiddlewareFactory
-from tfspark.transport.messages import Message, message_type
-from tfspark.transport.ports import Claim, Ports
+from tfspark.transport.ports import Ports, ReservedPort
+from tfspark.transport.silence import SilenceWatch
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Any], bytes]
+Handler = Callable[[Any], Message | None]
 
 CLOSE_SECONDS = 1.0
-"""How long running calls may take to end; gRPC gives up a caller whose host was cut off only after 20 s."""
+"""How long `close` waits for running calls; gRPC needs 20 s to notice that a client's host is unreachable."""
 
 
 def location_of(host: str, port: int, tls: bool) -> str:
@@ -28,18 +29,18 @@ def location_of(host: str, port: int, tls: bool) -> str:
 
 
 class MessageServer(flight.FlightServerBase):
-    """Serves from construction until `close`.
+    """A server that runs from construction until `close`.
 
     Parameters
     ----------
     host
         Address to bind.
     secret
-        The cluster's; with a certificate, the server speaks TLS only.
+        The cluster's secret; with a certificate, the server accepts TLS only.
     handlers
-        One function per message type; its bytes are the answer.
+        One function per message type; the message that it returns is the answer.
     ports
-        Range of the port, which is found in ``.port``; any by default.
+        Range to take the port from; any port by default. The attribute ``port`` has the port.
 
     Raises
     ------
@@ -52,36 +53,39 @@ class MessageServer(flight.FlightServerBase):
     ) -> None:
         self._handlers = handlers
         certificates = [(secret.certificate, secret.key)] if secret.certificate else None
-        self._claim = Claim(host, ports) if ports is not None else None
+        self._reserved = ReservedPort(host, ports) if ports is not None else None
         super().__init__(
-            location_of(host, self._claim.port if self._claim else 0, tls=bool(certificates)),
+            location_of(host, self._reserved.port if self._reserved else 0, tls=bool(certificates)),
             middleware={"token": TokenMiddlewareFactory(secret.token)},
             tls_certificates=certificates,
         )
         self.host = host
+        self._silence = SilenceWatch(self.port)
         self._closed = threading.Event()
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> Iterator[bytes]:
-        """Decode a message, hand it to its handler, and send back what that returns."""
-        cls = message_type(action.type)
+        """Decode a message, call its handler, and return the handler's answer."""
+        cls = REQUESTS.get(action.type)
         handler = self._handlers.get(cls) if cls is not None else None
         if cls is None or handler is None:
-            raise flight.FlightServerError(f"unknown action {action.type!r}")
+            raise flight.FlightServerError(f"Unknown action {action.type!r}.")
         try:
             message = cls.decode(action.body.to_pybytes())
-        except (ValueError, TypeError) as e:
-            raise flight.FlightServerError(f"malformed {action.type}: {e}") from None
-        yield handler(message)
+        except ValueError as e:
+            raise flight.FlightServerError(f"Cannot decode the message {action.type}: {e}") from None
+        answer = handler(message)
+        yield answer.encode() if answer is not None else b""
 
     def close(self) -> None:
-        """Stop serving and wait, not for long, until running calls have ended; safe to call twice."""
+        """Stop serving; wait at most `CLOSE_SECONDS` for running calls. Calling it again does nothing."""
         if not self._closed.is_set():
             self._closed.set()
+            self._silence.close()
             closing = threading.Thread(target=self._shut_down, name="tfspark-closing", daemon=True)
             closing.start()
             closing.join(CLOSE_SECONDS)
-            if self._claim:
-                self._claim.close()
+            if self._reserved:
+                self._reserved.close()
 
     def _shut_down(self) -> None:
         self.shutdown()

@@ -31,7 +31,7 @@ final class BlockInputStream(in: InputStream, decompressor: Decompressor) extend
         if (n > 0) {
           produced += n
           if (produced > blockBytes)
-            throw new IOException(s"a compressed block of $blockBytes bytes holds more than that")
+            throw new IOException(s"a compressed block has more data than its $blockBytes bytes")
           return n
         }
         if (decompressor.needsInput()) readChunk()
@@ -67,7 +67,8 @@ final class BlockInputStream(in: InputStream, decompressor: Decompressor) extend
     val rest = Array.fill(3)(in.read())
     if (first < 0 || rest.exists(_ < 0)) throw new EOFException(CutOff)
     val size = rest.foldLeft(first)((n, b) => n << 8 | b)
-    if (size < 0 || (size == 0 && !atEnd)) throw new IOException(s"a compressed block claims to have $size bytes")
+    if (size < 0 || (size == 0 && !atEnd))
+      throw new IOException(s"a compressed block has an invalid length of $size bytes")
     size.toLong
   }
 
@@ -78,5 +79,5 @@ final class BlockInputStream(in: InputStream, decompressor: Decompressor) extend
 
 object BlockInputStream {
   private val PieceBytes = 1 << 16
-  private val CutOff = "the compressed data end within a block"
+  private val CutOff = "the compressed data ends within a block"
 }

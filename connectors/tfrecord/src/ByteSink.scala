@@ -11,7 +11,7 @@ final class ByteSink {
 
   private def grow(n: Long): Unit = {
     val needed = position + n
-    if (needed > Framing.MostBytes) throw new RecordFault("the row makes a record beyond 2 GB")
+    if (needed > Framing.MostBytes) throw new RecordFault("the record of the row would be larger than 2 GB")
     bytes = java.util.Arrays.copyOf(bytes, math.min(math.max(needed, bytes.length * 2L), Framing.MostBytes).toInt)
   }
 

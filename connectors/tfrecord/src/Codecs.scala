@@ -49,7 +49,7 @@ object Codecs {
         in.close()
         throw (e match {
           case missing: FileNotFoundException => missing
-          case io: IOException => Errors.of(s"$path cannot be read: ${Errors.reason(io)}", io)
+          case io: IOException => Errors.of(s"cannot read $path: ${Errors.reason(io)}", io)
           case other => other
         })
     }

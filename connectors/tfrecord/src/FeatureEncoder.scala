@@ -84,7 +84,7 @@ object FeatureEncoder {
 
   def nullInside(): Nothing =
     throw new RecordFault(
-      "there is a null inside the array, which TensorFlow's lists cannot hold. Hint: leave nulls out with array_compact")
+      "the array contains a null, which TensorFlow's lists cannot hold. Hint: remove nulls with array_compact")
 }
 
 final class IntEncoder(value: Gatherer, prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {

@@ -121,7 +121,7 @@ final class FeatureValues {
         } else appendFloats(wire.position, size / 4)
         wire.position = wire.fieldEnd
       } else if (tag == 0x0d) {
-        if (wire.end - wire.position < 4) throw new RecordFault("a float is cut off")
+        if (wire.end - wire.position < 4) throw new RecordFault("a float is truncated")
         appendFloats(wire.position, 1)
         wire.position += 4
       } else wire.skip(tag)

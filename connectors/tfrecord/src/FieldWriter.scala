@@ -22,7 +22,7 @@ abstract class FieldWriter {
 
 object FieldWriter {
   private val Hint =
-    "Hint: give a schema with a column of that kind, or inferSchema=full, which looks at all records"
+    "Hint: pass a schema with a column of that kind, or inferSchema=full, which reads all records"
 
   /** Types whose values a single list of a Feature holds one of. */
   def isScalar(t: DataType): Boolean = t match {
@@ -80,7 +80,7 @@ object ElementWriter {
     case DoubleType => DoubleElement
     case d: DecimalType => new DecimalElement(d)
     case _: StringType | BinaryType => BytesElement
-    case _ => throw new IllegalArgumentException(s"a Feature holds no ${t.simpleString}")
+    case _ => throw new IllegalArgumentException(s"a feature cannot hold the type ${t.simpleString}")
   }
 }
 
@@ -131,7 +131,7 @@ final class DecimalElement(t: DecimalType) extends NumberElement {
     val text = if (values.kind == Kind.Floats) values.float(i).toString else values.longs(i).toString
     val exact =
       try new java.math.BigDecimal(text)
-      catch { case _: NumberFormatException => throw new RecordFault(s"the value $text is no decimal") }
+      catch { case _: NumberFormatException => throw new RecordFault(s"the value $text is not a decimal number") }
     val fitted = Decimal(BigDecimal(exact.setScale(t.scale, java.math.RoundingMode.HALF_UP)))
     if (!fitted.changePrecision(t.precision, t.scale))
       throw new RecordFault(s"the value $text is out of range for ${t.simpleString}")
@@ -159,7 +159,7 @@ final class ScalarField(element: ElementWriter, into: UnsafeWriter) extends Fiel
     else
       throw new RecordFault(
         s"expected a single value, found ${values.count}. Hint: read the column as an array; if the schema was " +
-          "inferred, inferSchema=full looks at all records")
+          "inferred, pass inferSchema=full, which reads all records")
   }
 }
 
@@ -244,8 +244,9 @@ final class SparseVectorField(into: UnsafeWriter) {
   def write(indices: FeatureValues, values: FeatureValues, size: FeatureValues, ordinal: Int): Unit = {
     Seq(indices, values, size).foreach(_.readAll())
     val integral = Seq(indices, size).forall(v => v.kind == Kind.Ints || v.count == 0)
-    if (!integral || values.kind == Kind.Bytes) throw new RecordFault("its indices, values or size are of a wrong kind")
-    if (size.count != 1 || size.longs(0) < 0 || size.longs(0) > Int.MaxValue) throw new RecordFault("its size is none")
+    if (!integral || values.kind == Kind.Bytes) throw new RecordFault("its indices, values or size have the wrong kind")
+    if (size.count != 1 || size.longs(0) < 0 || size.longs(0) > Int.MaxValue)
+      throw new RecordFault("its size must be one number from 0 to 2147483647")
     if (indices.count != values.count)
       throw new RecordFault(s"it has ${indices.count} indices but ${values.count} values")
     val start = into.cursor
@@ -257,7 +258,7 @@ final class SparseVectorField(into: UnsafeWriter) {
     var last = -1L
     for (i <- 0 until indices.count) {
       val p = indices.longs(i)
-      if (p <= last || p >= size.longs(0)) throw new RecordFault(s"its index $p is out of order or beyond its size")
+      if (p <= last || p >= size.longs(0)) throw new RecordFault(s"its index $p is out of order or not below its size")
       positions.write(i, p.toInt)
       last = p
     }

@@ -62,9 +62,9 @@ final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, si
       val expected = if (reached < size) reached else -1L
       if (found != expected)
         records.fail(
-          s"the file cannot be split at offset $end: reading on from the part before, the next record begins here, " +
+          s"the file cannot be split at offset $end: reading from the part before, the next record begins here, " +
             s"but a search from there finds ${if (found < 0) "none" else s"one at offset $found"}. The file is " +
-            "damaged or holds records that hold TFRecords; the option splitFiles=false reads it in one piece")
+            "damaged, or its records contain TFRecords; the option splitFiles=false reads it in one piece")
     }
   }
 }

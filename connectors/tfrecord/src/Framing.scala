@@ -90,7 +90,7 @@ final class RecordReader(
     end = start + n
     intact = !verifyChecksum || maskedCrc(crc, buffer, start, n) == words.getInt(end)
     if (!intact && strict)
-      fail("the data do not match their checksum (option verifyChecksum=false reads them all the same)")
+      fail("the data does not match its checksum (the option verifyChecksum=false reads it without the check)")
     position += whole
     true
   }
@@ -99,7 +99,7 @@ final class RecordReader(
   def skip(): Boolean = {
     val length = header()
     if (length < 0) return false
-    if (length > Long.MaxValue - HeaderBytes - FooterBytes) fail(s"the record claims to have $length bytes")
+    if (length > Long.MaxValue - HeaderBytes - FooterBytes) fail(s"the record has an invalid length of $length bytes")
     var rest = HeaderBytes + length + FooterBytes
     val here = math.min(rest, (limit - position).toLong)
     position += here.toInt
@@ -139,9 +139,9 @@ final class RecordReader(
       truncated("the header of a record")
     }
     if (maskedCrc(crc, buffer, position, 8) != words.getInt(position + 8))
-      fail("this is no TFRecord: the length does not match its checksum")
+      fail("this is not a TFRecord file: the length does not match its checksum")
     val length = words.getLong(position)
-    if (length < 0) fail(s"the record claims to have ${java.lang.Long.toUnsignedString(length)} bytes")
+    if (length < 0) fail(s"the record has an invalid length of ${java.lang.Long.toUnsignedString(length)} bytes")
     length
   }
 
@@ -172,13 +172,13 @@ final class RecordReader(
   }
 
   private def truncated(what: String): Nothing =
-    fail(s"the file ends within $what: it was cut off, or is still being written")
+    fail(s"the file ends within $what: it is truncated or still being written")
 
   /** Adds the place to what a stream throws; Spark treats a file that is gone or forbidden in ways of its own. */
   private def unreadable(e: Exception): Nothing = e match {
     case _: FileNotFoundException | _: AccessControlException | _: BlockMissingException => throw e
     case _: InterruptedIOException | _: ClosedByInterruptException | _: InterruptedException => throw e
-    case _ => fail(s"the file cannot be read further: ${Errors.reason(e)}", e)
+    case _ => fail(s"cannot read the rest of the file: ${Errors.reason(e)}", e)
   }
 
   def fail(what: String, cause: Throwable = null): Nothing =

@@ -83,7 +83,7 @@ object Gatherer {
   def narrow(value: Double): Float = {
     val f = value.toFloat
     if (java.lang.Float.isInfinite(f) && !java.lang.Double.isInfinite(value))
-      throw new RecordFault(s"the value $value is beyond the range of TensorFlow's floats")
+      throw new RecordFault(s"the value $value is out of range for TensorFlow's floats")
     f
   }
 
@@ -98,7 +98,7 @@ object Gatherer {
     case d: DecimalType => floats((g, i) => g.getDecimal(i, d.precision, d.scale).toFloat)
     case _: StringType => blobs((g, i) => g.getUTF8String(i).getBytes)
     case BinaryType => blobs((g, i) => g.getBinary(i))
-    case _ => throw new IllegalArgumentException(s"a Feature holds no ${t.simpleString}")
+    case _ => throw new IllegalArgumentException(s"a feature cannot hold the type ${t.simpleString}")
   }
 }
 

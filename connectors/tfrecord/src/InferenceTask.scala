@@ -47,7 +47,7 @@ final class InferenceTask(
       case e: FileNotFoundException => if (!ignoreMissing) throw e
       case e @ (_: IOException | _: RuntimeException) =>
         if (!ignoreCorrupt) throw e
-        InferenceTask.logger.warn(s"${part.path} is read no further for the schema: ${Errors.reason(e)}")
+        InferenceTask.logger.warn(s"schema inference skips the rest of ${part.path}: ${Errors.reason(e)}")
     }
     (observer.seen.toMap, n, fault)
   }

@@ -30,7 +30,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
   def has(i: Int): Boolean = {
     if (others(i) != null)
       throw new RecordFault(
-        s"the record has '${others(i)}' too, which differs in case only. Hint: set spark.sql.caseSensitive=true")
+        s"the record also has '${others(i)}', which differs only in case. Hint: set spark.sql.caseSensitive=true")
     starts(i) >= 0
   }
 

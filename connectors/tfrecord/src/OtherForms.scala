@@ -34,7 +34,7 @@ final class OtherForms(forms: Seq[OtherForm], caseSensitive: Boolean) {
   /** Notes what the features or the feature lists hold; what is no such map holds nothing. */
   def scan(field: Int, bytes: Array[Byte], start: Int, end: Int): Unit =
     if (if (field == 1) inFeatures.nonEmpty else inLists.nonEmpty)
-      try (if (field == 1) ofFeatures else ofLists).scan(bytes, start, end)
+      try { (if (field == 1) ofFeatures else ofLists).scan(bytes, start, end) }
       catch { case _: RecordFault => () }
 
   /** Refuses the record if it has column `i` in another form. */
@@ -59,14 +59,15 @@ object OtherForms {
     val lists = inLists(columns, recordType)
     val sparse = columns.zipWithIndex.collect {
       case (c, i) if Vectors.isVector(c.dataType) =>
-        OtherForm(i, 1, Vectors.sparseNames(c.name).head, "it is a sparse vector. Hint: read it with vectors=sparse")
+        OtherForm(
+          i, 1, Vectors.sparseNames(c.name).head, "the record has a sparse vector. Hint: read it with vectors=sparse")
     }
     lists ++ sparse
   }
 
   def ofSparseVectors(columns: Array[Column], recordType: RecordType): Seq[OtherForm] =
     inLists(columns, recordType) ++ columns.zipWithIndex.map { case (c, i) =>
-      OtherForm(i, 1, c.name, "it is a list of all values. Hint: read it with vectors=dense")
+      OtherForm(i, 1, c.name, "the record has a dense vector. Hint: read it with vectors=dense")
     }
 
   def ofFeatureLists(columns: Array[Column]): Seq[OtherForm] = columns.zipWithIndex.toSeq.map { case (c, i) =>

@@ -173,7 +173,7 @@ final class SparseVectorsDecoder(columns: Array[Column], row: UnsafeRowWriter, r
   override protected def decode(bytes: Array[Byte], start: Int, end: Int, i: Int): Unit = {
     for ((part, k) <- Seq(indices, values, size).zipWithIndex) {
       val e = 3 * i + k
-      if (scanner.starts(e) < 0) throw new RecordFault("its indices, its values or its size are missing")
+      if (scanner.starts(e) < 0) throw new RecordFault("its indices, values or size are missing")
       part.open(bytes, scanner.starts(e), scanner.ends(e))
     }
     fields(i).write(indices, values, size, columns(i).ordinal)

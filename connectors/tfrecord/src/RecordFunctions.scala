@@ -27,7 +27,7 @@ case class ToExample(child: Expression, options: Map[String, String]) extends Un
         TypeCheckResult.TypeCheckSuccess
       } catch { case e: IllegalArgumentException => TypeCheckResult.TypeCheckFailure(e.getMessage) }
     case other =>
-      TypeCheckResult.TypeCheckFailure(s"to_example needs a struct, not ${other.simpleString}. Hint: struct(*)")
+      TypeCheckResult.TypeCheckFailure(s"to_example needs a struct, got ${other.simpleString}. Hint: pass struct(*)")
   }
 
   override protected def nullSafeEval(input: Any): Any = {
@@ -53,7 +53,7 @@ case class FromExample(child: Expression, schema: StructType, options: Map[Strin
 
   override def checkInputDataTypes(): TypeCheckResult =
     if (child.dataType != BinaryType)
-      TypeCheckResult.TypeCheckFailure(s"from_example needs a binary column, not ${child.dataType.simpleString}.")
+      TypeCheckResult.TypeCheckFailure(s"from_example needs a binary column, got ${child.dataType.simpleString}.")
     else
       try {
         val corrupt = RecordFunctions.corruptColumn(schema, parsed)
@@ -113,14 +113,14 @@ object RecordFunctions {
     "to_example" -> {
       case Seq(struct) => ToExample(struct, Map.empty)
       case Seq(struct, options) => ToExample(struct, mapOf("to_example", options))
-      case _ => throw new IllegalArgumentException("to_example takes a struct and, if wanted, a map of options.")
+      case _ => throw new IllegalArgumentException("to_example takes a struct and, optionally, a map of options.")
     },
     "from_example" -> {
       case Seq(record, schema) => FromExample(record, schemaOf(schema), Map.empty)
       case Seq(record, schema, options) => FromExample(record, schemaOf(schema), mapOf("from_example", options))
       case _ =>
         throw new IllegalArgumentException(
-          "from_example takes a binary column, a schema and, if wanted, a map of options.")
+          "from_example takes a binary column, a schema and, optionally, a map of options.")
     })
 
   /** Gives a running session the SQL functions. */
@@ -152,7 +152,8 @@ object RecordFunctions {
     if (options.recordType == RecordType.ByteArray)
       throw new IllegalArgumentException(s"$function: recordType must be Example or SequenceExample.")
     if (options.mode == "dropmalformed")
-      throw new IllegalArgumentException(s"$function: mode must be FAILFAST or PERMISSIVE; a function drops no rows.")
+      throw new IllegalArgumentException(
+        s"$function: mode must be FAILFAST or PERMISSIVE, because a function cannot drop rows.")
     options
   }
 
@@ -170,7 +171,8 @@ object RecordFunctions {
     else
       DataType.fromJson(text) match {
         case s: StructType => s
-        case other => throw new IllegalArgumentException(s"from_example needs a struct, not ${other.simpleString}.")
+        case other =>
+          throw new IllegalArgumentException(s"from_example needs the schema of a struct, got ${other.simpleString}.")
       }
 
   private def mapOf(function: String, e: Expression): Map[String, String] = {

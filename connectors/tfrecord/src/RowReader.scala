@@ -114,7 +114,7 @@ final class RowReader(
   /** Decodes the record as far as it can be; returns what is wrong with it, if anything is. */
   private def firstFault(): String = {
     val fault =
-      if (!records.intact) "the data do not match their checksum"
+      if (!records.intact) "the data does not match its checksum"
       else
         try {
           val here = decode(decoder, row)
@@ -142,7 +142,7 @@ final class RowReader(
     for ((column, seen) <- NameTable.nearMisses(tables))
       RowReader.warnOnce(
         records.name,
-        s"column '$column' is null: no record has it, but there is '$seen', and spark.sql.caseSensitive is true")
+        s"column '$column' is null: the records have '$seen' instead, and spark.sql.caseSensitive is true")
   }
 
   override def close(): Unit = records.close()

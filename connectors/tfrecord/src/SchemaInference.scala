@@ -9,7 +9,6 @@ import org.apache.spark.sql.{AnalysisException, SparkSession}
 import org.apache.spark.sql.catalyst.FileSourceOptions
 import org.apache.spark.sql.internal.SQLConf
 import org.apache.spark.sql.types._
-import org.apache.spark.unsafe.types.UTF8String
 import org.apache.spark.util.SerializableConfiguration
 
 /**
@@ -49,7 +48,7 @@ object SchemaInference {
     val options = new TFRecordOptions(parameters)
     if (options.recordType == RecordType.ByteArray) return Some(StructType(Seq(StructField("byteArray", BinaryType))))
     if (options.inferSchema == "none")
-      throw new IllegalArgumentException("inferSchema=none needs a schema: spark.read.schema(...).")
+      throw new IllegalArgumentException("inferSchema=none needs a schema. Pass one with spark.read.schema(...).")
     val session = spark.sessionState.conf
     val look = new InferenceTask(
       options,
@@ -92,12 +91,12 @@ object SchemaInference {
         throw new AnalysisException(
           errorClass = "COLUMN_ALREADY_EXISTS",
           messageParameters = Map(
-            "columnName" -> (s"`${same.last}`, which differs from the feature `${same.head}` in case only " +
+            "columnName" -> (s"`${same.last}`, which differs from the feature `${same.head}` only in case " +
               "(Hint: spark.sql.caseSensitive=true keeps both),")))
     val corrupt = options.corruptColumnOf(schema, session.columnNameOfCorruptRecord, caseSensitive)
     if (schema.fieldNames.contains(corrupt))
       logger.warn(
-        s"feature '$corrupt' is left out of the schema, as this is the name of the column for malformed records. To " +
+        s"feature '$corrupt' is left out of the schema, because the column for malformed records has this name. To " +
           "read it, set columnNameOfCorruptRecord to another name.")
     StructType(schema.filterNot(_.name == corrupt))
   }
@@ -113,11 +112,11 @@ object SchemaInference {
     val bytes = bits & (Text | Binary)
     if (numbers != 0 && bytes != 0)
       throw new IllegalArgumentException(
-        s"Feature '$name' is a BytesList in some records and a list of numbers in others: no column holds both. " +
-          "Read it with a schema that leaves it out.")
+        s"Feature '$name' is a BytesList in some records and a list of numbers in others: no column can hold both. " +
+          "Pass a schema without it.")
     if ((bits & InList) != 0 && (bits & InContext) != 0 && (numbers | bytes) != 0)
       throw new IllegalArgumentException(
-        s"'$name' is a feature list in some records and a context feature in others: no column holds both.")
+        s"'$name' is a feature list in some records and a context feature in others: no column can hold both.")
     val element = (numbers, bytes) match {
       case (Ints, _) => Some(LongType)
       case (Floats, _) => Some(FloatType)
@@ -149,7 +148,7 @@ object SchemaInference {
             each(bytes, f, u)((t, a, b) => if (t == Wire.delimited(1)) note(name, InList | kind(bytes, a, b)))
           }
       }
-      if (oddName) "the name of a feature is no UTF-8, so this is no tf.Example; try recordType=ByteArray" else null
+      if (oddName) "the name of a feature is not UTF-8, so this is not a tf.Example; try recordType=ByteArray" else null
     }
 
     private def note(name: String, bits: Int): Unit = seen.update(name, seen.getOrElse(name, 0) | bits)
@@ -167,7 +166,7 @@ object SchemaInference {
     }
 
     private def isText(bytes: Array[Byte]): Boolean = (0 until values.count).forall { i =>
-      UTF8String.fromBytes(bytes, values.starts(i), values.ends(i) - values.starts(i)).isValid
+      Utf8.isValid(bytes, values.starts(i), values.ends(i) - values.starts(i))
     }
 
     private def entries(bytes: Array[Byte], start: Int, end: Int)(f: (String, Int, Int) => Unit): Unit =
@@ -178,7 +177,7 @@ object SchemaInference {
           var odd = false
           each(bytes, from, until) { (t, x, y) =>
             if (t == Wire.delimited(1)) {
-              odd = !UTF8String.fromBytes(bytes, x, y - x).isValid
+              odd = !Utf8.isValid(bytes, x, y - x)
               name = if (odd) "" else new String(bytes, x, y - x, UTF_8)
             }
             else if (t == Wire.delimited(2)) {

@@ -68,7 +68,7 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
     val conf = spark.sparkContext.broadcast(new SerializableConfiguration(hadoopConf))
     file => {
       val part = new FilePart(file.toPath, conf.value.value, file.start, file.start + file.length, file.fileSize)
-      part.open(parsed).fold(Iterator.empty[InternalRow]) { case (records, atEnd) =>
+      part.open(parsed).fold(Iterator[InternalRow]()) { case (records, atEnd) =>
         val rows = new RowReader(
           records,
           parsed,

@@ -38,9 +38,9 @@ object RecordType {
     override def check(schema: StructType): Unit =
       if (schema.length != 1 || !holds(schema.head.dataType))
         throw new IllegalArgumentException(
-          s"recordType=ByteArray needs exactly one column, of type binary or string, not ${schema.simpleString}. $hint")
+          s"recordType=ByteArray needs exactly one column of type binary or string, got ${schema.simpleString}. $hint")
     override protected def holds(t: DataType): Boolean = t == BinaryType || t.isInstanceOf[StringType]
-    override protected def hint: String = "Select the column that is to be written."
+    override protected def hint: String = "Select the column to write."
   }
 
   def isFeature(t: DataType): Boolean = t match {
@@ -56,7 +56,7 @@ object RecordType {
   /** Says that records of this type have nothing that a column could hold. */
   def withoutFeature(records: Long, read: RecordType): String = {
     val others = if (read == Example) "recordType=SequenceExample or ByteArray" else "recordType=ByteArray"
-    s"$records records, none with a feature; try $others"
+    s"none of $records records has a feature; try $others"
   }
 
   def of(name: String): RecordType =
@@ -64,7 +64,7 @@ object RecordType {
       .find(_.name.equalsIgnoreCase(name))
       .getOrElse(
         throw new IllegalArgumentException(
-          s"recordType must be Example, SequenceExample or ByteArray, not '$name'."))
+          s"recordType must be Example, SequenceExample or ByteArray, got '$name'."))
 }
 
 /** The options of one read or write; names and values are case-insensitive, as everywhere in Spark. */
@@ -79,7 +79,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   private val largestRecord: Option[Int] = given.get("maxRecordBytes").map { text =>
     val n = number("maxRecordBytes", text)
     if (n < 1 || n > TFRecordOptions.MostBytes)
-      throw new IllegalArgumentException(s"maxRecordBytes must be between 1 and ${TFRecordOptions.MostBytes}, not $n.")
+      throw new IllegalArgumentException(s"maxRecordBytes must be from 1 to ${TFRecordOptions.MostBytes}, got $n.")
     n.toInt
   }
 
@@ -111,7 +111,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   /** Spark places the files that are written; spark-tfrecord's `local` has each executor write to its own disk. */
   if (oneOf("writeLocality", "distributed", "local") == "local")
     throw new IllegalArgumentException(
-      "writeLocality=local is not supported: files on the disks of executors are not seen by Spark's commit protocol. " +
+      "writeLocality=local is not supported: Spark's commit protocol cannot see files on local disks of executors. " +
         "Write to a file system that all executors share.")
 
   /** Codec of written files: a short name or a class name; None is uncompressed. */
@@ -131,7 +131,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   private def oneOf(name: String, choices: String*): String = {
     val chosen = given.getOrElse(name, choices.head).toLowerCase(Locale.ROOT)
     if (!choices.contains(chosen))
-      throw new IllegalArgumentException(s"$name must be ${choices.mkString(", ")}, not '$chosen'.")
+      throw new IllegalArgumentException(s"$name must be one of ${choices.mkString(", ")}, got '$chosen'.")
     chosen
   }
 
@@ -139,12 +139,14 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
     case None => default
     case Some(text) if text.equalsIgnoreCase("true") => true
     case Some(text) if text.equalsIgnoreCase("false") => false
-    case Some(text) => throw new IllegalArgumentException(s"$name must be true or false, not '$text'.")
+    case Some(text) => throw new IllegalArgumentException(s"$name must be true or false, got '$text'.")
   }
 
   private def number(name: String, text: String): Long =
     try text.trim.toLong
-    catch { case _: NumberFormatException => throw new IllegalArgumentException(s"$name must be a number, not '$text'.") }
+    catch {
+      case _: NumberFormatException => throw new IllegalArgumentException(s"$name must be a number, got '$text'.")
+    }
 }
 
 object TFRecordOptions {

@@ -37,7 +37,7 @@ final class Wire {
     var shift = 0
     var p = position
     while (shift < 70) {
-      if (p >= end) throw new RecordFault("a number is cut off")
+      if (p >= end) throw new RecordFault("a number is truncated")
       val b = bytes(p)
       p += 1
       value |= (b & 0x7fL) << shift
@@ -53,14 +53,14 @@ final class Wire {
   /** Reads a tag: field number times 8 plus wire type. */
   def tag(): Int = {
     val t = varint()
-    if (t < 8 || t > 0xffffffffL) throw new RecordFault(s"there is no field with the tag $t")
+    if (t < 8 || t > 0xffffffffL) throw new RecordFault(s"$t is not a valid field tag")
     t.toInt
   }
 
   /** Reads the length of a length-delimited field, whose bytes are then `position` until `fieldEnd`. */
   def enter(): Unit = {
     val n = varint()
-    if (n < 0 || n > end - position) throw new RecordFault("a field is longer than the message that holds it")
+    if (n < 0 || n > end - position) throw new RecordFault("a field is longer than its message")
     fieldEnd = position + n.toInt
   }
 
@@ -73,7 +73,7 @@ final class Wire {
       position = fieldEnd
     case 5 => advance(4)
     case 3 => skipGroup(tag >>> 3, 0)
-    case w => throw new RecordFault(s"there is no wire type $w")
+    case w => throw new RecordFault(s"$w is not a valid wire type")
   }
 
   private def skipGroup(field: Int, depth: Int): Unit = {
@@ -91,7 +91,7 @@ final class Wire {
   }
 
   private def advance(n: Int): Unit = {
-    if (n > end - position) throw new RecordFault("a field is cut off")
+    if (n > end - position) throw new RecordFault("a field is truncated")
     position += n
   }
 }

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfspark import compat, objects
+from tfspark import compat
+from tfspark.cluster import Cluster
+from tfspark.columns import pickled_rows as objects
 from tfspark.compat.tensorflowonspark import _members, _notes
-from tfspark.driver.cluster import Cluster
-from tfspark.driver.launcher import pickle_main
-from tfspark.driver.profiles import require_room
 from tfspark.errors import ClusterStopped, ConfigurationError, TFSparkError
+from tfspark.settings import FROM_SETTINGS
+from tfspark.spark.internals import default_file_system
+from tfspark.spark.pickling import pickle_main
+from tfspark.spark.profiles import require_room
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -132,7 +135,7 @@ class TFCluster:
         """
         self._require_feeding("train", qname)
         if num_epochs < 0:
-            raise ConfigurationError(f"num_epochs={num_epochs} cannot be negative.")
+            raise ConfigurationError(f"num_epochs must be >= 0, got {num_epochs}.")
         if _is_stream(dataRDD):
             dataRDD.foreachRDD(lambda rdd: self._feed(rdd, 1))
         else:
@@ -155,23 +158,30 @@ class TFCluster:
         dataRDD
             An RDD of any objects that can be pickled.
         feed_timeout
-            Not used.
+            Seconds in which ``map_fun`` must take a row or give a result, as long as results are missing; each starts
+            them anew.
         qname
             ``"input"``.
 
         Returns
         -------
         pyspark.RDD
-            The results, in the order of the rows. Lazy: use it before `shutdown`.
+            The results, in the order of the rows. Lazy: use it before `shutdown`. What uses it raises an error with a
+            `PredictError` in it if ``map_fun`` fails, with its traceback, or gives too few or too many results.
 
         Raises
         ------
         ConfigurationError
-            If the cluster was not started with ``InputMode.SPARK``.
+            If the cluster was not started with ``InputMode.SPARK``, or `feed_timeout` is not greater than 0.
         """
+        from tfspark.compat.tensorflowonspark import _node
+
         self._require_feeding("inference", qname)
-        rows = dataRDD.map(lambda row: (objects.dumps(row),))
-        df = _session(self.sc).createDataFrame(rows, f"{objects.COLUMN} binary")
+        if feed_timeout <= 0:
+            raise ConfigurationError(f"feed_timeout must be > 0, got {feed_timeout}.")
+        seconds = float(feed_timeout)
+        rows = dataRDD.map(lambda row: (objects.dumps(row), seconds))
+        df = _session(self.sc).createDataFrame(rows, f"{objects.COLUMN} binary, {_node.TIMEOUT_COLUMN} double")
         answered = self.cluster.predict(df, "result binary", batch_size=BLOCK_ROWS, workers=self._fed)
         return answered.select("result").rdd.map(lambda row: objects.loads(row.result))
 
@@ -230,7 +240,7 @@ class TFCluster:
         if self.input_mode != InputMode.SPARK:
             raise ConfigurationError(f"{what}() needs a cluster that was run with InputMode.SPARK.")
         if qname != "input":
-            raise ConfigurationError(f"There is no queue {qname!r}.", hint="Rows are fed to 'input'.")
+            raise ConfigurationError(f"The queue {qname!r} does not exist.", hint="Rows are fed to 'input'.")
 
 
 @_notes.now("tfspark.Cluster(spark, main, args, workers=n), in a with statement, or tfspark.run(...)")
@@ -249,6 +259,9 @@ def run(
     queues: Sequence[str] = QUEUES,
     eval_node: bool = False,
     release_port: bool = True,
+    *,
+    stall_timeout: float | None = FROM_SETTINGS,
+    hang_timeout: float = FROM_SETTINGS,
 ) -> TFCluster:
     """Start a cluster that runs ``map_fun(tf_args, ctx)`` in every node.
 
@@ -282,6 +295,10 @@ def run(
         Make a node called ``"evaluator"``, which is ended when the others have returned.
     release_port
         Not used: TensorFlow takes the port while tfspark holds it.
+    stall_timeout
+        Seconds that a node may wait for rows while others are fed; ``None`` for ever.
+    hang_timeout
+        Seconds for which a node's process may be silent, although it exists, before it counts as failed.
 
     Raises
     ------
@@ -295,10 +312,10 @@ def run(
     from tfspark.compat.tensorflowonspark import _node
 
     if input_mode != InputMode.TENSORFLOW and (driver_ps_nodes or eval_node):
-        raise ConfigurationError("driver_ps_nodes and eval_node are for InputMode.TENSORFLOW.")
+        raise ConfigurationError("driver_ps_nodes and eval_node need InputMode.TENSORFLOW.")
     members = _members.plan_members(num_executors, num_ps, master_node, eval_node)
     if driver_ps_nodes:
-        logger.warning("driver_ps_nodes: parameter servers run in executors, and need task slots there")
+        logger.warning("driver_ps_nodes has no effect: parameter servers run in executors and need task slots there")
     spark = _session(sc)
     require_room(spark, num_executors, feeding=input_mode == InputMode.SPARK)
     if compat.is_installed():
@@ -319,6 +336,8 @@ def run(
             workers=num_executors,
             strategy="none",
             start_timeout=reservation_timeout,
+            stall_timeout=stall_timeout,
+            hang_timeout=hang_timeout,
             log_dir=(log_dir or "tensorboard") if tensorboard else None,
             tensorboard=tensorboard,
         ).start()
@@ -335,7 +354,7 @@ def run(
 
 def default_fs(sc: Any) -> str:
     """Return Spark's default file system, without a slash at its end."""
-    fs = str(sc._jsc.hadoopConfiguration().get("fs.defaultFS"))
+    fs = default_file_system(sc)
     return fs[:-1] if fs.startswith("file://") and len(fs) > len("file://") and fs.endswith("/") else fs
 
 

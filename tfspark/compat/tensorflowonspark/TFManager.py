@@ -13,6 +13,7 @@ from typing import Any
 
 from tfspark.compat.tensorflowonspark import _notes
 from tfspark.compat.tensorflowonspark._inbox import Inbox
+from tfspark.compat.tensorflowonspark._queue_feed import QueueFeed
 from tfspark.errors import ConfigurationError
 
 _started: dict[str, TFManager] = {}
@@ -62,6 +63,13 @@ class TFManager:
             self.inbox.close("called terminate()")
         self._on_terminate()
 
+    def feed_of(self, qname_in: str, qname_out: str, train_mode: bool) -> Inbox | QueueFeed | None:
+        """Return what `TFNode.DataFeed` reads and answers, ``None`` if there is nothing."""
+        if self.inbox is not None:
+            return self.inbox
+        source = self._queues.get(qname_in)
+        return None if source is None else QueueFeed(source, self._queues.get(qname_out), train_mode)
+
     def get_queue(self, qname: str) -> Any:
         """Return a queue of this process, ``None`` if there is none of that name."""
         if self.inbox is not None:
@@ -102,7 +110,7 @@ def connect(address: Any, authkey: bytes) -> TFManager:
     manager = _started.get(address) if isinstance(address, str) else None
     if manager is None:
         raise ConfigurationError(
-            f"No manager of this process is at {address!r}.", hint="Managers of other processes cannot be reached."
+            f"This process has no manager at {address!r}.", hint="Managers of other processes cannot be reached."
         )
     if not hmac.compare_digest(manager._authkey, bytes(authkey)):
         raise ConfigurationError("The manager was started with another authkey.")

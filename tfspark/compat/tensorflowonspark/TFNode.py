@@ -76,11 +76,11 @@ class DataFeed:
     Parameters
     ----------
     mgr
-        ``ctx.mgr``.
+        ``ctx.mgr``; or what `TFManager.start` gave, whose queues are then read and written.
     train_mode
         ``False`` if results are given back.
     qname_in, qname_out
-        As they are.
+        As they are; of ``TFManager.start``, names of its queues.
     input_mapping
         Column to tensor; `next_batch` then gives a dict of lists by tensor, columns in the order of their names.
 
@@ -99,15 +99,16 @@ class DataFeed:
         input_mapping: Mapping[str, str] | None = None,
     ) -> None:
         _notes.note("TFNode.DataFeed", FEED_FORM)
-        if mgr is None or mgr.inbox is None:
+        inbox = None if mgr is None else mgr.feed_of(qname_in, qname_out, train_mode)
+        if mgr is None or inbox is None:
             raise ConfigurationError(
-                "This node is fed nothing.",
+                "This node gets no rows.",
                 hint="Run the cluster with InputMode.SPARK; parameter servers and evaluators are not fed.",
             )
         self.mgr, self.train_mode = mgr, train_mode
         self.qname_in, self.qname_out = qname_in, qname_out
         self.input_tensors = None if input_mapping is None else [t for _, t in sorted(input_mapping.items())]
-        self._inbox = mgr.inbox
+        self._inbox = inbox
 
     @property
     def done_feeding(self) -> bool:
@@ -149,3 +150,4 @@ class DataFeed:
     def terminate(self) -> None:
         """Take no more rows: what the driver still feeds is dropped, and a stream of feeds ends."""
         self.mgr.terminate()
+        self._inbox.close("called terminate()")

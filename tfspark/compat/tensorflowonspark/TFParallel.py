@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from tfspark.cluster import Cluster
 from tfspark.compat.tensorflowonspark import _notes, util
 from tfspark.compat.tensorflowonspark.TFCluster import _session, default_fs
 from tfspark.compat.tensorflowonspark.TFSparkNode import TFNodeContext
-from tfspark.driver.cluster import Cluster
-from tfspark.driver.launcher import pickle_main
-from tfspark.driver.profiles import task_slots
+from tfspark.spark.pickling import pickle_main
+from tfspark.spark.profiles import task_slots
 
 
 @_notes.now("tfspark.run(spark, main, args, workers=n, strategy='none')")
@@ -44,7 +44,7 @@ def run(sc: Any, map_fn: Callable[..., Any], tf_args: Any, num_executors: int, u
         compat.install(sc)
     spark = _session(sc)
     program = pickle_main(map_fn, tf_args)
-    at_a_time = num_executors if use_barrier else max(1, min(num_executors, task_slots(spark)))
+    at_a_time = num_executors if use_barrier else max(1, min(num_executors, task_slots(spark) or 1))
     for first in range(0, num_executors, at_a_time):
         args = (program, first, num_executors, default_fs(sc), os.getcwd())
         workers = min(at_a_time, num_executors - first)

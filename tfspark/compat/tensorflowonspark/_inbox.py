@@ -7,6 +7,7 @@ it wants at a time, and gives one result for each row that was asked about.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ class Inbox:
         self._open_sources = sources
         self._error: BaseException | None = None
         self._closed: str | None = None
-        self._was_asked = False
+        self._answerer: int | None = None
+        self._moved_at = time.monotonic()
+        self.was_asked = False
         self.ended = False
 
     # --- the threads that deliver
@@ -55,30 +58,55 @@ class Inbox:
                 self._chunks.append(_Chunk(rows, asked=False))
                 self._changed.notify_all()
 
-    def ask(self, rows: Sequence[Any]) -> list[Any]:
+    def ask(self, rows: Sequence[Any], timeout: float | None = None) -> list[Any]:
         """Hand rows over and wait for a result for each.
+
+        Parameters
+        ----------
+        rows
+            Any objects.
+        timeout
+            Seconds in which main must take a row or give a result; each starts them anew. ``None`` for ever.
 
         Raises
         ------
         PredictError
-            If main gives none any more.
+            If main gives none any more, or not in time.
         """
         chunk = _Chunk(rows, asked=True)
         with self._changed:
-            self._was_asked = True
+            self.was_asked = True
             if not self._over:
+                self._moved_at = time.monotonic()
                 self._chunks.append(chunk)
                 self._unanswered.append(chunk)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: len(chunk.results) == len(rows) or self._over)
+                self._await_results(chunk, timeout)
             if self._error is not None:
                 raise self._error
             if len(chunk.results) < len(rows):
-                raise PredictError(
-                    f"map_fun {self._closed} with {len(chunk.results)} results for {len(rows)} rows.",
-                    hint="batch_results() takes one result for each row that next_batch() gave.",
-                )
+                raise self._too_few(f"map_fun {self._closed}", chunk)
         return chunk.results
+
+    def _await_results(self, chunk: _Chunk, timeout: float | None) -> None:
+        def done() -> bool:
+            return len(chunk.results) == len(chunk.rows) or self._over
+
+        while not done():
+            left = None if timeout is None else self._moved_at + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                # What is given later would be taken for results of other rows.
+                self._error = self._too_few(f"map_fun made no progress in feed_timeout={timeout:g} seconds", chunk)
+                self._changed.notify_all()
+            else:
+                self._changed.wait(left)
+
+    @staticmethod
+    def _too_few(what: str, chunk: _Chunk) -> PredictError:
+        return PredictError(
+            f"{what}, with {len(chunk.results)} results for {len(chunk.rows)} rows.",
+            hint="batch_results() takes one result for each row that next_batch() gave.",
+        )
 
     def end(self) -> None:
         """One of the sources has nothing more."""
@@ -98,6 +126,7 @@ class Inbox:
         """Return up to `most` rows, waiting for them: fewer at the end, and where asked rows of a partition end."""
         taken: list[Any] = []
         with self._changed:
+            self._check_answered()
             while len(taken) < most:
                 if not self._chunks:
                     self._changed.wait_for(lambda: bool(self._chunks) or self._open_sources <= 0 or self._over)
@@ -110,12 +139,23 @@ class Inbox:
                 rows = chunk.rows[chunk.taken : chunk.taken + most - len(taken)]
                 chunk.taken += len(rows)
                 taken += rows
+                self._moved_at = time.monotonic()
                 if chunk.taken == len(chunk.rows):
                     self._chunks.popleft()
                     self._changed.notify_all()
                     if chunk.asked and taken:
                         break
         return taken
+
+    def _check_answered(self) -> None:
+        """Fail if the thread that answers wants more rows, and owes results: it will never give them.
+
+        Where one thread takes rows and another answers them, only the timeout of `ask` tells.
+        """
+        owed = self._unanswered[0] if self._unanswered else None
+        if owed is not None and owed.taken == len(owed.rows) and self._answerer == threading.get_ident():
+            self._error = self._error or self._too_few("map_fun asked for more rows", owed)
+            self._changed.notify_all()
 
     def answer(self, results: Iterable[Any]) -> None:
         """Give results for the rows that were asked about, in their order.
@@ -125,16 +165,19 @@ class Inbox:
         PredictError
             If there are more results than rows.
         """
+        found = list(results)
         with self._changed:
-            for result in results:
-                if not self._unanswered:
-                    if self._was_asked and self._closed is None:
+            self._answerer = threading.get_ident()
+            self._moved_at = time.monotonic()
+            for result in found:
+                chunk = self._unanswered[0] if self._unanswered else None
+                if chunk is None or len(chunk.results) == chunk.taken:
+                    if self.was_asked and self._closed is None:
                         raise PredictError(
                             "batch_results() was given more results than next_batch() has given rows.",
                             hint="Give one result for each row, and only for rows of TFCluster.inference().",
                         )
                     return
-                chunk = self._unanswered[0]
                 chunk.results.append(result)
                 if len(chunk.results) == len(chunk.rows):
                     self._unanswered.popleft()

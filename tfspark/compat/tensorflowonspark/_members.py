@@ -45,7 +45,7 @@ def plan_members(
         )
     if masters + workers < 1:
         raise ConfigurationError(
-            f"All {num_executors} executors would be parameter servers or evaluator.",
+            f"No executor is left for a worker: all {num_executors} would be parameter servers or evaluator.",
             hint="num_executors counts every node; leave at least one for a worker or a master.",
         )
     names = ["ps"] * num_ps + [str(master_node)] * masters + ["evaluator"] * evaluators + ["worker"] * workers

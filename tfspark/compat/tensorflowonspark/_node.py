@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,20 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from tfspark import NodeContext, objects
+from tfspark import NodeContext
+from tfspark.columns import pickled_rows as objects
 from tfspark.compat import install
 from tfspark.compat.tensorflowonspark import _members, gpu_info
 from tfspark.compat.tensorflowonspark._inbox import Inbox
 from tfspark.compat.tensorflowonspark.TFManager import TFManager
 from tfspark.compat.tensorflowonspark.TFSparkNode import TFNodeContext
+from tfspark.errors import PredictError, first_line
 
 QUESTIONS_AHEAD = 2
 """Batches of questions that a node unpacks at a time, so that the next is there when main has answered one."""
+
+TIMEOUT_COLUMN = "feed_timeout"
+"""Column beside the rows of an inference: seconds in which main must move."""
 
 LOOK_SECONDS = 0.2
 """How often a node in the background looks whether it may end."""
@@ -118,34 +124,63 @@ def _run_in_background(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx:
 
 def _run_fed(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeContext, inbox: Inbox) -> None:
     assert context.mgr is not None
-    feeding = threading.Thread(target=_deliver, args=(ctx, inbox, context.mgr), name="feed", daemon=True)
-    asking = threading.Thread(target=_answer, args=(ctx, inbox), name="inference", daemon=True)
+    fed = threading.Event()
+    feeding = threading.Thread(target=_deliver, args=(ctx, inbox, context.mgr, fed), name="feed", daemon=True)
+    asking = threading.Thread(target=_answer, args=(ctx, inbox, fed), name="inference", daemon=True)
     feeding.start()
     asking.start()
-    map_fun(tf_args, context)
+    try:
+        map_fun(tf_args, context)
+    except BaseException as e:
+        _tell_whoever_asks(e, inbox, fed, asking)
+        raise
     terminated = context.mgr.get("state") == "terminating"
     inbox.close("has returned")
+    if inbox.was_asked:
+        # Who asked is told how many results are missing.
+        asking.join()
     if terminated:
         # What is still fed must have somewhere to go.
         feeding.join()
     context.mgr.set("state", "stopped")
 
 
-def _deliver(ctx: NodeContext, inbox: Inbox, manager: TFManager) -> None:
+def _tell_whoever_asks(e: BaseException, inbox: Inbox, fed: threading.Event, asking: threading.Thread) -> None:
+    """Answer all that is asked with an error of main, until the driver asks no more, or feeds rows.
+
+    A process that ends at once takes the reason with it, and Spark would try its tasks again on a closed port.
+    """
+    text = "".join(traceback.format_exception(e))
+    sys.stderr.write(text)
+    what = first_line(e)
+    inbox.fail(PredictError(f"map_fun failed: {type(e).__name__}: {what}\n--- traceback of map_fun ---\n{text}"))
+    if inbox.was_asked:
+        asking.join()
+    else:
+        fed.wait()
+
+
+def _deliver(ctx: NodeContext, inbox: Inbox, manager: TFManager, fed: threading.Event) -> None:
     try:
+        # Returns when a feed begins, also if this node gets none of its rows.
+        ctx._link.spool.wait_for_feed()
+        fed.set()
         for batch in ctx.record_batches():
             if manager.get("state") == "running":
                 inbox.deliver(objects.unpickled(batch))
         inbox.end()
     except BaseException as e:
         inbox.fail(e)
+    finally:
+        fed.set()
 
 
-def _answer(ctx: NodeContext, inbox: Inbox) -> None:
+def _answer(ctx: NodeContext, inbox: Inbox, over: threading.Event) -> None:
     def answer(batch: dict[str, Any]) -> Any:
         rows = [objects.loads(value) for value in batch[objects.COLUMN].numpy()]
+        timeout = float(batch[TIMEOUT_COLUMN].numpy()[0])
         results = np.empty(len(rows), object)
-        results[:] = [objects.dumps(r) for r in inbox.ask(rows)]
+        results[:] = [objects.dumps(r) for r in inbox.ask(rows, timeout if timeout > 0 else None)]
         return results
 
     try:
@@ -153,3 +188,5 @@ def _answer(ctx: NodeContext, inbox: Inbox) -> None:
         inbox.end()
     except BaseException as e:
         inbox.fail(e)
+    finally:
+        over.set()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tfspark import deprecation
 from tfspark.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,9 +38,7 @@ def now(form: str) -> Callable[[F], F]:
 
 def note(name: str, form: str) -> None:
     """Issue the warning that `name` is written as `form` with tfspark, unless this package itself has called it."""
-    caller = sys._getframe(2)
-    if os.path.dirname(caller.f_code.co_filename) != _HERE:
-        warnings.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", DeprecationWarning, 3)
+    deprecation.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", _HERE, depth=3)
 
 
 def gone(name: str, form: str) -> ConfigurationError:

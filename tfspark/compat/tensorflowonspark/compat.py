@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from tfspark.compat.tensorflowonspark import _notes
@@ -13,13 +15,14 @@ from tfspark.errors import OutputError
 def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> None:
     """Export a model as a SavedModel; only the chief writes, and the directory is there whole or not at all.
 
-    Inputs and outputs of its signature ``serving_default`` have the names of the model's input and output layers, as
-    Keras 2 called them.
+    Inputs and outputs of its signature ``serving_default`` are named as Keras 2 named them: by the program, or else by
+    the layers, ``conv2d_input`` and ``dense_1``, however many models the process has built. Call it on all workers:
+    models of Keras 2 (``TF_USE_LEGACY_KERAS=1``) hold values that all workers add up to save them.
 
     Parameters
     ----------
     model
-        A built Keras model.
+        A built model of Keras 3, or of Keras 2 as the package ``tf_keras`` has it.
     export_dir
         The SavedModel's directory; a SavedModel that is there is replaced.
     is_chief
@@ -30,21 +33,22 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
     OutputError
         If the directory holds something else.
     """
+    if is_chief:
+        _replace(export_dir.rstrip("/"), lambda staging: _save(model, staging))
+    elif _is_of_keras_2(model):
+        with tempfile.TemporaryDirectory(prefix="tfspark-export-") as scratch:
+            _save(model, scratch)
+
+
+def _replace(export_dir: str, save: Callable[[str], None]) -> None:
     import tensorflow as tf
 
-    if not is_chief:
-        return
-    export_dir = export_dir.rstrip("/")
     staging = f"{export_dir}.staging-{secrets.token_hex(6)}"
     files = tf.io.gfile
     if files.exists(export_dir) and not files.exists(f"{export_dir}/saved_model.pb") and files.listdir(export_dir):
-        raise OutputError(f"{export_dir!r} holds something else than a SavedModel.", hint="Name another export_dir.")
+        raise OutputError(f"{export_dir!r} contains files that are not a SavedModel.", hint="Pass another export_dir.")
     try:
-        if getattr(model, "inputs", None):
-            tf.saved_model.save(model, staging, signatures={"serving_default": _serving(model)})
-        else:
-            # A model that is a class of its own names nothing.
-            model.export(staging, verbose=False)
+        save(staging)
         if files.exists(export_dir):
             files.rmtree(export_dir)
         files.rename(staging, export_dir)
@@ -53,18 +57,38 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
             files.rmtree(staging)
 
 
-def _serving(model: Any) -> Any:
-    import keras
+def _is_of_keras_2(model: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] == "tf_keras" for cls in type(model).__mro__)
+
+
+def _save(model: Any, directory: str) -> None:
     import tensorflow as tf
 
-    structure = getattr(model, "_inputs_struct", model.inputs[0])
-    names = getattr(model, "output_names", None) or [model.layers[-1].name]
-    specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in keras.tree.flatten(structure)]
+    if _is_of_keras_2(model):
+        model.save(directory, save_format="tf")
+    else:
+        tf.saved_model.save(model, directory, signatures={"serving_default": _serving(model)})
 
-    @tf.function(input_signature=specs)
+
+def _serving(model: Any) -> Any:
+    """Return the function that is exported: tensors in the order of the inputs to a dict of outputs."""
+    import keras
+    import tensorflow as tf
+    from keras.src.export.export_utils import get_input_signature
+
+    from tfspark.compat.tensorflowonspark import _keras2_names
+    from tfspark.node.keras.inputs import known_inputs
+
+    structure = list(get_input_signature(model))
+    specs = keras.tree.flatten(structure)
+    named = known_inputs(model)
+    names = _keras2_names.input_names(model) if named else _keras2_names.argument_names(structure)
+
+    @tf.function(input_signature=[tf.TensorSpec(s.shape, s.dtype, name=n) for s, n in zip(specs, names, strict=True)])
     def serve(*inputs: Any) -> dict[str, Any]:
-        outputs = model(keras.tree.pack_sequence_as(structure, list(inputs)), training=False)
-        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+        outputs = model(*keras.tree.pack_sequence_as(structure, list(inputs)), training=False)
+        of_model = _keras2_names.output_names(model) if named else _keras2_names.result_names(outputs)
+        return dict(zip(of_model, keras.tree.flatten(outputs), strict=True))
 
     return serve
 

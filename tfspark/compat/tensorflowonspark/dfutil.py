@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.compat.tensorflowonspark import _notes
 from tfspark.errors import SchemaError
-from tfspark.spark_session import add_connector
+from tfspark.spark.session import add_connector
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row
@@ -127,7 +127,7 @@ def _kind_of(name: str, dtype: str) -> tuple[str, bool]:
     for kind, types in _KINDS.items():
         if element in types:
             return kind, element != dtype
-    raise SchemaError(f"Column {name!r} has type {dtype}, which has no place in a tf.train.Example.")
+    raise SchemaError(f"Column {name!r} has type {dtype}, which a tf.train.Example cannot hold.")
 
 
 def _plain(value: Any, kind: str) -> Any:

@@ -39,16 +39,16 @@ def get_gpus(num_gpu: int = 1, worker_index: int = -1, format: str = AS_STRING) 
         If there are not as many; at once, as waiting for others to end is Spark's business.
     """
     if format not in (AS_STRING, AS_LIST):
-        raise ResourceError(f"format={format!r} is neither {AS_STRING!r} nor {AS_LIST!r}.")
+        raise ResourceError(f"format must be {AS_STRING!r} or {AS_LIST!r}, got {format!r}.")
     try:
         gpus = [line.split(", ") for line in _query("--query-gpu=index,uuid", "--format=csv,noheader")]
         busy = set(_query("--query-compute-apps=gpu_uuid", "--format=csv,noheader"))
     except (OSError, subprocess.CalledProcessError) as e:
-        raise ResourceError(f"nvidia-smi cannot be asked for GPUs: {e}") from e
+        raise ResourceError(f"nvidia-smi failed to list the GPUs: {e}") from e
     free = [index for index, uuid in gpus if uuid not in busy]
     if len(free) < num_gpu:
         raise ResourceError(
-            f"{num_gpu} GPU(s) are wanted, but only {len(free)} of {len(gpus)} are free on this host.",
+            f"num_gpu={num_gpu}, but only {len(free)} of {len(gpus)} GPU(s) are free on this host.",
             hint="Let Spark assign them: spark.executor.resource.gpu.amount, and tfspark.Cluster(gpus_per_node=...).",
         )
     if worker_index < 0:

@@ -40,7 +40,7 @@ class TFTypeConverters:
 
 def _input_mode(value: Any) -> int:
     if value == TFCluster.InputMode.TENSORFLOW:
-        raise ConfigurationError("A TFEstimator feeds a DataFrame: its input_mode is InputMode.SPARK.")
+        raise ConfigurationError("input_mode must be InputMode.SPARK: a TFEstimator feeds a DataFrame.")
     return TypeConverters.toInt(value)
 
 
@@ -131,7 +131,7 @@ class Namespace:
         elif isinstance(d, (argparse.Namespace, Namespace)):
             self.__dict__.update(vars(d))
         else:
-            raise ConfigurationError(f"Arguments are a list, a dict or a Namespace, not {type(d).__name__}.")
+            raise ConfigurationError(f"Arguments must be a list, a dict or a Namespace, got {type(d).__name__}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.argv or self.__dict__)
@@ -218,7 +218,7 @@ class TFEstimator(  # type: ignore[misc]
     @_notes.now("tfspark.ml.KerasEstimator, or cluster.feed(df)")
     def _fit(self, dataset: DataFrame) -> TFModel:
         if self.export_fn is not None:
-            raise ConfigurationError("export_fn is gone.", hint="Export the model in train_fn, on the chief.")
+            raise ConfigurationError("export_fn is not supported.", hint="Export the model in train_fn, on the chief.")
         args = self.merge_args_params()
         cluster = TFCluster.run(
             dataset.sparkSession.sparkContext,
@@ -282,9 +282,11 @@ class TFModel(  # type: ignore[misc]
 
         args = self.merge_args_params()
         if not args.export_dir:
-            raise ConfigurationError("A TFModel needs an export_dir, with a SavedModel.")
+            raise ConfigurationError("A TFModel needs an export_dir that contains a SavedModel.")
         if args.tag_set not in (None, "serve"):
-            raise ConfigurationError(f"tag_set={args.tag_set!r}: SavedModels of TensorFlow 2 are tagged 'serve'.")
+            raise ConfigurationError(
+                f"tag_set must be 'serve', the tag of SavedModels of TensorFlow 2, got {args.tag_set!r}."
+            )
         columns, outputs = args.input_mapping, dict(sorted(args.output_mapping.items()))
         # Outputs may have the names of input columns, as these are not passed through.
         inner = {tensor: f"output_{i}" for i, tensor in enumerate(outputs)}

@@ -85,7 +85,7 @@ class Server(MessageSocket):
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise ConfigurationError(f"count={count}: there is at least one node to wait for.")
+            raise ConfigurationError(f"count must be >= 1, got {count}.")
         _notes.note("reservation.Server", _FORM)
         self.reservations = Reservations(count)
         self.done = False
@@ -130,7 +130,7 @@ class Server(MessageSocket):
         except ValueError:
             last = [0, 0]
         if len(last) > 1:
-            raise ConfigurationError(f"{TFOS_SERVER_PORT}={text} is neither a port nor a range of ports.")
+            raise ConfigurationError(f"{TFOS_SERVER_PORT} must be a port or a range of ports, got {text}.")
         return list(range(first, last[0] + 1)) if last else [first]
 
     def start_listening_socket(self) -> Any:
@@ -163,7 +163,7 @@ class Client(MessageSocket):
         found = _servers.get((server_addr[0], server_addr[1]))
         if found is None:
             raise ConfigurationError(
-                f"No server of this process is at {server_addr}.", hint="Servers of other processes cannot be reached."
+                f"This process has no server at {server_addr}.", hint="Servers of other processes cannot be reached."
             )
         self._server = found
 

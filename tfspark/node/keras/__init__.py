@@ -1,1 +1,1 @@
-"""Training with Keras on several workers: every worker runs plain Keras, and they meet at the optimizer."""
+"""Training with Keras on several workers: plain Keras on each; optimizers average gradients over the workers."""

@@ -1,11 +1,11 @@
-"""Checkpoints of training: complete or not there at all, and each with the number of epochs that it has seen.
+"""Checkpoints of training: written atomically, each with the number of epochs that it includes.
 
     <directory>/epoch-000003/state.index, state.data-*     as tf.train.Checkpoint writes them
     <directory>/epoch-000003/epoch.json                    {"epochs": 3, "version": 1}
-    <directory>/finished.json                              the run that these belong to has come to its end
+    <directory>/finished.json                              the run of these checkpoints has finished
 
-A checkpoint is written beside its place and moved there by one rename; only then comes ``epoch.json``, by a rename of
-its own: object stores move a directory file by file, in any order.
+A checkpoint is written to a staging directory, which is then renamed. ``epoch.json`` is written afterwards, also by a
+rename, because object stores move a directory file by file, in any order. Without ``epoch.json`` it is incomplete.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfspark.checks import check_whole_number
 from tfspark.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ EPOCH_FILE = "epoch.json"
 FINISHED_FILE = "finished.json"
 
 UNFIT = (AssertionError, ValueError, IndexError, tf.errors.OpError)
-"""What TensorFlow raises when a checkpoint is damaged, or is one of something else."""
+"""Errors of TensorFlow for a damaged checkpoint, or for a checkpoint of other objects."""
 
 PASSING = (
     tf.errors.UnavailableError,
@@ -41,11 +42,11 @@ PASSING = (
     tf.errors.DeadlineExceededError,
     tf.errors.ResourceExhaustedError,
 )
-"""What may be better the next time: a store or a parameter server is not reached."""
+"""Errors that a retry may solve: a file system or a parameter server cannot be reached."""
 
 
 def complete(directory: str) -> dict[int, str]:
-    """Return the complete checkpoints of a directory: path by number of epochs, in ascending order."""
+    """Return the complete checkpoints of a directory: path by number of epochs, ascending."""
     if not tf.io.gfile.isdir(directory):
         return {}
     found = {}
@@ -59,7 +60,7 @@ def complete(directory: str) -> dict[int, str]:
 
 
 def is_finished(directory: str) -> bool:
-    """Tell whether the run that wrote here has come to its end."""
+    """Return whether the run that wrote to this directory has finished."""
     return bool(tf.io.gfile.exists(f"{directory}/{FINISHED_FILE}"))
 
 
@@ -68,7 +69,7 @@ def _name_of(epochs: int) -> str:
 
 
 def _is_begun(name: str, path: str) -> bool:
-    """Tell whether this is a checkpoint of ours that was never completed, or is half removed; others are not ours."""
+    """Return whether this is an incomplete checkpoint that tfspark wrote; other directories are left alone."""
     digits = name.removeprefix(PREFIX)
     if not (digits.isdigit() and name == _name_of(int(digits)) and tf.io.gfile.isdir(path)):
         return False
@@ -76,7 +77,7 @@ def _is_begun(name: str, path: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    """Remove a checkpoint, which is none any more as soon as that has begun."""
+    """Remove a checkpoint; it becomes incomplete first, so that no reader uses a part of it."""
     if tf.io.gfile.exists(f"{path}/{EPOCH_FILE}"):
         tf.io.gfile.remove(f"{path}/{EPOCH_FILE}")
     tf.io.gfile.rmtree(path)
@@ -88,17 +89,18 @@ class TrainingCheckpoint:
     Parameters
     ----------
     directory
-        A path or URL that TensorFlow's file systems know, shared by all nodes that train together.
+        A path or URL that TensorFlow can write to and that all nodes share.
     objects
-        What ``tf.train.Checkpoint`` takes, by name.
+        Objects for ``tf.train.Checkpoint``, by name.
     keep
-        How many checkpoints to keep.
+        Number of checkpoints to keep.
     writes
-        Whether this node is the one that writes.
+        Whether this node writes.
     agree
-        Given the epochs that this node can go on from, returns the last one that all can, or 0.
+        Called with the numbers of epochs for which this node has a checkpoint; returns the largest number that all
+        nodes have, or 0.
     epochs_read
-        Tells how many epochs have been read.
+        Returns the number of epochs that have been read.
     remote
         Whether variables live on parameter servers.
     """
@@ -115,62 +117,65 @@ class TrainingCheckpoint:
         remote: bool = False,
     ) -> None:
         if not objects:
-            raise ConfigurationError("ctx.checkpoint() was given nothing to save.", hint="Pass model=model.")
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ConfigurationError(f"keep must be a whole number of at least 1, not {keep!r}.")
+            raise ConfigurationError(
+                "ctx.checkpoint() needs at least one object to save.", hint="For example ctx.checkpoint(model=model)."
+            )
+        check_whole_number("keep", keep, 1)
         self.directory = directory.rstrip("/")
         self._objects = dict(objects)
         self._keep, self._writes, self._remote = keep, writes, remote
         self._agree, self._epochs_read = agree, epochs_read
         self._agreed: int | None = None
+        self.last_read: str | None = None
 
     def agreed_epochs(self) -> int:
-        """Return how many epochs the checkpoint has that all nodes can restore; 0 if there is none to go on from."""
+        """Return the number of epochs of the newest checkpoint that all nodes have; 0 if there is none."""
         if self._agreed is None:
-            # In a run that has finished, the next one is a run of its own.
+            # After a finished run, a new run begins from scratch.
             found = {} if is_finished(self.directory) else complete(self.directory)
             self._agreed = self._agree(list(found))
         return self._agreed
 
     def restore(self, path: str | None = None) -> int:
-        """Restore the newest checkpoint that all nodes have, or the one at `path`; the driver feeds what comes after.
+        """Restore the newest checkpoint that all nodes have, or the one at `path`.
 
-        Models must have been built. A run that has finished is not gone on with: its checkpoints stay, and are
-        restored if named.
+        Models must have been built. The driver then feeds the epochs after the checkpoint. Checkpoints of a finished
+        run are restored only by their `path`. If the one at `path` was tidied away meanwhile, as training went on, the
+        newest one is restored.
 
         Returns
         -------
         int
-            Epochs that the checkpoint has seen; 0 if there is none.
+            Number of epochs that the checkpoint includes; 0 if there is none.
 
         Raises
         ------
         ConfigurationError
-            If a model has not been built, or the checkpoint holds other objects than these.
+            If a model has not been built, or the checkpoint does not fit the objects.
         """
         if path is not None:
-            return self._read(path)
+            return self._read_or_newer(path)
         epochs = self.agreed_epochs()
         if epochs:
             path = complete(self.directory).get(epochs)
             if path is None:
                 raise ConfigurationError(
-                    f"{self.directory} has no checkpoint of {epochs} epochs, from which another node goes on.",
-                    hint="checkpoint_dir must be one directory that all nodes share.",
+                    f"{self.directory} has no checkpoint of {epochs} epochs on this node, but another node has one.",
+                    hint="Pass a checkpoint_dir that all nodes share.",
                 )
             self._read(path)
-            logger.info("going on after epoch %d, from %s", epochs, path)
+            logger.info("resuming after epoch %d from %s", epochs, path)
         return epochs
 
     def save(self) -> str | None:
-        """Write what has been trained so far, on the node that writes; on others nothing happens.
+        """Write a checkpoint, on the node that writes; on other nodes this does nothing.
 
         Call it on every node after the last batch of an epoch.
 
         Returns
         -------
         str or None
-            Where it was written.
+            Directory of the checkpoint.
         """
         if not self._writes:
             return None
@@ -192,28 +197,42 @@ class TrainingCheckpoint:
             f.write(json.dumps({"epochs": epochs, "version": VERSION}))
         gfile.rename(f"{target}/{STAGING}{EPOCH_FILE}", f"{target}/{EPOCH_FILE}")
         self._tidy(epochs)
-        # As long as later epochs of a finished run are there, it has to be known that it has finished.
+        # The mark is removed last: until then the directory may have later epochs of the finished run.
         if is_finished(self.directory):
             gfile.remove(f"{self.directory}/{FINISHED_FILE}")
         return target
 
     def finish(self) -> None:
-        """Note that the run has come to its end; on the node that writes."""
+        """Mark the run as finished, on the node that writes."""
         if self._writes and complete(self.directory):
             with tf.io.gfile.GFile(f"{self.directory}/{FINISHED_FILE}", "w") as f:
                 f.write("{}")
 
     def _tidy(self, newest: int) -> None:
         found = complete(self.directory)
-        # Those of a longer run before this one would be taken for newer.
+        # Later epochs belong to an earlier, longer run; a restart would take them for newer checkpoints.
         stale = [e for e in found if e > newest] + [e for e in found if e <= newest][: -self._keep]
         for epochs in stale:
             _remove(found[epochs])
-        # A process that was killed has left what it had not completed; none but this one writes here.
+        # Incomplete checkpoints are from killed processes, because only this node writes here.
         for name in (n.rstrip("/") for n in tf.io.gfile.listdir(self.directory)):
             path = f"{self.directory}/{name}"
             if name.startswith(STAGING) or (path not in found.values() and _is_begun(name, path)):
                 tf.io.gfile.rmtree(path)
+
+    def _read_or_newer(self, path: str) -> int:
+        """Read a checkpoint, or the newest one beside it if it is gone, which may happen while it is read."""
+        while True:
+            self.last_read = path.rstrip("/")
+            try:
+                return self._read(path)
+            except (ConfigurationError, tf.errors.OpError):
+                parent, _, name = path.rstrip("/").rpartition("/")
+                newer = {n: p for n, p in complete(parent).items() if _name_of(n) > name}
+                if not newer or tf.io.gfile.exists(f"{path}/{EPOCH_FILE}"):
+                    raise
+                path = newer[max(newer)]
+                logger.info("the checkpoint %s was tidied away; restoring %s", name, path)
 
     def _read(self, path: str) -> int:
         path = path.rstrip("/")
@@ -221,22 +240,22 @@ class TrainingCheckpoint:
             with tf.io.gfile.GFile(f"{path}/{EPOCH_FILE}") as f:
                 epochs = int(json.loads(f.read())["epochs"])
         except (tf.errors.OpError, ValueError, KeyError, TypeError) as e:
-            raise ConfigurationError(f"{path} is no checkpoint that tfspark has written: {e}") from None
+            raise ConfigurationError(f"{path} is not a checkpoint of tfspark: {e}") from None
         try:
             self._checkpoint().read(f"{path}/{STATE}", self._io_options()).assert_existing_objects_matched()
         except PASSING:
             raise
         except UNFIT as e:
             raise ConfigurationError(
-                f"The checkpoint {path} does not fit what it is restored into: {e}",
-                hint="Another program has written it, or another version of this one: use another checkpoint_dir.",
+                f"The checkpoint {path} does not fit the objects to restore: {e}",
+                hint="Another program, or another version of this one, has written it: use another checkpoint_dir.",
             ) from None
         return epochs
 
     def _io_options(self) -> tf.train.CheckpointOptions | None:
         if not self._remote:
             return None
-        # Else each parameter server would write its part to a disk of its own.
+        # Without it, each parameter server would write its part to its local disk.
         return tf.train.CheckpointOptions(experimental_io_device="/job:chief/replica:0/task:0/device:CPU:0")
 
     def _checkpoint(self) -> tf.train.Checkpoint:
@@ -246,8 +265,8 @@ class TrainingCheckpoint:
                 continue
             if not value.built:
                 raise ConfigurationError(
-                    f"The model {name!r} has not been built, so it has nothing to save or restore.",
-                    hint="Begin it with keras.Input(...), or call it once on a batch.",
+                    f"The model {name!r} has not been built, so it has no weights to save or restore.",
+                    hint="Begin the model with keras.Input(...), or call it once on a batch.",
                 )
             optimizer = getattr(value, "optimizer", None)
             if optimizer is not None and not any(optimizer is o for o in objects.values()):
@@ -269,7 +288,7 @@ class SaveEachEpoch(keras.callbacks.Callback):
         self._restored = False
 
     def agree(self) -> None:
-        """Agree with the other nodes on the checkpoint to restore, before the model may have been built."""
+        """Agree with the other nodes on the checkpoint to restore; the model need not be built yet."""
         self._checkpoint.agreed_epochs()
 
     def restore(self) -> None:
@@ -279,7 +298,7 @@ class SaveEachEpoch(keras.callbacks.Callback):
             self._checkpoint.restore()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Restore; Keras has built the model by now."""
+        """Restore; Keras has built the model before this call."""
         self.restore()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -287,13 +306,22 @@ class SaveEachEpoch(keras.callbacks.Callback):
         self._checkpoint.save()
 
 
-def follow(directory: str, ended: threading.Event, stopping: threading.Event, poll_seconds: float) -> Iterator[str]:
-    """Yield the newest checkpoint whenever there is a new one, until training has ended and the last was given."""
+def follow(
+    directory: str,
+    ended: threading.Event,
+    stopping: threading.Event,
+    poll_seconds: float,
+    read: Callable[[], Collection[str | None]] = tuple,
+) -> Iterator[str]:
+    """Yield the newest checkpoint whenever there is a new one, until training has ended; the last is always yielded.
+
+    Those of `read` are not new: one of them was restored in the place of one that had gone.
+    """
     seen: str | None = None
     while not stopping.is_set():
         last = ended.is_set()
         newest = None if is_finished(directory) else next(reversed(complete(directory).values()), None)
-        if newest is not None and newest != seen:
+        if newest is not None and newest != seen and newest not in read():
             seen = newest
             yield newest
         elif last:

@@ -1,7 +1,7 @@
-"""Sums over the workers, by TensorFlow's own collective operations.
+"""Sums over the workers, with TensorFlow's collective operations.
 
-Every worker calls the same operation with the same key. Keys are counted, so workers that run the same program agree
-on them.
+Every worker calls the same operation with the same key. Keys are numbered in the order of the program, so workers that
+run the same program use the same keys.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.node.keras import same_host
-from tfspark.transport.step_clock import StepClock
+from tfspark.node.step_clock import StepClock
 
 GROUP_KEY = 0x7F5A
-"""Names the group of all workers towards TensorFlow; +1 for the same group on its GPUs."""
+"""TensorFlow's key of the group of all workers; +1 for the same group on GPUs."""
 
 FIRST_INSTANCE_KEY = 1 << 20
 """Instance keys below are those of MultiWorkerMirroredStrategy."""
 
 SIZES = tuple(1 << k for k in range(4, 40))
-"""Sizes that tensors of varying size are padded to: an instance of a collective keeps its shape."""
+"""Sizes to which tensors of varying size are padded, because an instance of a collective has a fixed shape."""
 
 SUMMED = (tf.float32, tf.float64, tf.int32, tf.int64)
-"""Kinds of numbers that are added up; others are cast to one of them."""
+"""Dtypes of sums; other dtypes are cast to one of them."""
 
 VARYING_KEYS = len(SIZES) * len(SUMMED)
-"""Keys of a collective whose size varies: one for each size and kind."""
+"""Number of keys of a collective of varying size: one per size and dtype."""
 
 KEYS_OF_STEP = 1 << 14
-"""Keys of the collectives that one training step may have."""
+"""Largest number of keys for the collectives of one training step."""
 
 BROADCAST_BYTES = 32 << 20
-"""Variables are broadcast in pieces of about this size, so that no second copy of a large model is made."""
+"""Variables are broadcast in pieces of about this size, so that a large model is not copied as a whole."""
 
 
 def set_up() -> Any:
-    """Start the collective runtime of this process, by ``TF_CONFIG``; must come before any other operation.
+    """Start the collective runtime of this process from ``TF_CONFIG``, before any other operation.
 
-    Returns the strategy that has done so; it is kept, not used: it watches the health of the peers.
+    Returns the strategy that started it. Keep a reference to it: it watches the health of the peers.
     """
     return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -59,9 +59,9 @@ class Group:
     rank
         Index of this one; 0 is the chief.
     clock
-        Told when this process waits for the others.
+        Measures when this process waits for the others.
     shared
-        Memory that all of them see, if they are on one host; known after `meet`.
+        Shared memory of all workers if they are on one host, else ``None``; known after `meet`.
     """
 
     size: int
@@ -72,11 +72,11 @@ class Group:
     _keys: Any = field(default_factory=lambda: itertools.count(FIRST_INSTANCE_KEY, KEYS_OF_STEP))
 
     def new_keys(self) -> int:
-        """Return the first of `KEYS_OF_STEP` keys that nobody else has; call it in the same order on all workers."""
+        """Return the first of `KEYS_OF_STEP` unused keys; call it in the same order on all workers."""
         return next(self._keys)
 
     def meet(self) -> None:
-        """Find out, the first time, whether all workers are on one host; to be called by all of them."""
+        """Find out, in the first call, whether all workers are on one host; all workers must call it."""
         if self._has_met or self.size == 1:
             return
         self._has_met = True
@@ -94,7 +94,7 @@ class Group:
         self.shared = same_host.meet(self.rank, self.size, tell, all_agree)
 
     def sum_of_gradients(self, value: tf.Tensor, key: int, on_gpu: bool) -> tf.Tensor:
-        """As `all_reduce`, for a large vector: through shared memory if all workers are on one host."""
+        """Like `all_reduce`, for a large vector: uses shared memory if all workers are on one host."""
         if self.shared is None or on_gpu:
             return self.all_reduce(value, key, on_gpu=on_gpu)
         total = tf.numpy_function(self.shared.add, [value], value.dtype)
@@ -102,21 +102,21 @@ class Group:
         return total
 
     def _noted(self) -> contextlib.AbstractContextManager[None]:
-        """Have the clock know that this process waits for the others, if it does now."""
+        """Tell the clock that this process waits for the others, if the call is eager."""
         waits = self.clock is not None and tf.executing_eagerly()
         return self.clock.step() if waits and self.clock is not None else contextlib.nullcontext()
 
     def all_reduce(self, value: tf.Tensor, key: Any, merge: str = "Add", on_gpu: bool = False) -> tf.Tensor:
-        """Add a tensor up over the workers (or take its ``Max`` or ``Min``); all have the same result, bit by bit.
+        """Sum a tensor over the workers (or take ``Max`` or ``Min``); all workers get exactly the same result.
 
         Parameters
         ----------
         value
-            Of the same shape and dtype on all workers: float32, float64, int32 or int64.
+            The same shape and dtype on all workers: float32, float64, int32 or int64.
         key
             The same on all workers.
         on_gpu
-            Reduce on the GPU that this process sees, by NCCL.
+            Use NCCL on the GPU of this process.
         """
         if self.size == 1:
             return tf.identity(value)
@@ -148,7 +148,7 @@ class Group:
             )
 
     def all_reduce_varying(self, flat: tf.Tensor, key: int, merge: str = "Add") -> tf.Tensor:
-        """As `all_reduce`, for a vector whose size is the same on all workers, but not at all times.
+        """Like `all_reduce`, for a vector whose size is the same on all workers but changes between calls.
 
         Takes `VARYING_KEYS` keys from `key` on.
         """
@@ -157,14 +157,14 @@ class Group:
         return self.all_reduce(tf.pad(flat, [[0, size - n]]), key + which, merge)[:n]
 
     def all_gather_varying(self, value: tf.Tensor, rows: tf.Tensor, key: int) -> tf.Tensor:
-        """Concatenate the workers' tensors along the first dimension, of which each may have another number.
+        """Concatenate the workers' tensors along the first dimension, whose size may differ by worker.
 
         Parameters
         ----------
         value
-            Of the same shape on all workers but for the first dimension.
+            The same shape on all workers, except the first dimension.
         rows
-            int32 vector: the first dimension of each worker's.
+            int32 vector: the size of the first dimension on each worker.
         key
             The first of `VARYING_KEYS` keys.
         """
@@ -174,11 +174,11 @@ class Group:
         return tf.boolean_mask(gathered, tf.reshape(tf.sequence_mask(rows, size), [-1]))
 
     def add(self, values: Any, key: int) -> np.ndarray:
-        """Add numbers up over the workers, now; takes `VARYING_KEYS` keys from `key` on."""
+        """Sum numbers over the workers, eagerly; takes `VARYING_KEYS` keys from `key` on."""
         return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key).numpy()
 
     def broadcast(self, variables: Sequence[tf.Variable], key: int) -> None:
-        """Give all workers the values that the chief's variables have, now.
+        """Copy the values of the chief's variables to all workers, eagerly.
 
         Raises
         ------
@@ -211,14 +211,14 @@ class Group:
 
 
 def _reduced_as(dtype: tf.DType) -> tf.DType:
-    """Return the dtype that a variable's values are added up in, which holds all of them exactly."""
+    """Return the dtype in which a variable is broadcast; it holds all of its values exactly."""
     if dtype in SUMMED:
         return dtype
     return tf.float32 if dtype.is_floating else tf.int64
 
 
 def padded_size(n: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the one of `SIZES` that holds `n`, and which of `VARYING_KEYS` is that of a tensor of this size."""
+    """Return the smallest of `SIZES` that is at least `n`, and the offset of its key among `VARYING_KEYS`."""
     which = tf.searchsorted(tf.constant(SIZES, tf.int64), tf.cast([n], tf.int64))[0]
     size = tf.cast(tf.gather(tf.constant(SIZES, tf.int64), which), tf.int32)
     return size, which + len(SIZES) * SUMMED.index(dtype)
@@ -236,7 +236,7 @@ def _split(flat: tf.Tensor, like: Sequence[Any]) -> list[tf.Tensor]:
 
 
 def buckets(sizes: Sequence[int], at_most: int) -> list[list[int]]:
-    """Put indices into groups of at most `at_most` bytes, or of one that is larger; the order is kept."""
+    """Group indices in order, each group with at most `at_most` bytes or one larger item."""
     found: list[list[int]] = []
     room = 0
     for i, size in enumerate(sizes):

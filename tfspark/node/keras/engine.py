@@ -1,8 +1,8 @@
-"""The engine: plain Keras on every worker, and one meeting point, the optimizer.
+"""The engine: every worker runs plain Keras, and the optimizer averages the gradients over the workers.
 
-`Engine` belongs to a process. It knows the other workers, which models and optimizers train with them, and puts a
-model's training and evaluation steps in place for the time of a fit: see `tfspark.node.keras.step` for what a step is,
-`gradients`, `losses`, `metrics` and `state` for what the workers add up.
+A process has one `Engine`. It knows the other workers and the synchronized models and optimizers, and replaces the
+training and evaluation steps of a model during a fit. `tfspark.node.keras.step` explains a step; `gradients`,
+`losses`, `metrics` and `state` are the values that are summed over the workers.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
 from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watch_normalization
 from tfspark.node.keras.step import NeedsCollective, StopWish, SynchronizedFunction, current
-from tfspark.transport.step_clock import StepClock
+from tfspark.node.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP = range(6)
-"""What the workers add up outside of steps; each has keys of its own."""
+"""Sums over the workers outside of steps, each with its own keys."""
 
 
 class Engine:
-    """Trains Keras models on all workers as one process would on the global batches.
+    """Trains Keras models on all workers with the same result as one process on the global batches.
 
     Parameters
     ----------
     group
-        The workers; a group of one is trained in by the same code.
+        The workers; a group may have one worker.
     reads_fed_rows
-        Tells whether fed rows are being read, so that training without the others is a mistake.
+        Returns whether fed rows are being read: then training without the other workers is an error.
     clock
-        Told of steps.
+        Measures the steps.
     """
 
     def __init__(self, group: Group, reads_fed_rows: Callable[[], bool], clock: StepClock | None = None) -> None:
@@ -57,11 +57,13 @@ class Engine:
         gradients.install(self.refuse)
 
     def synchronize(self, *objects: Any) -> None:
-        """Have models and optimizers train together with those of the other workers."""
+        """Synchronize models and optimizers with those of the other workers."""
         gradients.install(self.refuse)
         for o in objects:
             if not isinstance(o, (keras.Model, keras.optimizers.Optimizer)):
-                raise ConfigurationError(f"synchronize() takes Keras models and optimizers, got {type(o).__name__}.")
+                raise ConfigurationError(
+                    f"ctx.synchronize() takes Keras models and optimizers, got {type(o).__name__}."
+                )
             if o not in self._objects():
                 self._synchronized.append(weakref.ref(o))
 
@@ -70,12 +72,12 @@ class Engine:
         return [o for o in found if o is not None]
 
     def is_synchronized(self, model: Any) -> bool:
-        """Whether a model trains together with the others'."""
+        """Return whether a model is synchronized with those of the other workers."""
         optimizer = getattr(model, "optimizer", None)
         return any(o is model or (o is optimizer and o is not None) for o in self._objects())
 
     def align(self) -> None:
-        """Give all workers the chief's models and optimizers, once for each; for loops that do not use ``fit``.
+        """Copy the chief's models and optimizers to all workers, once for each object; for loops without ``fit``.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class Engine:
         new = [o for o in self._objects() if o not in self._aligned]
         if self.group.size == 1 or not new:
             return
-        # What nobody refers to any more lives on until Python collects it, at another time on each worker.
+        # Python's garbage collector frees unreferenced objects at a different time on each worker.
         del new
         gc.collect()
         new = [o for o in self._objects() if o not in self._aligned]
@@ -96,7 +98,7 @@ class Engine:
             if isinstance(o, keras.Model) and not o.built:
                 raise ConfigurationError(
                     f"The model {o.name!r} has not been built, so the workers cannot begin with the same weights.",
-                    hint="Begin it with keras.Input(...), or call it once on a batch before the loop.",
+                    hint="Begin the model with keras.Input(...), or call it once on a batch before the loop.",
                 )
         variables = {id(v.value): v.value for o in new for v in o.variables}
         share_variables(self.group, list(variables.values()), self.group.new_keys())
@@ -107,51 +109,52 @@ class Engine:
                 watch_normalization(o)
 
     def note_fit(self, model: Any) -> None:
-        """Note that a fit has given all workers the chief's model."""
+        """Record that a fit has copied the chief's model to all workers."""
         for o in (model, model.optimizer):
             if o is not None:
                 self._aligned.add(o)
 
     def refuse(self, optimizer: Any) -> None:
-        """Refuse an optimizer that is applied outside of a step, where workers would drift apart.
+        """Reject an optimizer that is applied outside of a step, because the workers' weights would diverge.
 
         Raises
         ------
         ConfigurationError
-            If it is synchronized, or fed rows are being read.
+            If the optimizer is synchronized, or fed rows are being read.
         """
         if self.group.size == 1:
             return
         if any(optimizer in (o, getattr(o, "optimizer", None)) for o in self._objects()):
             raise ConfigurationError(
-                "The optimizer was applied outside of ctx.strategy().run(step, args=batch): workers cannot meet there.",
-                hint="Call your step by ctx.strategy().run, on batches of ctx.distribute(dataset).",
+                "A synchronized optimizer was applied outside of ctx.strategy().run(step, args=batch), where gradients "
+                "are not averaged over the workers.",
+                hint="Call your step with ctx.strategy().run on the batches of ctx.distribute(dataset).",
             )
         if self._reads_fed_rows():
             raise ConfigurationError(
                 f"{self.group.size} workers train on fed rows, but this optimizer is not synchronized: each would "
-                "train a model of its own.",
-                hint="Use ctx.fit, or call ctx.synchronize(model, optimizer) before training; "
-                "Cluster(strategy='none') trains a model of its own on each worker.",
+                "train a different model.",
+                hint="Use ctx.fit, or call ctx.synchronize(model, optimizer) before training. "
+                "To train a separate model on each worker, pass Cluster(strategy='none').",
             )
 
     def training(self, model: Any) -> Training:
-        """Return how a model is trained, the same object as long as it stays compiled as it is."""
+        """Return the `Training` of a model; the same object until the model is compiled again."""
         gradients.install(self.refuse)
         found = getattr(model, "_tfspark_training", None)
         if found is None or not found.is_current():
             found = Training(model, self.group, self.clock)
-            # Keras is not to track it: it is no part of the model.
+            # Set without Keras' tracking, because it is not a part of the model.
             object.__setattr__(model, "_tfspark_training", found)
         return found
 
     def distribute(self, dataset: Any) -> Any:
-        """Return this worker's batches, and batches of 0 rows until all workers have read theirs."""
+        """Return this worker's batches, and then batches of 0 rows until all workers have read their batches."""
         return with_joins(dataset, self.group) if isinstance(dataset, tf.data.Dataset) else dataset
 
 
 def share_variables(group: Group, variables: Sequence[tf.Variable], key: int) -> None:
-    """Give all workers the chief's values.
+    """Copy the chief's values to all workers.
 
     Raises
     ------
@@ -162,12 +165,12 @@ def share_variables(group: Group, variables: Sequence[tf.Variable], key: int) ->
         group.broadcast([v for v in variables if v.dtype != tf.string], key)
     except ValueError as e:
         raise ConfigurationError(
-            f"{e}", hint="Build the same model on all workers: main must not depend on ctx.index there."
+            f"{e}", hint="Build the same model on all workers; do not build it depending on ctx.index."
         ) from None
 
 
 class Training:
-    """A compiled model's steps, made so that all workers make them together.
+    """The training and evaluation steps of a compiled model, which all workers run together.
 
     Parameters
     ----------
@@ -176,7 +179,7 @@ class Training:
     group
         The workers.
     clock
-        Told of steps.
+        Measures the steps.
     """
 
     def __init__(self, model: Any, group: Group, clock: StepClock) -> None:
@@ -201,16 +204,16 @@ class Training:
         return m.optimizer, m._compile_loss, m._compile_metrics, m._loss_tracker, m.run_eagerly, m.steps_per_execution
 
     def is_current(self) -> bool:
-        """Whether the model is still compiled as it was."""
+        """Return whether the model has not been compiled again."""
         return all(a is b for a, b in zip(self._compiled_as, self._compilation(), strict=True))
 
     def build(self, spec: Any) -> None:
-        """Make all variables of the model, its metrics and its optimizer, for batches like `spec`."""
+        """Create all variables of the model, its metrics and its optimizer, for batches of this `spec`."""
         m = self._model
         try:
             m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
-            # A model with a training step of its own, as a GAN, need not have a call that takes a batch.
+            # A model with its own training step, such as a GAN, may have a call that does not take a batch.
             if not self._is_own("train_step"):
                 raise
         if m.optimizer is not None and not m.optimizer.built and m.trainable_variables:
@@ -218,9 +221,9 @@ class Training:
         self._watch()
 
     def build_by_step(self, spec: Any) -> None:
-        """Make the variables that only the model's own training step makes, by tracing it; call it within `in_place`.
+        """Trace the model's own training step to create the variables that only it creates; call it in `in_place`.
 
-        All workers must have them before they begin with the chief's.
+        All workers must have these variables before the chief's values are copied.
         """
         layers = self._model._flatten_layers(include_self=False)
         is_built = all(layer.built for layer in layers) and self._has_losses()
@@ -239,11 +242,11 @@ class Training:
         watch_normalization(self._model)
 
     def _is_own(self, step_name: str) -> bool:
-        """Whether the model's class has a step of its own."""
+        """Return whether the model's class overrides this step."""
         return getattr(type(self._model), step_name) is not getattr(keras.Model, step_name)
 
     def begin(self) -> None:
-        """Give all workers the chief's weights, optimizer and state; seeds then differ by worker.
+        """Copy the chief's weights, optimizer and state to all workers; then set different seeds on each worker.
 
         Raises
         ------
@@ -264,18 +267,18 @@ class Training:
         self._state = SharedState(m, self._group)
 
     def begin_epoch(self) -> None:
-        """Count this worker's rows anew."""
+        """Reset the count of this worker's rows."""
         self._rows_of_epoch.assign(0.0)
 
     def merge_state(self) -> None:
-        """Bring moving statistics and the like of the workers together."""
+        """Merge the non-trainable state of the workers, such as moving statistics."""
         if self._state is not None:
             self._state.merge(float(self._rows_of_epoch))
 
     def agree_to_stop(self, *, now: bool = False) -> None:
-        """Have a callback's wish to stop, which may be this worker's alone, end the fit of all workers alike.
+        """End the fit of all workers if a callback on any worker has set ``stop_training``.
 
-        After a step all know of it when they have made the next one; with `now` they ask one another.
+        The request travels with the next step. With `now`, the workers exchange it at once.
         """
         if self._group.size == 1:
             return
@@ -286,21 +289,21 @@ class Training:
         self._model.stop_training = bool(agreed)
 
     def wait_for_all(self) -> None:
-        """Wait until all workers have come here: what the chief has written is complete."""
+        """Wait until all workers are here, so that the files of the chief are complete."""
         if self._group.size > 1:
             self._group.add([1.0], self._key_of(_END))
 
     @contextmanager
     def in_place(self, spec: Any) -> Iterator[Callable[..., Any]]:
-        """Have the model train and evaluate by steps that all workers make together.
+        """Replace the model's training and evaluation steps by steps that all workers run together.
 
-        Gives the ``evaluate`` that does; within it, ``model.evaluate`` is this worker's own, as it is outside, but for
-        the validation that ``fit`` makes.
+        Yields an ``evaluate`` function over all workers. ``model.evaluate`` itself still evaluates this worker only,
+        except for the validation in ``fit``.
 
         Parameters
         ----------
         spec
-            ``element_spec`` of the dataset that is read.
+            ``element_spec`` of the dataset.
         """
         m = self._model
         if self._evaluate is not None:  # A callback evaluates within a fit.
@@ -347,18 +350,18 @@ class Training:
         over_all, by_name = sum_over_workers(metrics, self._group, self._key_of(_METRICS), results)
         logs = self._last_logs
         if isinstance(logs, dict) and set(logs) != set(over_all):
-            # Keras takes the last step's logs instead, if they are not those of its metrics.
+            # If the keys of the logs are not those of the metrics, Keras returns the logs of the last step instead.
             logs.update(by_name_or_average(logs, by_name, self._average))
         return over_all
 
     def _average(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the mean of numbers of the last step over the rows of all workers."""
+        """Return the mean of numbers of the last step, weighted by the rows of each worker."""
         rows = float(self._last_rows)
         total, *sums = self._group.add([rows, *(rows * v for v in values.values())], self._key_of(_LOGS))
         return dict(zip(values, (s / max(total, 1.0) for s in sums), strict=True))
 
     def _function(self, name: str, spec: Any) -> Any:
-        """Return what stands for ``model.train_function`` or ``model.test_function``."""
+        """Return the replacement of ``model.train_function`` or ``model.test_function``."""
         if name not in self._functions:
             self._functions[name] = self._make(name.removesuffix("_function"))
         step = self._steps[name.removesuffix("_function")]
@@ -372,7 +375,7 @@ class Training:
         overridden = self._is_own(step_name)
         function = own
         if jit and overridden:
-            logger.info("%s of %s is not Keras' own, so it runs without XLA", step_name, type(m).__name__)
+            logger.info("%s overrides %s, so the step runs without XLA", type(m).__name__, step_name)
         elif jit and not m.run_eagerly:
             function = Compiled(own)
         counts = [self._last_rows, *([self._rows_of_epoch] if kind == "train" else [])]
@@ -403,7 +406,7 @@ class Training:
         return run
 
     def _joined_logs(self, zeros: Any) -> Any:
-        """A worker that joins reports the metrics that it has."""
+        """Return the logs of a worker that joins: the current values of its metrics."""
         self._last_rows.assign(0.0)
         if not isinstance(zeros, dict):
             return zeros
@@ -414,7 +417,7 @@ class Training:
 
 
 class Compiled:
-    """A training or evaluation step of Keras' own, of which XLA compiles all but what the optimizer applies."""
+    """A training or evaluation step of Keras; XLA compiles all of it except the optimizer's update."""
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self._step = step
@@ -432,7 +435,7 @@ class Compiled:
             try:
                 logs, grads = self._forward(data)
             except NeedsCollective:
-                logger.info("the workers add something up within the step, so it runs without XLA")
+                logger.info("the step has a sum over the workers, so it runs without XLA")
                 self._forward = False
                 del here.replays[mark:]
             finally:
@@ -453,7 +456,7 @@ class Compiled:
 def by_name_or_average(
     logs: dict[str, Any], by_name: dict[str, Any], average: Callable[[dict[str, float]], dict[str, float]]
 ) -> dict[str, Any]:
-    """Return logs of a step over all workers: results of metrics by their names, numbers by their mean."""
+    """Return the logs of a step over all workers: the results of metrics, and the means of other numbers."""
     found = {k: by_name[k] for k in logs if k in by_name}
     numbers = {k: float(v) for k, v in logs.items() if k not in found and np.ndim(v) == 0}
     return {**found, **(average(numbers) if numbers else {})}

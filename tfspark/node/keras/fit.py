@@ -1,8 +1,8 @@
 """``Model.fit`` on several workers.
 
-`guard` stands in for ``Model.fit`` of this process, the one function of Keras beside ``Optimizer.apply`` that is
-replaced: callbacks write on the chief alone, models that are synchronized train by the engine, and a model that is not
-may not train on fed rows, of which each worker has its own.
+`guard` replaces ``Model.fit`` in this process; the only other function of Keras that is replaced is
+``Optimizer.apply``. Callbacks then write files on the chief only, synchronized models train with the engine, and other
+models cannot train on fed rows, because each worker has different rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tfspark.node.keras.engine import Engine, Training
 from tfspark.node.keras.writing import flat, only_chief_writes
 
 DEFAULT_BATCH_ROWS = 32
-"""Keras' own default."""
+"""The default of Keras."""
 
 _local = threading.local()
 
 
 def guard(is_chief: bool, engine: Engine | None = None) -> None:
-    """Stand in for ``Model.fit`` in this process."""
+    """Replace ``Model.fit`` in this process."""
     original = getattr(keras.Model.fit, "__wrapped__", keras.Model.fit)
     signature = inspect.signature(original)
 
@@ -74,8 +74,8 @@ def _fit(
 ) -> Any:
     if validation_split:
         raise ConfigurationError(
-            "validation_split does not work with several workers: each would hold back rows of its own.",
-            hint="Pass validation_data: arrays, or a dataset of this worker's share.",
+            "validation_split does not work with several workers.",
+            hint="Pass validation_data: arrays, or a dataset with this worker's share of the rows.",
         )
     if not model.compiled:
         raise ConfigurationError("The model is not compiled.", hint="Call model.compile(optimizer=..., loss=...).")
@@ -130,7 +130,7 @@ def _refuse_validation(data: Any) -> Any:
 
 
 def _added(callbacks: Any, model: Any, *, first: Any = None, last: Any) -> Any:
-    """Return callbacks with one before and one after them."""
+    """Return the callbacks with `first` before and `last` after them."""
     own = [c for c in (first, last) if c is not None]
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [*own[:-1], *flat(callbacks), last]
@@ -142,7 +142,7 @@ def _added(callbacks: Any, model: Any, *, first: Any = None, last: Any) -> Any:
 
 
 def evaluate(engine: Engine, model: Any, dataset: tf.data.Dataset) -> dict[str, Any]:
-    """Run ``model.evaluate`` on each worker's own rows and return the metrics over those of all."""
+    """Run ``model.evaluate`` on the rows of each worker and return the metrics over all rows."""
     dataset = engine.distribute(dataset)
     training = engine.training(model)
     training.build(dataset.element_spec)
@@ -151,18 +151,18 @@ def evaluate(engine: Engine, model: Any, dataset: tf.data.Dataset) -> dict[str, 
 
 
 def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as Python numbers, those that are vectors as lists."""
+    """Return metrics as Python numbers, and vector metrics as lists."""
     return {k: as_number(v) for k, v in values.items()}
 
 
 def as_number(value: Any) -> Any:
-    """Return a metric's value as a Python number, or a list of them."""
+    """Return the value of a metric as a Python number or a list of numbers."""
     return np.asarray(value, dtype=np.float64).tolist()
 
 
 @contextmanager
 def of_unknown_length() -> Iterator[None]:
-    """A fed dataset knows its length only when it has ended: not worth a warning each time."""
+    """Silence Keras' warnings about datasets of unknown length: a fed dataset never knows its length in advance."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
@@ -170,7 +170,7 @@ def of_unknown_length() -> Iterator[None]:
 
 
 class _MergeState(keras.callbacks.Callback):
-    """Comes before all other callbacks: what they see and save is the same on all workers."""
+    """The first callback: merges state, so that the other callbacks see and save the same on all workers."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class _MergeState(keras.callbacks.Callback):
 
 
 class _Meet(keras.callbacks.Callback):
-    """Comes after all other callbacks, which may have restored weights on the chief, or written files there."""
+    """The last callback: the other callbacks may have restored weights or written files on the chief before."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _Meet(keras.callbacks.Callback):
 
 
 class _RefuseFedRows(keras.callbacks.Callback):
-    """Ends a fit by which workers would drift apart, after its first step."""
+    """Ends a fit after its first step if the workers' weights would diverge."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()

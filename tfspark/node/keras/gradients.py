@@ -1,9 +1,8 @@
-"""Where the workers meet: the gradient that an optimizer applies is that of the global batch.
+"""Averages gradients over the workers: an optimizer applies the gradient of the global batch.
 
-``apply`` of Keras' optimizers is wrapped once, that of subclasses too. Within a step (see `tfspark.node.keras.step`)
-the outermost optimizer's gradients are averaged over the workers first; all that the optimizer does by itself
-(clipping, accumulation, moving averages, weight decay, loss scaling, constraints) then sees the same gradient as in
-one process.
+``apply`` of Keras' optimizers and their subclasses is wrapped once. In a step (see `tfspark.node.keras.step`) the
+gradients of the outermost optimizer are averaged over the workers first. Clipping, accumulation, moving averages,
+weight decay, loss scaling and constraints of the optimizer then see the same gradient as in one process.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from tfspark.node.keras.collectives import VARYING_KEYS, buckets
 from tfspark.node.keras.step import Step, current
 
 BUCKET_BYTES = 16 << 20
-"""Gradients are added up in pieces of this size; the first pieces travel while others are still computed."""
+"""Gradients are summed in pieces of this size; the first pieces are sent while others are still computed."""
 
 _local = threading.local()
 
 
 def install(refuse: Callable[[Any], None]) -> None:
-    """Wrap the optimizers of this process; `refuse` is called with one that is applied outside of a step.
+    """Wrap the optimizers of this process; `refuse` is called with an optimizer that is applied outside of a step.
 
-    To be called again where classes may have been added, as by the user's program.
+    Call it again when the user's program may have defined more optimizer classes.
     """
     root = keras.optimizers.Optimizer
     for cls in _classes(root):
@@ -75,10 +74,10 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
 
 
 def same_code(apply: Callable[[list[Any]], Any], like: Sequence[Any]) -> Callable[[list[Any]], Any]:
-    """Return `apply` as one function of the graph, for workers with rows and those that join.
+    """Return `apply` as one graph function for workers with rows and for workers that join.
 
-    Were its operations in the graph of both, TensorFlow would rewrite each by itself (a division by a constant becomes
-    a product), and the workers' weights would differ in their last bit.
+    If each branch had its own operations, TensorFlow would optimize them differently (a division by a constant becomes
+    a product), and the workers' weights would differ in the last bit.
     """
     if tf.executing_eagerly():
         return apply
@@ -108,7 +107,7 @@ def _apply(step: Step, original: Callable[..., Any], variables: list[Any] | None
 
 
 class captured:
-    """Within it, optimizers note what they are to apply instead of applying it: (optimizer, gradients, variables)."""
+    """A context in which optimizers record (optimizer, gradients, variables) instead of applying the gradients."""
 
     def __enter__(self) -> list[tuple[Any, list[Any], list[Any] | None]]:
         self._outer = getattr(_local, "captured", None)
@@ -120,14 +119,14 @@ class captured:
 
 
 class GradientSum:
-    """Adds up one optimizer's gradients over the workers, weighted; the same for all, with rows or without.
+    """The weighted sum of one optimizer's gradients over the workers; the same for workers with and without rows.
 
     Parameters
     ----------
     step
-        The step that they belong to.
+        The step of the gradients.
     grads
-        This worker's gradients, of which structure, shapes and dtypes are taken.
+        This worker's gradients; only their structure, shapes and dtypes are used.
     shapes
         Shapes of their variables.
     """
@@ -154,11 +153,11 @@ class GradientSum:
         self._sparse_keys = {i: (step.key(VARYING_KEYS), step.key(VARYING_KEYS)) for i in self._sparse}
 
     def nothing(self) -> list[Any]:
-        """Return the gradients of a worker that has no rows."""
+        """Return the gradients of a worker without rows."""
         return [None if s is None else s() for s in self._specs]
 
     def __call__(self, weight: tf.Tensor, grads: Sequence[Any]) -> list[Any]:
-        """Return the sum of all workers' gradients times their weights, divided by the sum of weights."""
+        """Return the mean of the workers' gradients, weighted by `weight`."""
         merged: list[Any] = [None] * len(grads)
         total: Any = None
         stop = self._step.stop
@@ -180,7 +179,7 @@ class GradientSum:
         return merged
 
     def _gather(self, merged: list[Any], grads: Sequence[Any], weight: tf.Tensor, total: tf.Tensor) -> None:
-        """Bring the slices of all workers together; as in one process, none are added up before the optimizer."""
+        """Concatenate the sparse gradients of all workers; as in one process, the optimizer sums equal indices."""
         if not self._sparse:
             return
         lengths = tf.stack([tf.shape(grads[i].indices)[0] for i in self._sparse])
@@ -195,7 +194,7 @@ class GradientSum:
             gathered = tf.cast(self._group.all_gather_varying(values, rows, values_key), g.values.dtype)
             indices = self._group.all_gather_varying(g.indices, rows, indices_key)
             shape = self._shapes[i]
-            # Of one kind on all workers, those that join included: it is what `same_code` takes.
+            # `same_code` needs the same kind of gradient on all workers, including those that join.
             merged[i] = tf.IndexedSlices(
                 tf.ensure_shape(gathered, [None, *shape[1:]]),
                 tf.ensure_shape(indices, [None]),
@@ -204,7 +203,7 @@ class GradientSum:
 
 
 def _spec(grad: Any, shape: tuple[int, ...]) -> Callable[[], Any] | None:
-    """Return what makes a gradient like this one, but of no rows."""
+    """Return a function that makes a zero gradient of this kind."""
     if grad is None:
         return None
     if not isinstance(grad, tf.IndexedSlices):

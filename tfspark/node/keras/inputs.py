@@ -1,4 +1,4 @@
-"""From the columns of a fed batch to the inputs of a Keras model, by name."""
+"""Maps the columns of a fed batch to the inputs of a Keras model by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfspark.node.layout import graph
 
 
 def known_inputs(model: Any) -> bool:
-    """Tell whether a model says what it takes, as functional and built sequential ones do."""
+    """Return whether the inputs of a model are known, as for Functional and built Sequential models."""
     try:
         return bool(model.inputs)
     except (AttributeError, ValueError):
@@ -23,7 +23,7 @@ def known_inputs(model: Any) -> bool:
 
 
 def input_names(model: Any) -> list[str]:
-    """Return the columns that a model takes: its keys if it takes a dict, else the names of its inputs, if it says."""
+    """Return the columns that a model takes: the keys of its input dict, or its input names; empty if unknown."""
     if not known_inputs(model):
         return []
     struct = getattr(model, "_inputs_struct", None)
@@ -33,9 +33,9 @@ def input_names(model: Any) -> list[str]:
 
 
 def columns_for(model: Any, features: Sequence[str]) -> list[str] | None:
-    """Return those of the fed columns that a model takes; ``None`` for all.
+    """Return the fed columns that a model takes; ``None`` for all columns.
 
-    A model of one input that no column has the name of takes the only column there is.
+    A model with one input takes the only column, whatever their names are.
 
     Raises
     ------
@@ -48,17 +48,18 @@ def columns_for(model: Any, features: Sequence[str]) -> list[str] | None:
     missing = [n for n in names if n not in features]
     if missing:
         raise ConfigurationError(
-            f"The model's inputs {missing} are not fed: it takes {names}, the columns are {list(features)}.",
-            hint="Name the inputs after the columns, or pass map_batch to arrange them.",
+            f"No column is fed for the model inputs {missing}; the inputs are {names}, the fed columns are "
+            f"{list(features)}.",
+            hint="Name the inputs after the columns, or pass map_batch to rearrange the columns.",
         )
     return names
 
 
 def as_inputs(model: Any) -> Callable[[Any], Any] | None:
-    """Return a function of a batch's features that gives what a model takes; ``None`` for a model that does not say.
+    """Return a function from the features of a batch to the inputs of a model; ``None`` if the inputs are unknown.
 
-    A dict of columns becomes exactly the inputs, in the structure that the model was made with; scalars become the
-    ``(1,)`` that an input may want. What is no dict is left as it is.
+    A dict of columns becomes the inputs, in the structure that the model was made with. A scalar becomes a vector of
+    size 1 if the input has the shape ``(1,)``. Features that are not a dict stay unchanged.
     """
     if not known_inputs(model):
         return None
@@ -76,14 +77,14 @@ def as_inputs(model: Any) -> Callable[[Any], Any] | None:
         found = {n: _shaped(features[n], inputs[n]) for n in names}
         if as_dict:
             return found
-        # tf.data takes a list for a tensor.
+        # tf.data converts a list to one tensor.
         return found[names[0]] if len(names) == 1 else tuple(found[n] for n in names)
 
     return arrange
 
 
 def arranged(dataset: Any, model: Any, map_batch: Callable[..., Any] | None = None) -> Any:
-    """Return a dataset of what a model takes; one that is no dataset of dicts of columns is returned as it is."""
+    """Return a dataset with the inputs of a model; a dataset without dicts of columns stays unchanged."""
     if not isinstance(dataset, tf.data.Dataset):
         return dataset
     steps = getattr(dataset, "_tfspark_steps", None)
@@ -94,28 +95,28 @@ def arranged(dataset: Any, model: Any, map_batch: Callable[..., Any] | None = No
     features = spec[0] if isinstance(spec, tuple) and spec else spec
     if arrange is not None and isinstance(features, dict):
         dataset = dataset.map(graph(lambda x, *rest: (arrange(x), *rest) if isinstance(spec, tuple) else arrange(x)))
-    # Neither changes how many batches there are.
+    # map does not change the number of batches.
     dataset._tfspark_steps = steps
     return dataset
 
 
 def check_labels(model: Any, label: str | None, map_batch: Callable[..., Any] | None) -> None:
-    """Check that a model with a loss is given labels.
+    """Check that a model with a loss gets labels.
 
     Raises
     ------
     ConfigurationError
-        If it is not, or not compiled.
+        If it gets no labels, or is not compiled.
     """
     if not getattr(model, "compiled", False):
         raise ConfigurationError(
-            "The model is not compiled, so it cannot be trained.",
+            "The model is not compiled.",
             hint="Call model.compile(optimizer=..., loss=...) before ctx.fit.",
         )
     if label is None and map_batch is None and getattr(model, "_compile_loss", None) is not None:
         raise ConfigurationError(
             "The model has a loss, but ctx.fit was given no label.",
-            hint='Name the column of the labels: ctx.fit(model, ..., label="y").',
+            hint='Pass the name of the label column: ctx.fit(model, ..., label="y").',
         )
 
 
@@ -130,19 +131,19 @@ def check_label_kind(dataset: tf.data.Dataset, label: str | None) -> None:
     spec = dataset.element_spec
     if label is not None and isinstance(spec, tuple) and len(spec) > 1 and getattr(spec[1], "dtype", None) == tf.string:
         raise ConfigurationError(
-            f"The label column {label!r} holds strings, and losses take numbers.",
-            hint="Make numbers of them in Spark (pyspark.ml.feature.StringIndexer), or in map_batch.",
+            f"The label column {label!r} holds strings, but losses need numbers.",
+            hint="Convert the labels in Spark (pyspark.ml.feature.StringIndexer) or in map_batch.",
         )
 
 
 @contextmanager
 def labels_in_words(label: str | None) -> Iterator[None]:
-    """Say in words what TensorFlow says of a label that is out of range.
+    """Replace TensorFlow's error for a label that is out of range by a plain one.
 
     Raises
     ------
     ConfigurationError
-        Instead of TensorFlow's error.
+        If a label is out of range.
     """
     try:
         yield
@@ -152,14 +153,14 @@ def labels_in_words(label: str | None) -> Iterator[None]:
             raise
         column = "the labels" if label is None else f"column {label!r}"
         raise ConfigurationError(
-            f"A label in {column} is {found[1]}, but the model has {found[2]} outputs, for labels from 0 to "
+            f"A label in {column} is {found[1]}, but the model has {found[2]} outputs: labels must be from 0 to "
             f"{int(found[2]) - 1}.",
-            hint="Give the last layer as many units as there are classes, and number the classes from 0.",
+            hint="Give the last layer one unit per class, and number the classes from 0.",
         ) from e
 
 
 def _shaped(value: Any, wanted: Any) -> Any:
-    """Add or take away dimensions of 1, where an input has more or fewer than the column."""
+    """Add or remove dimensions of size 1, so that the column has the rank of the input."""
     if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)) or value.shape.rank is None or wanted.shape is None:
         return value
     row, given = tuple(wanted.shape[1:]), tuple(value.shape[1:])

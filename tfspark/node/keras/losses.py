@@ -1,12 +1,12 @@
-"""Losses of the global batch, where the mean over a worker's own rows is not enough.
+"""Losses of the global batch that are not a mean over rows.
 
-A worker's gradient counts by its rows. For a loss that is a mean over rows this makes the gradient of the global batch,
-and nothing is changed here. For others, each worker's loss is scaled so that it does, by sums over the workers:
+A worker's gradient is weighted by its rows. For a loss that is a mean over rows, this gives the gradient of the global
+batch, and nothing changes here. Other losses of a worker are scaled with sums over the workers:
 
-- a mean over something else than rows (unmasked steps, sample weights, a number of elements that varies);
+- a mean over other items than rows (unmasked steps, sample weights, a varying number of elements);
 - a sum;
-- a number that a function computes from a whole batch at once, such as ``keras.losses.Dice``: it is computed from the
-  labels and predictions of all workers, and the gradient flows to each worker's own.
+- a number that is computed from a whole batch at once, such as ``keras.losses.Dice``: it is computed from the labels
+  and predictions of all workers, and each worker gets the gradient of its own rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
 def watch_losses(model: Any) -> None:
-    """Have the losses that a model was compiled with become those of the global batch within steps."""
+    """Make the losses of a compiled model the losses of the global batch in steps."""
     compiled = getattr(model, "_compile_loss", None)
     if compiled is None:
         return
     if not hasattr(compiled, "_flat_losses") or not compiled.built:
         raise DependencyError(
-            f"Keras {keras.__version__} holds the losses of a model in a way that tfspark does not know.",
-            hint="Install a Keras that this version of tfspark was tested with; see docs/training.md.",
+            f"This tfspark does not support Keras {keras.__version__}: it stores the losses of a model in another way.",
+            hint="Install a version of Keras that docs/training.md lists.",
         )
     compiled._flat_losses = [
         entry if isinstance(entry.loss, GlobalLoss) else entry._replace(loss=GlobalLoss(entry.loss))
@@ -40,7 +40,7 @@ def watch_losses(model: Any) -> None:
 
 
 def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a model's ``compute_loss``: a loss that is no scalar is added up over rows, as TensorFlow's tape does."""
+    """Wrap a model's ``compute_loss``: the gradients of a non-scalar loss are summed, as TensorFlow's tape does."""
     import functools
 
     @functools.wraps(compute_loss)
@@ -55,7 +55,7 @@ def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GlobalLoss:
-    """Stands in for one loss of a compiled model; outside of a step it is that loss.
+    """Replaces one loss of a compiled model; outside of a step it is that loss.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class GlobalLoss:
             loss = self._loss(y_true, y_pred, sample_weight)
         finally:
             del self._loss.call
-        if not values:  # A loss that overrides __call__ is taken for a mean over rows.
+        if not values:  # A loss that overrides __call__ counts as a mean over rows.
             return loss
         if not is_by_row(values[0], y_pred):
             return self._of_all_rows(step, y_true, y_pred, sample_weight)
@@ -100,7 +100,7 @@ class GlobalLoss:
     def _share(self, step: Step, loss: tf.Tensor, values: tf.Tensor, y_pred: Any, sample_weight: Any) -> tf.Tensor:
         reduction = self._loss.reduction
         if reduction not in (*_MEANS, "sum"):
-            return loss  # A loss for each row: gradients are added up.
+            return loss  # One loss per row: gradients are summed.
         if reduction == "sum":
             return loss * tf.cast(step.total_rows() / step.rows, loss.dtype)
         mask = mask_of(y_pred)
@@ -116,7 +116,7 @@ class GlobalLoss:
         return loss * tf.cast(scale, loss.dtype)
 
     def _counts_rows(self, values: tf.Tensor) -> bool:
-        """Whether the number of values is the rows times what is the same on all workers."""
+        """Return whether the number of values per row is the same on all workers."""
         function = getattr(self._loss, "fn", type(self._loss))
         from_keras = getattr(function, "__module__", "").split(".")[0] == "keras"
         return from_keras and values.shape[1:].is_fully_defined()
@@ -128,7 +128,7 @@ def mask_of(tensor: Any) -> Any:
 
 
 def is_by_row(values: Any, y_pred: Any) -> bool:
-    """Whether a function of labels and predictions has one result, or several, for each row."""
+    """Return whether a function of labels and predictions has a result for each row."""
     shape, rows = values.shape, tf.nest.flatten(y_pred)[0].shape
     if shape.rank is None:
         return True
@@ -152,7 +152,7 @@ def gathered(step: Step, *structures: Any) -> list[Any]:
 
 
 def _divisor(values: tf.Tensor, mask: Any, sample_weight: Any) -> tf.Tensor:
-    """Return what Keras divides a sum of losses by, as float32."""
+    """Return the number by which Keras divides a sum of losses, as float32."""
     if mask is None and sample_weight is None:
         return tf.cast(tf.size(values), tf.float32)
     weights = tf.ones([]) if sample_weight is None else tf.cast(sample_weight, tf.float32)

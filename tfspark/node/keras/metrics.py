@@ -1,8 +1,8 @@
-"""Metrics over the rows of all workers: their state variables are added up when an epoch or an evaluation ends.
+"""Metrics over the rows of all workers: their state variables are summed when an epoch or an evaluation ends.
 
-That is exact for every metric whose state adds up, as that of all of Keras' own does. Two things need more, within a
-step: a mean of numbers that each belong to a whole batch counts each by its share of the rows of all workers, and a
-function that computes one number from a batch gets the rows of all workers.
+This is exact for every metric with additive state, as all metrics of Keras have. Two kinds need more in a step: a mean
+of numbers for whole batches weights each number by its share of the rows of all workers, and a function that computes
+one number from a batch gets the rows of all workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfspark.node.keras.step import current
 
 
 def leaves(metrics: Sequence[Any]) -> Iterator[Any]:
-    """Yield the metrics that containers of metrics hold, and all others."""
+    """Yield all metrics, including those inside containers of metrics."""
     for metric in metrics:
         inner = getattr(metric, "metrics", None)
         if isinstance(inner, (list, tuple)):
@@ -30,9 +30,9 @@ def leaves(metrics: Sequence[Any]) -> Iterator[Any]:
 
 
 def watch_metrics(metrics: Sequence[Any]) -> None:
-    """Have means count scalars by their share of all rows within steps.
+    """Make mean metrics weight scalars by their share of all rows in steps.
 
-    A class with an ``update_state`` of its own, as ``RootMeanSquaredError``, is left as it is: its values are by row.
+    A class that overrides ``update_state``, such as ``RootMeanSquaredError``, is unchanged: its values are per row.
     """
     wrappers = {keras.metrics.MeanMetricWrapper: _of_function, keras.metrics.Mean: _of_values}
     for metric in leaves(metrics):
@@ -77,7 +77,7 @@ def _of_function(metric: Any, update: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sum_over_workers(metrics: Sequence[Any], group: Group, key: int, result: Callable[[], Any]) -> Any:
-    """Return what `result` computes from the metrics' states added up over all workers; the states stay as they are.
+    """Return `result()`, computed from the metric states summed over all workers; the states themselves do not change.
 
     Raises
     ------

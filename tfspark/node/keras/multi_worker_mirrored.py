@@ -1,13 +1,13 @@
-"""Mend what keeps Keras 3 from training under ``MultiWorkerMirroredStrategy``.
+"""Fix bugs of Keras 3 that prevent training under ``MultiWorkerMirroredStrategy``.
 
-Two functions of ``keras/src/backend/tensorflow/trainer.py`` are at fault, see
+Two functions of ``keras/src/backend/tensorflow/trainer.py`` have a bug, see
 https://github.com/keras-team/keras/issues/20585:
 
-- ``TensorFlowTrainer._maybe_symbolic_build`` reduces a distributed batch to one by its mean, which fails for integers
-  and strings and hands on ``PerReplica`` values; the shapes and dtypes of one local replica are what it needs.
-- ``reduce_per_replica`` takes the mean of scalars over a batch axis that they do not have.
+- ``TensorFlowTrainer._maybe_symbolic_build`` takes the mean of a distributed batch, which fails for integers and
+  strings and returns ``PerReplica`` values. It needs only the shapes and dtypes of one local replica.
+- ``reduce_per_replica`` takes the mean of scalars over a batch axis that scalars do not have.
 
-`mend` changes only a Keras that still has the faults.
+`mend` changes only versions of Keras that have these bugs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FAULTY_REDUCE = 'strategy.reduce("MEAN", v, axis=0)'
 
 
 def faults() -> dict[str, bool]:
-    """Tell which of the two functions of the installed Keras has its fault."""
+    """Return which of the two functions of the installed Keras has its bug."""
     from keras.src.backend.tensorflow import trainer
 
     build = inspect.getsource(trainer.TensorFlowTrainer._maybe_symbolic_build)
@@ -32,7 +32,7 @@ def faults() -> dict[str, bool]:
 
 
 def mend() -> bool:
-    """Mend the installed Keras in this process if it needs it; tell whether it did. Safe to call again."""
+    """Fix Keras in this process if it has the bugs; return whether it had. Calling it again does nothing."""
     from keras.src.backend.tensorflow import trainer
 
     found = faults()
@@ -41,7 +41,7 @@ def mend() -> bool:
     if found["reduce_per_replica"]:
         trainer.reduce_per_replica = _with_scalar_reduction(trainer.reduce_per_replica)
     if any(found.values()):
-        logger.debug("mended Keras for multi-worker training: %s", found)
+        logger.debug("fixed Keras for multi-worker training: %s", found)
     return any(found.values())
 
 
@@ -51,8 +51,8 @@ def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = Non
     if iterator is not None:
         from keras import tree
 
-        # The original reads a first batch to see its shape. What the dataset says of itself is enough, does not use
-        # up a dataset that can be read only once, and holds also where a worker has no rows.
+        # The original reads a batch to learn its shape. The element spec is enough, does not consume a dataset that can
+        # be read only once, and is known even if a worker has no rows.
         spec = iterator._distributed_dataset.element_spec
         data_batch = tree.map_structure(example_of, spec)
     with self.distribute_strategy.scope():
@@ -60,7 +60,7 @@ def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = Non
 
 
 def example_of(spec: Any) -> Any:
-    """Make one row that a spec describes; of a spec per replica, for one of this worker's replicas."""
+    """Return one row of a spec; for a spec per replica, one row of a local replica."""
     import tensorflow as tf
 
     spec = spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
@@ -93,9 +93,9 @@ def _with_scalar_reduction(original: Any) -> Any:
 
 
 def average_loss(losses: Any, sample_weight: Any = None, *, over_replicas: bool) -> Any:
-    """Return the mean of a worker's losses; `over_replicas` returns its share of the mean over those of all replicas.
+    """Return the mean of a worker's losses; with `over_replicas`, its share of the mean over all replicas.
 
-    Optimizers add the shares up under TensorFlow's own strategies; the engine's weigh a worker's mean by its rows.
+    With TensorFlow's own strategies, optimizers sum these shares; the engine weights a worker's mean by its rows.
     """
     import tensorflow as tf
 

@@ -17,7 +17,7 @@ class ReportMetrics(keras.callbacks.Callback):
         self._epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch."""
+        """Remember the epoch."""
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -27,7 +27,9 @@ class ReportMetrics(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Report the epoch's result."""
-        self._ctx.report(self._step, flush=True, epoch=epoch + 1, **_numbers(logs))
+        metrics = _numbers(logs)
+        self._ctx.report(self._step, flush=True, epoch=epoch + 1, **metrics)
+        self._ctx._link.epoch_ended(epoch + 1, self.params["epochs"], metrics)
 
 
 def _numbers(logs: dict[str, Any] | None) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""Sums over workers of one host, through memory that all of them see: several times as fast as by gRPC.
+"""Sums over the workers of one host through shared memory; several times faster than gRPC.
 
-Worker 0 owns an anonymous file (``memfd_create``) that the others open as ``/proc/<pid>/fd/<fd>``; it begins with a
-key, as that path may mean another file in another container. Each worker writes its numbers into a slot of its own,
-says so in a counter, waits for the counters of the others (a futex, so that nobody spins), and adds all slots up in
-order of rank, so that all have the same result bit by bit. Slots are used by turns: who writes into a slot again has
-seen everybody arrive at the other, and so leave this one.
+Worker 0 owns an anonymous file (``memfd_create``) that the others open as ``/proc/<pid>/fd/<fd>``. The file begins with
+a key, because this path can be another file in another container. Each worker writes its numbers into its own slot,
+increments its counter, waits for the counters of the others (with a futex, without spinning), and sums all slots in
+the order of ranks, so that all workers get exactly the same result. Each worker has two slots and uses them in turn: a
+worker that writes a slot again has seen all workers arrive at the other slot, so they have finished reading this one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 SLOT_BYTES = 4 << 20
-"""Numbers are added up in pieces of this size, which fit the processors' caches."""
+"""Numbers are summed in pieces of this size, which fit the processor's caches."""
 
 WAKE_SECONDS = 0.5
-"""How often a worker that waits looks whether the others are alive."""
+"""How often a waiting worker checks whether the others are alive."""
 
 _KEY_BYTES = 16
 _LINE = 64
-"""Bytes between counters, so that each has a cache line of its own."""
+"""Bytes between counters, so that each has its own cache line."""
 
 _FUTEX = {"x86_64": 202}
-"""Number of the system call, on processors that keep the order of stores."""
+"""Number of the futex system call, on processors that keep the order of stores."""
 
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 
@@ -40,19 +40,19 @@ class _Seconds(ctypes.Structure):
 
 
 def is_possible() -> bool:
-    """Whether this machine has what it takes."""
+    """Return whether this machine supports it."""
     return platform.machine() in _FUTEX and hasattr(os, "memfd_create")
 
 
 class SharedSum:
-    """The memory that workers of one host add numbers up in; all of them call `add` in the same order.
+    """Shared memory for sums over the workers of one host; all workers must call `add` in the same order.
 
     Parameters
     ----------
     fd
-        The file, as `create` or `join` gives it; it is closed.
+        The file from `create` or `join`; it is closed here.
     rank, size
-        This worker, and how many there are.
+        Rank of this worker, and number of workers.
     """
 
     def __init__(self, fd: int, rank: int, size: int) -> None:
@@ -76,7 +76,7 @@ class SharedSum:
         Raises
         ------
         RuntimeError
-            If a worker's process is gone.
+            If the process of a worker has ended.
         """
         total = np.empty_like(values)
         length = SLOT_BYTES // values.itemsize
@@ -95,7 +95,7 @@ class SharedSum:
         return [np.frombuffer(self._map, dtype, count, first + i * SLOT_BYTES) for i in range(self._size)]
 
     def _meet(self) -> None:
-        """Wait until all workers have come here."""
+        """Wait until all workers are here."""
         self._turn = (self._turn + 1) & 0xFFFFFFFF
         self._counters[self._rank] = self._turn
         self._syscall(self._number, ctypes.c_void_p(self._addresses[self._rank]), _FUTEX_WAKE, self._size, None)
@@ -110,7 +110,7 @@ class SharedSum:
                     self._check(peer)
 
     def _is_ahead(self, seen: int) -> bool:
-        """Whether a worker has arrived here and gone on to the next turn."""
+        """Return whether a worker has already gone on to the next turn."""
         return seen == (self._turn + 1) & 0xFFFFFFFF
 
     def _check(self, peer: int) -> None:
@@ -121,11 +121,11 @@ class SharedSum:
         except OSError:
             ended = True
         if ended:
-            raise RuntimeError(f"The process of worker {peer} of this host (pid {pid}) is gone.")
+            raise RuntimeError(f"The process of worker {peer} on this host (pid {pid}) has ended.")
 
 
 def _first_slot(size: int) -> int:
-    """Return where slots begin: after the key, the process ids, and a page or more of counters."""
+    """Return the offset of the slots: after the key, the process ids and the counters."""
     counters = -(-size * _LINE // mmap.PAGESIZE) * mmap.PAGESIZE
     return mmap.PAGESIZE + counters
 
@@ -135,12 +135,12 @@ def _file_bytes(size: int) -> int:
 
 
 def create(size: int) -> tuple[int, list[int]]:
-    """Make the memory; returns the file and what the others need to find it.
+    """Create the memory; return the file, and the numbers by which the others find it.
 
     Raises
     ------
     OSError
-        If the kernel refuses.
+        If the kernel does not allow it.
     """
     fd = os.memfd_create("tfspark-sum", os.MFD_CLOEXEC)
     try:
@@ -155,12 +155,12 @@ def create(size: int) -> tuple[int, list[int]]:
 
 
 def join(found: Sequence[int], size: int) -> int:
-    """Open the memory that another worker has made.
+    """Open the memory of worker 0.
 
     Raises
     ------
     OSError
-        If it cannot be reached from here.
+        If it cannot be opened from here.
     """
     pid, number, *halves = (int(n) for n in found)
     fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
@@ -168,7 +168,7 @@ def join(found: Sequence[int], size: int) -> int:
         key = b"".join(h.to_bytes(8, "big", signed=True) for h in halves)
         whole = os.fstat(fd).st_size == _file_bytes(size)
         if not whole or not hmac.compare_digest(os.pread(fd, _KEY_BYTES, 0), key):
-            raise OSError("another file has the number of the workers' memory here")
+            raise OSError("The path of the workers' memory is another file here.")
     except BaseException:
         os.close(fd)
         raise
@@ -181,14 +181,14 @@ def meet(
     tell: Callable[[list[int]], Sequence[int]],
     all_agree: Callable[[bool], bool],
 ) -> SharedSum | None:
-    """Return memory that all workers see, if they are on one host.
+    """Return shared memory of all workers if they are on one host, else ``None``.
 
     Parameters
     ----------
     tell
-        Returns what worker 0 passes to it, on all workers.
+        Returns the argument of worker 0 on all workers.
     all_agree
-        Whether all workers pass true.
+        Returns whether all workers pass True.
     """
     fd = -1
     found = [0, 0, 0, 0]

@@ -1,8 +1,8 @@
-"""The state of a model that is no weight: moving statistics, counters, seeds.
+"""The non-trainable state of a model: moving statistics, counters, seeds.
 
-Each worker's layers see its own rows only. Once an epoch, and before each evaluation, floating-point state that
-training has changed becomes the mean of the workers', weighted by the rows that each has read; other state becomes
-the largest. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch at every step.
+The layers of a worker see only its own rows. Once per epoch, and before each evaluation, the state that training has
+changed is merged: floating-point state becomes the mean over the workers, weighted by their rows; other state becomes
+the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from tfspark.node.keras.step import Step, current
 
 
 def layers_of(model: Any) -> list[Any]:
-    """Return a model's layers, those within layers too, the model itself first."""
+    """Return the model and all of its layers, including nested ones; the model is first."""
     return list(model._flatten_layers())
 
 
 def seeds_of(model: Any) -> list[tf.Variable]:
-    """Return the state of a model's seed generators, in order."""
+    """Return the states of a model's seed generators, in order."""
     found = {id(s.state): s.state.value for layer in layers_of(model) for s in getattr(layer, "_seed_generators", ())}
     return list(found.values())
 
 
 def differ_by_rank(seeds: list[tf.Variable], rank: int) -> None:
-    """Give this worker random numbers of its own, the same at every run; the chief keeps those it has."""
+    """Set reproducible seeds that differ by worker; the chief keeps its seeds."""
     for seed in seeds:
         state = seed.numpy()
-        # What numpy does to make streams that do not overlap.
+        # numpy's SeedSequence gives streams that do not overlap.
         state.flat[0] = (
             np.random.SeedSequence([int(state.flat[0]), rank]).generate_state(1)[0] if rank else state.flat[0]
         )
@@ -57,23 +57,23 @@ class SharedState:
         seeds = {id(s) for s in seeds_of(model)}
         metrics = {id(v.value) for v in getattr(model, "metrics_variables", ())}
         variables = {id(v.value): v.value for v in model.non_trainable_variables}
-        # Weights of frozen layers stay as they are, and cost one comparison.
+        # Weights of frozen layers do not change; they cost one comparison.
         self._variables = [v for i, v in variables.items() if i not in seeds | metrics and v.dtype != tf.string]
         self.begin()
 
     def begin(self) -> None:
-        """Note the state that all workers have now."""
+        """Remember the current state, which is the same on all workers."""
         self._before = [v.numpy() for v in self._variables]
 
     def merge(self, rows: float) -> None:
-        """Merge what the workers have made of it since; `rows` is what this worker has read."""
+        """Merge the changes of the workers since `begin`; `rows` is the number of rows that this worker has read."""
         if not self._variables or self._group.size == 1:
             return
         now = [v.numpy() for v in self._variables]
         changed = [float((a != b).any()) for a, b in zip(now, self._before, strict=True)]
         counts = self._group.add([rows, 1.0, *changed], self._key)
         weight = rows / counts[0] if counts[0] else 1.0 / counts[1]
-        # Of what has not changed on any worker, as the weights of frozen layers, nothing travels.
+        # State that no worker has changed, such as the weights of frozen layers, is not sent.
         kept = [k for k in range(len(now)) if counts[2 + k]]
         means = [k for k in kept if self._variables[k].dtype.is_floating]
         changes = [(now[k].astype(np.float64) - self._before[k].astype(np.float64)) * weight for k in means]
@@ -95,9 +95,9 @@ class SharedState:
 
 
 def watch_normalization(model: Any) -> None:
-    """Have layers with ``synchronized=True`` take the moments of the global batch within steps.
+    """Make layers with ``synchronized=True`` use the moments of the global batch in steps.
 
-    Spectral normalization assigns a kernel at each call, so workers that join have to do so as well.
+    Spectral normalization assigns its kernel in each call, so workers that join must assign it too.
     """
     for layer in layers_of(model):
         if isinstance(layer, keras.layers.SpectralNormalization) and not hasattr(layer.call, "_tfspark_watched"):
@@ -111,7 +111,7 @@ def watch_normalization(model: Any) -> None:
 
 def _normalizing_everywhere(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     def joined() -> None:
-        """Do what the call does apart from its output; it depends on the kernel alone."""
+        """Do the kernel update of the call; it does not depend on the rows."""
         kept = (layer.vector_u.value, layer.kernel.value)
         u, kernel = keras.ops.cond(
             keras.ops.all(keras.ops.equal(layer.kernel.value, 0)), lambda: kept, layer.normalized_weights
@@ -162,7 +162,7 @@ def _moments(step: Step, inputs: tf.Tensor, mask: Any, layer: Any) -> tuple[tf.T
 
 
 def _move(layer: Any, mean: tf.Tensor, variance: tf.Tensor) -> None:
-    """Update a layer's moving statistics as its own call does."""
+    """Update the moving statistics of a layer in the same way as its own call."""
     if getattr(layer, "renorm", False):
         layer._update_renorm_statistics(mean, variance)
         return

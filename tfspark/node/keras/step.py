@@ -1,9 +1,9 @@
-"""One training step that all workers make together, also those that have no rows left.
+"""One training step that all workers run together, including workers that have no rows left.
 
-A worker with rows runs the step and notes each collective that it makes. A worker without rows *joins*: it makes the
-same collectives with zeros and applies the same update, so it never runs the model on a batch of 0 rows. Both are the
-branches of one ``tf.cond``. Because it depends on the batch, nothing of the step runs before there is a batch (Keras
-else counts an optimizer iteration too many at the end of each epoch of a dataset of unknown length).
+A worker with rows runs the step and records each collective in it. A worker without rows *joins*: it runs the same
+collectives with zeros and applies the same update, but never runs the model on a batch of 0 rows. Both are branches of
+one ``tf.cond`` on the batch. So no part of the step runs before there is a batch; otherwise Keras would count one
+optimizer iteration too many at the end of each epoch of a dataset of unknown length.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _local = threading.local()
 
 
 class NeedsCollective(Exception):
-    """A collective was asked for where XLA compiles; the step has to run without XLA."""
+    """A collective is needed in code that XLA compiles; the step must run without XLA."""
 
 
 def current() -> Step | None:
-    """Return the step that this thread runs or traces, if any."""
+    """Return the step that this thread runs or traces, or ``None``."""
     return getattr(_local, "step", None)
 
 
 class StopWish:
-    """A worker's wish to stop, which travels with the gradients of its next step.
+    """A worker's request to stop training, which is sent with the gradients of its next step.
 
     Attributes
     ----------
     wanted
-        1.0 if this worker wants to stop.
+        1.0 if this worker requests a stop.
     agreed
-        Number of workers that wanted to in the last step; the same on all.
+        Number of workers that requested a stop in the last step; the same on all workers.
     """
 
     def __init__(self) -> None:
@@ -45,24 +45,24 @@ class StopWish:
         self.agreed = tf.Variable(0.0, trainable=False)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset both."""
         self.wanted.assign(0.0)
         self.agreed.assign(0.0)
 
 
 class Step:
-    """What a step's hooks need: the rows of its batch, and collectives in the same order on all workers.
+    """The context of a step for its hooks: the rows of its batch, and collectives in the same order on all workers.
 
     Attributes
     ----------
     rows
-        float32 scalar: rows of this worker's batch.
+        float32 scalar: number of rows of this worker's batch.
     stop
-        The worker's wish to stop, if anyone asks.
+        The worker's request to stop, or ``None``.
     is_applying
-        Whether an optimizer applies what the workers have added up already.
+        Whether an optimizer is applying gradients that are already summed over the workers.
     sums_gradients
-        Whether gradients are added up over rows instead of averaged, as for a loss without reduction.
+        Whether gradients are summed over rows instead of averaged, as for a loss without reduction.
     """
 
     def __init__(self, group: Group, first_key: int, rows: tf.Tensor, stop: StopWish | None = None) -> None:
@@ -84,7 +84,7 @@ class Step:
 
     @property
     def weight(self) -> tf.Tensor:
-        """float32 scalar: what this worker's gradient counts."""
+        """float32 scalar: the weight of this worker's gradient."""
         return tf.ones([]) if self.sums_gradients else self.rows
 
     def key(self, count: int = 1) -> int:
@@ -92,15 +92,15 @@ class Step:
         if self.compiling:
             raise NeedsCollective
         if self._next + count > KEYS_OF_STEP:
-            raise RuntimeError(f"A training step takes more than {KEYS_OF_STEP} keys for its collectives.")
+            raise RuntimeError(f"A training step needs more than {KEYS_OF_STEP} keys for its collectives.")
         self._next += count
         return self._first_key + self._next - count
 
     def in_order(self, collective: Callable[[], tf.Tensor]) -> tf.Tensor:
-        """Make a collective after those before it.
+        """Run a collective after the earlier collectives of the step.
 
-        Workers of one host wait for one another within an operation, which keeps a thread: with few threads, others
-        must not be waited for elsewhere meanwhile.
+        Workers of one host wait for each other inside an operation, which blocks a thread. With few threads, two such
+        operations at the same time could deadlock.
         """
         if self.group.shared is None or tf.executing_eagerly():
             return collective()
@@ -110,7 +110,7 @@ class Step:
         return self._last
 
     def all_reduce(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
-        """Add up over the workers a tensor of static shape; those that join add zeros, and call `joined` with it.
+        """Sum a tensor of static shape over the workers; workers that join add zeros and call `joined` with the sum.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class Step:
             If the shape is not known when the step is traced.
         """
         if not value.shape.is_fully_defined():
-            raise ValueError(f"Only tensors of a known shape can be added up over the workers, got {value.shape}.")
+            raise ValueError(f"A sum over the workers needs a tensor of static shape, got shape {value.shape}.")
         key, shape, dtype = self.key(), value.shape, value.dtype
 
         def join() -> None:
@@ -130,9 +130,9 @@ class Step:
         return self.in_order(lambda: self.group.all_reduce(value, key))
 
     def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
-        """Add up over the workers, and let the gradient flow back to what each has added.
+        """Sum over the workers; the gradient flows back to each worker's value.
 
-        The workers' gradients will be weighted by `weight`, so what flows back is divided by it.
+        The optimizer weights each worker's gradient by `weight`, so the gradient is divided by it here.
         """
 
         @tf.custom_gradient
@@ -149,19 +149,19 @@ class Step:
         return self._total_rows
 
     def gather(self, value: Any) -> tf.Tensor:
-        """Concatenate a tensor's rows of all workers, in order of rank; the gradient flows to this worker's own.
+        """Concatenate the rows of all workers, in order of rank; the gradient flows to this worker's rows.
 
-        A number that is computed from it has the gradient of one worker's rows only: see `share`.
+        Apply `share` to a number that is computed from the result, because its gradient covers only this worker's rows.
         """
         original = tf.convert_to_tensor(value)
         if original.dtype == tf.string:
-            raise NotImplementedError("A loss or metric that looks at all rows at once cannot take strings.")
+            raise NotImplementedError("A loss or metric over the rows of all workers does not support strings.")
         value = _summable(original)
         inner, rank = value.shape[1:], self.group.rank
         size_key, key = self.key(), self.key(VARYING_KEYS)
 
         def sizes(rows: tf.Tensor, dims: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            """Return the rows of each worker, and the shape of a row."""
+            """Return the number of rows of each worker, and the shape of a row."""
             mine = tf.one_hot(rank, self.group.size, rows, 0, dtype=tf.int32)
             both = self.in_order(lambda: self.group.all_reduce(tf.concat([mine, dims], 0), size_key, "Max"))
             return both[: self.group.size], both[self.group.size :]
@@ -187,12 +187,12 @@ class Step:
         return tf.cast(result, original.dtype)
 
     def share(self, value: tf.Tensor) -> tf.Tensor:
-        """Scale the gradient of a number that all workers have computed from all rows; its value stays."""
+        """Scale the gradient of a number that all workers compute from all rows; its value does not change."""
         factor = tf.cast(self.total_rows() / self.rows, value.dtype)
         return value * factor + tf.stop_gradient(value - value * factor)
 
     def replay(self, replays: list[Callable[[], None]]) -> None:
-        """Make the collectives of a step that another worker runs, and the same updates."""
+        """Run the collectives and updates of a step without rows."""
         self._last = None
         with self:
             for replay in replays:
@@ -235,7 +235,7 @@ class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 
 def has_rows(batch: Any) -> bool:
-    """Whether a structure holds a tensor with rows."""
+    """Return whether a structure has a tensor with rows."""
     return any(getattr(getattr(t, "shape", None), "rank", 0) != 0 for t in tf.nest.flatten(batch) if t is not None)
 
 
@@ -254,7 +254,7 @@ def rows_of(batch: Any) -> tf.Tensor:
             return tf.cast(leaf.dense_shape[0], tf.int32)
         if leaf is not None and getattr(leaf, "shape", None) is not None and leaf.shape.rank != 0:
             return tf.shape(leaf)[0]
-    raise ValueError("The batch holds no tensor with rows.")
+    raise ValueError("The batch has no tensor with rows.")
 
 
 class SynchronizedFunction:
@@ -263,13 +263,13 @@ class SynchronizedFunction:
     Parameters
     ----------
     function
-        Called with the batch, or its parts; returns a structure of tensors and numbers, or nothing.
+        Called with the batch, or its parts; returns a structure of tensors and numbers, or ``None``.
     group
         The workers.
     joined
-        Returns what a worker that joins returns, given zeros like what the others return.
+        Returns the result of a worker that joins; its argument is zeros in the structure of the others' results.
     stop
-        The worker's wish to stop, to be told to the others.
+        The worker's request to stop, which is sent to the others.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class SynchronizedFunction:
         self._noted: dict[str, _Noted] = {}
 
     def __call__(self, *batch: Any, **more: Any) -> Any:
-        """Run the step, or join it; without a batch all workers run it."""
+        """Run the step, or join it if the batch has 0 rows; without a batch, all workers run it."""
         noted = self._noted_of(batch, more)
         if not has_rows((batch, more)):
             return self._run(noted, self._step(noted, tf.constant(1)), batch, more)
@@ -297,7 +297,7 @@ class SynchronizedFunction:
         return tf.cond(count > 0, lambda: self._run(noted, step, batch, more), lambda: self._join(noted, step))
 
     def _noted_of(self, batch: Any, more: Any) -> _Noted:
-        """Return what is known of batches of this kind, which have collectives, and so keys, of their own."""
+        """Return the record for batches of this kind; each kind has its own collectives and keys."""
         kind = str(tf.nest.map_structure(_kind_of, (batch, more)))
         if kind not in self._noted:
             self._noted[kind] = _Noted(self._group.new_keys())
@@ -307,11 +307,11 @@ class SynchronizedFunction:
         return Step(self._group, noted.first_key, tf.cast(rows, tf.float32), self._stop)
 
     def is_noted(self, *batch_spec: Any) -> bool:
-        """Whether the collectives of the function are known for batches like these."""
+        """Return whether the collectives of the function are recorded for batches like these."""
         return self._noted_of(batch_spec, {}).replays is not None
 
     def note(self, *batch_spec: Any) -> None:
-        """Trace the function to note its collectives, which a worker that joins eagerly needs before it runs any."""
+        """Trace the function to record its collectives, for a worker that joins eagerly before it has run the step."""
 
         @tf.function(autograph=False)
         def traced(*batch: Any) -> None:
@@ -340,7 +340,7 @@ class SynchronizedFunction:
 
 @dataclass
 class _Noted:
-    """What has been noted of a function when it ran or was traced: its collectives, and what it returns."""
+    """The record of a function that was run or traced: its collectives and the structure of its result."""
 
     first_key: int
     replays: list[Callable[[], None]] | None = None
@@ -348,7 +348,7 @@ class _Noted:
 
 
 def _kind_of(value: Any) -> str:
-    """Describe a part of a batch by what is the same on all workers and in graphs: not by its shape."""
+    """Describe a part of a batch by properties that are equal on all workers and in graphs; the shape is not one."""
     if getattr(value, "dtype", None) is None:
         return type(value).__name__
     sparse, ragged = (tf.SparseTensor, tf.SparseTensorSpec), (tf.RaggedTensor, tf.RaggedTensorSpec)
@@ -357,7 +357,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _spec_of(value: Any) -> Any:
-    """Return the spec of batches like this one, of any number of rows."""
+    """Return the spec of batches like this one, with any number of rows."""
     if value is None:
         return None
     spec = tf.type_spec_from_value(value)

@@ -1,4 +1,4 @@
-"""``ctx.strategy()`` of the engine: one local replica, whose scope says what trains together with the other workers."""
+"""``ctx.strategy()`` of the engine: one local replica; objects made in its scope are synchronized."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
-    """TensorFlow's default strategy, by which this worker's steps meet those of the others.
+    """TensorFlow's default strategy, with steps that all workers run together.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
     @contextmanager
     def scope(self) -> Iterator[LocalStrategy]:  # type: ignore[override]
-        """Models, optimizers and metrics that are made within it train together with those of the other workers."""
+        """Synchronize the models, optimizers and metrics that are made in this scope."""
         made: list[Any] = []
         with _noting(keras.Model, made), _noting(keras.optimizers.Optimizer, made), _noting(keras.Metric, made):
             yield self
@@ -46,7 +46,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
                 self._sum_when_read(metric)
 
     def _sum_when_read(self, metric: Any) -> None:
-        """Outside of steps a metric's result is that of all workers, which all have to ask for it."""
+        """Make ``metric.result()`` outside of steps the result over all workers; all workers must call it."""
         result, key = metric.result, self._engine.group.new_keys()
 
         def over_all() -> Any:
@@ -58,9 +58,9 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         metric.result = over_all
 
     def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
-        """Run a step on a batch; a worker whose batch has no rows joins the others without calling `fn`.
+        """Run a step on a batch; a worker whose batch has 0 rows joins the others without calling `fn`.
 
-        `fn` must be the same function, or be made at the same place of the program, at each call.
+        Pass the same function in each call, or a function that is defined at the same place of the program.
         """
         if current() is not None or self._engine.group.size == 1:
             return self._default.run(fn, args, kwargs, options)
@@ -69,7 +69,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return self._synchronized(fn)(*args, **(kwargs or {}))
 
     def _synchronized(self, fn: Callable[..., Any]) -> SynchronizedFunction:
-        # A function within another is made anew at each call of that.
+        # A nested function is a new object in each call of the outer function.
         place = getattr(fn, "__code__", fn)
         if place not in self._by_place:
             self._by_place[place] = SynchronizedFunction(fn, self._engine.group)
@@ -86,9 +86,9 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return self._engine.distribute(dataset)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
-        """Reduce a value that each worker has, over all workers; all have to call it.
+        """Reduce a value over all workers; all workers must call it.
 
-        With an `axis`, over it as well, each row counting the same.
+        With an `axis`, reduce over this axis too; each row has the same weight.
         """
         group = self._engine.group
         if current() is not None or group.size == 1:
@@ -114,7 +114,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
 @contextmanager
 def _noting(cls: Any, made: list[Any]) -> Iterator[None]:
-    """Note the objects of a class that are made meanwhile."""
+    """Collect the objects of a class that are made in this context."""
     owner = next(c for c in cls.__mro__ if "__init__" in c.__dict__)
     original = owner.__init__
 

@@ -1,4 +1,4 @@
-"""Keras callbacks that write files: on other workers than the chief they write to a directory that is removed."""
+"""Keras callbacks that write files: on workers other than the chief they write to a temporary directory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WRITERS: dict[type, str] = {
     keras.callbacks.CSVLogger: "filename",
     keras.callbacks.TensorBoard: "log_dir",
 }
-"""Callbacks that write, and the attribute that says where to."""
+"""Callbacks that write files, and their attribute with the path."""
 
 
 def flat(callbacks: Any) -> list[Any]:
-    """Return the callbacks of a list, of a list within a list, or of a ``CallbackList``."""
+    """Return the callbacks of a list, of nested lists, or of a ``CallbackList``."""
     if callbacks is None:
         return []
     inner = getattr(callbacks, "callbacks", callbacks)
@@ -32,7 +32,7 @@ def flat(callbacks: Any) -> list[Any]:
 
 @contextmanager
 def only_chief_writes(callbacks: Sequence[Any], is_chief: bool) -> Iterator[None]:
-    """Have what is not the chief write to a scratch directory meanwhile."""
+    """Redirect files of callbacks to a temporary directory, except on the chief."""
     if is_chief:
         yield
         return
@@ -67,7 +67,7 @@ def _redirect(callback: Any, attribute: str, directory: str) -> Callable[[], Non
             setattr(callback, name, value)
 
     if isinstance(callback, keras.callbacks.BackupAndRestore):
-        # What it restores is the chief's; only what it writes goes elsewhere.
+        # It still restores from the chief's directory; only its writes are redirected.
         begin = callback.on_train_begin
 
         def on_train_begin(logs: Any = None) -> None:

@@ -1,0 +1,274 @@
+package tfspark.columns
+
+import org.apache.spark.sql.catalyst.expressions.{UnsafeArrayData, UnsafeRow}
+import org.apache.spark.sql.types._
+import org.apache.spark.unsafe.Platform
+
+/** The values of one column, or of one level of its arrays and structs, as Arrow's buffers.
+  *
+  * Values are read where Spark has them: in the memory of an UnsafeRow or an UnsafeArrayData, the container.
+  */
+abstract class ColumnWriter {
+  private val validity = new Bits
+  private var nulls = 0
+  private var count = 0
+
+  /** Append a value.
+    *
+    * @param container where the container is in `base`: what has no fixed size is found from there
+    * @param at where the field or element is in `base`
+    */
+  final def append(base: AnyRef, container: Long, at: Long): Unit = {
+    copy(base, container, at)
+    if (nulls > 0) validity.put(true)
+    count += 1
+  }
+
+  final def appendNull(): Unit = {
+    if (nulls == 0) validity.fill(count)
+    validity.put(false)
+    skip()
+    nulls += 1
+    count += 1
+  }
+
+  /** Append the elements of an array that has no null. */
+  def appendAll(base: AnyRef, array: Long, first: Long, length: Int, step: Int): Unit = {
+    var i = 0
+    while (i < length) {
+      append(base, array, first + i.toLong * step)
+      i += 1
+    }
+  }
+
+  /** Count values that have been copied. */
+  protected final def counted(more: Int): Unit = {
+    if (nulls > 0) (0 until more).foreach(_ => validity.put(true))
+    count += more
+  }
+
+  protected def copy(base: AnyRef, container: Long, at: Long): Unit
+
+  /** Append what stands for a null. */
+  protected def skip(): Unit
+
+  def clear(): Unit = {
+    validity.clear()
+    nulls = 0
+    count = 0
+  }
+
+  /** Add the buffers to a batch, in the order of Arrow's format: a column before what is inside it. */
+  def addTo(batch: BatchMessage): Unit = {
+    batch.addColumn(count, nulls)
+    batch.addBuffer(if (nulls > 0) validity.bytes else Empty)
+  }
+
+  private val Empty = ColumnWriter.Empty
+}
+
+object ColumnWriter {
+  private val Empty = new Bytes
+
+  def isSupported(t: DataType): Boolean = t match {
+    case BooleanType | ByteType | ShortType | IntegerType | LongType | FloatType | DoubleType | BinaryType | DateType |
+        TimestampType | TimestampNTZType | _: StringType | _: DecimalType =>
+      true
+    case ArrayType(element, _) => isSupported(element)
+    case StructType(fields) => fields.nonEmpty && fields.forall(f => isSupported(f.dataType))
+    case udt: UserDefinedType[_] => isSupported(udt.sqlType)
+    case _ => false
+  }
+
+  def of(t: DataType): ColumnWriter = t match {
+    case BooleanType => new BooleanWriter
+    case ByteType => new ByteWriter
+    case ShortType => new ShortWriter
+    case IntegerType | DateType | FloatType => new IntWriter
+    case LongType | DoubleType | TimestampType | TimestampNTZType => new LongWriter
+    case BinaryType | _: StringType => new BinaryWriter
+    case d: DecimalType => if (d.precision <= Decimal.MAX_LONG_DIGITS) new ShortDecimalWriter else new LongDecimalWriter
+    case ArrayType(element, _) => new ListWriter(of(element), elementBytes(element))
+    case StructType(fields) => new StructWriter(fields.map(f => of(f.dataType)))
+    case udt: UserDefinedType[_] => of(udt.sqlType)
+  }
+
+  /** How far apart the elements of an UnsafeArrayData are. */
+  private def elementBytes(t: DataType): Int = t match {
+    case BooleanType | ByteType => 1
+    case ShortType => 2
+    case IntegerType | DateType | FloatType => 4
+    case _ => 8
+  }
+
+  def isSet(base: AnyRef, bits: Long, index: Int): Boolean =
+    (Platform.getLong(base, bits + (index >> 6) * 8L) >>> (index & 63) & 1L) != 0L
+
+  /** Whether one of the bits of whole words is set. */
+  def anySet(base: AnyRef, bits: Long, nbytes: Int): Boolean = {
+    var at = 0
+    while (at < nbytes && Platform.getLong(base, bits + at) == 0L) at += 8
+    at < nbytes
+  }
+}
+
+final class BooleanWriter extends ColumnWriter {
+  private val values = new Bits
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.put(Platform.getByte(base, at) != 0)
+  override protected def skip(): Unit = values.put(false)
+  override def clear(): Unit = { super.clear(); values.clear() }
+  override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values.bytes) }
+}
+
+/** Values that all have the same number of bytes in Arrow. */
+abstract class ValuesWriter extends ColumnWriter {
+  protected val values = new Bytes
+  override def clear(): Unit = { super.clear(); values.clear() }
+  override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values) }
+}
+
+/** Values that Arrow has as Spark does, so that arrays of them are copied whole. */
+abstract class FixedWriter(width: Int) extends ValuesWriter {
+  override def appendAll(base: AnyRef, array: Long, first: Long, length: Int, step: Int): Unit = {
+    values.put(base, first, Math.multiplyExact(length, width))
+    counted(length)
+  }
+}
+
+final class ByteWriter extends FixedWriter(1) {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putByte(Platform.getByte(base, at))
+  override protected def skip(): Unit = values.putByte(0)
+}
+
+final class ShortWriter extends FixedWriter(2) {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putShort(Platform.getShort(base, at))
+  override protected def skip(): Unit = values.putShort(0)
+}
+
+final class IntWriter extends FixedWriter(4) {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putInt(Platform.getInt(base, at))
+  override protected def skip(): Unit = values.putInt(0)
+}
+
+final class LongWriter extends FixedWriter(8) {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putLong(Platform.getLong(base, at))
+  override protected def skip(): Unit = values.putLong(0)
+}
+
+/** Decimals that Spark has as a long; Arrow has 16 bytes. */
+final class ShortDecimalWriter extends ValuesWriter {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
+    val unscaled = Platform.getLong(base, at)
+    values.putLong(unscaled)
+    values.putLong(unscaled >> 63)
+  }
+  override protected def skip(): Unit = { values.putLong(0); values.putLong(0) }
+}
+
+/** Decimals that Spark has as the bytes of a BigInteger, the highest first; Arrow has 16 bytes, the lowest first. */
+final class LongDecimalWriter extends ValuesWriter {
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
+    val place = Platform.getLong(base, at)
+    val (start, length) = (container + (place >> 32), place.toInt)
+    var i = length - 1
+    while (i >= 0) {
+      values.putByte(Platform.getByte(base, start + i))
+      i -= 1
+    }
+    values.fill((Platform.getByte(base, start) >> 7).toByte, 16 - length)
+  }
+  override protected def skip(): Unit = values.fill(0, 16)
+}
+
+final class BinaryWriter extends ColumnWriter {
+  private val ends = new Bytes
+  private val values = new Bytes
+  ends.putInt(0)
+
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
+    val place = Platform.getLong(base, at)
+    // Spark pads what has no fixed size to whole words.
+    values.putPadded(base, container + (place >> 32), place.toInt)
+    ends.putInt(values.size)
+  }
+
+  override protected def skip(): Unit = ends.putInt(values.size)
+
+  override def clear(): Unit = {
+    super.clear()
+    ends.clear()
+    ends.putInt(0)
+    values.clear()
+  }
+
+  override def addTo(batch: BatchMessage): Unit = {
+    super.addTo(batch)
+    batch.addBuffer(ends)
+    batch.addBuffer(values)
+  }
+}
+
+final class ListWriter(element: ColumnWriter, step: Int) extends ColumnWriter {
+  private val ends = new Bytes
+  private var total = 0
+  ends.putInt(0)
+
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
+    val array = container + (Platform.getLong(base, at) >> 32)
+    val length = Platform.getLong(base, array).toInt
+    val header = UnsafeArrayData.calculateHeaderPortionInBytes(length)
+    if (!ColumnWriter.anySet(base, array + 8, header - 8)) element.appendAll(base, array, array + header, length, step)
+    else {
+      var i = 0
+      while (i < length) {
+        if (ColumnWriter.isSet(base, array + 8, i)) element.appendNull()
+        else element.append(base, array, array + header + i.toLong * step)
+        i += 1
+      }
+    }
+    total = Math.addExact(total, length)
+    ends.putInt(total)
+  }
+
+  override protected def skip(): Unit = ends.putInt(total)
+
+  override def clear(): Unit = {
+    super.clear()
+    ends.clear()
+    ends.putInt(0)
+    total = 0
+    element.clear()
+  }
+
+  override def addTo(batch: BatchMessage): Unit = {
+    super.addTo(batch)
+    batch.addBuffer(ends)
+    element.addTo(batch)
+  }
+}
+
+/** The fields of a row or a struct. */
+final class StructWriter(fields: Array[ColumnWriter]) extends ColumnWriter {
+  private val nullBytes = UnsafeRow.calculateBitSetWidthInBytes(fields.length)
+
+  override protected def copy(base: AnyRef, container: Long, at: Long): Unit =
+    appendFields(base, container + (Platform.getLong(base, at) >> 32))
+
+  /** Append the fields of the UnsafeRow at this place. */
+  def appendFields(base: AnyRef, row: Long): Unit = {
+    val first = row + nullBytes
+    val whole = !ColumnWriter.anySet(base, row, nullBytes)
+    var i = 0
+    while (i < fields.length) {
+      if (whole || !ColumnWriter.isSet(base, row, i)) fields(i).append(base, row, first + i * 8L)
+      else fields(i).appendNull()
+      i += 1
+    }
+  }
+
+  override protected def skip(): Unit = fields.foreach(_.appendNull())
+
+  override def clear(): Unit = { super.clear(); fields.foreach(_.clear()) }
+  override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); addFieldsTo(batch) }
+  def addFieldsTo(batch: BatchMessage): Unit = fields.foreach(_.addTo(batch))
+}

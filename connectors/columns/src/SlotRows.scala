@@ -1,0 +1,99 @@
+package tfspark.columns
+
+import org.apache.spark.{Partition, TaskContext}
+import org.apache.spark.rdd.RDD
+import org.apache.spark.sql.ExperimentalMethods
+import org.apache.spark.sql.catalyst.InternalRow
+import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeReference, AttributeSet}
+import org.apache.spark.sql.catalyst.plans.logical.{LogicalPlan, UnaryNode}
+import org.apache.spark.sql.execution.{SparkPlan, SparkStrategy, UnaryExecNode}
+import org.apache.spark.sql.internal.{ReadOnlySQLConf, SQLConf}
+import org.apache.spark.sql.tfspark.Planning
+import org.apache.spark.sql.types._
+
+/** All columns of a plan in slots of shared memory; its rows say where (`SlotRows.schema`). */
+case class SlotRows(output: Seq[Attribute], child: LogicalPlan) extends UnaryNode {
+  // The optimizer must not take a column for unused.
+  override lazy val references: AttributeSet = child.outputSet
+  override def producedAttributes: AttributeSet = outputSet
+  override protected def withNewChildInternal(newChild: LogicalPlan): SlotRows = copy(child = newChild)
+}
+
+object SlotRows {
+  val schema: StructType = new StructType()
+    .add("path", StringType)
+    .add("key", BinaryType)
+    .add("word", LongType, nullable = false)
+    .add("ticket", LongType, nullable = false)
+    .add("start", LongType, nullable = false)
+    .add("nbytes", LongType, nullable = false)
+    .add("message", BinaryType)
+
+  /** Whether all columns have types that can be written. */
+  def isSupported(schema: StructType): Boolean = schema.nonEmpty && schema.forall(f => ColumnWriter.isSupported(f.dataType))
+
+  /** The plan of the slots of another plan. */
+  def of(child: LogicalPlan): LogicalPlan =
+    SlotRows(schema.map(f => AttributeReference(f.name, f.dataType, f.nullable)()), child)
+
+  /** Have a session know how `SlotRows` is run. */
+  def enable(methods: ExperimentalMethods): Unit =
+    if (!methods.extraStrategies.contains(SlotStrategy)) methods.extraStrategies = methods.extraStrategies :+ SlotStrategy
+}
+
+object SlotStrategy extends SparkStrategy {
+  override def apply(plan: LogicalPlan): Seq[SparkPlan] = plan match {
+    case SlotRows(output, child) => Seq(SlotRowsExec(output, planLater(child)))
+    // Spark would wait for thousands of rows before it sends any to Python.
+    case reader: UnaryNode if reader.child.isInstanceOf[SlotRows] && reader.nodeName.endsWith("MapInArrow") =>
+      Planning.operators(reader, planLater(reader.child)).map(RowByRowExec(_))
+    case _ => Nil
+  }
+}
+
+case class SlotRowsExec(output: Seq[Attribute], child: SparkPlan, again: Boolean = false) extends UnaryExecNode {
+  override def producedAttributes: AttributeSet = outputSet
+
+  override protected def doExecute(): RDD[InternalRow] = {
+    val types = child.output.map(_.dataType).toArray
+    // What computes the rows is not to be given rows one by one.
+    new TaskSettings(child.execute(), rowByRow = false)
+      .mapPartitions(rows => new SlotIterator(rows, types, TaskContext.get()))
+  }
+
+  override protected def withNewChildInternal(newChild: SparkPlan): SlotRowsExec = copy(child = newChild)
+}
+
+/** Rows whose operators, as far as they begin with a partition, have settings of their own in tasks. */
+private final class TaskSettings(rows: RDD[InternalRow], rowByRow: Boolean) extends RDD[InternalRow](rows) {
+  override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
+
+  override def compute(split: Partition, context: TaskContext): Iterator[InternalRow] = {
+    val own = new ReadOnlySQLConf(context)
+    SQLConf.withExistingConf(if (rowByRow) changed(own) else own)(firstParent[InternalRow].iterator(split, context))
+  }
+
+  private def changed(own: SQLConf): SQLConf = {
+    val settings = new SQLConf
+    own.getAllConfs.foreach { case (name, value) => if (name.startsWith("spark.sql.")) settings.setConfString(name, value) }
+    settings.setConf(SQLConf.ARROW_EXECUTION_MAX_RECORDS_PER_BATCH, 1)
+    settings
+  }
+}
+
+/** An operator over slots, to which Spark hands each of them as soon as it is full. */
+case class RowByRowExec(child: SparkPlan) extends UnaryExecNode {
+  override def output: Seq[Attribute] = child.output
+
+  override protected def doExecute(): RDD[InternalRow] = {
+    // Spark makes operators anew only for children that are not equal.
+    val slots = child.children.map {
+      case s: SlotRowsExec => s.copy(again = true)
+      case other => other
+    }
+    // Spark 3.5 asks for the setting here, and later ones in the task.
+    new TaskSettings(Planning.rowByRow(child)(child.withNewChildren(slots)).execute(), rowByRow = true)
+  }
+
+  override protected def withNewChildInternal(newChild: SparkPlan): RowByRowExec = copy(child = newChild)
+}

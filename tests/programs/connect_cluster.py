@@ -1,0 +1,236 @@
+"""Clusters in a session of Spark Connect: ``connect_cluster.py DIRECTORY REMOTE [SCENE ...]``.
+
+Prints, for each scene, a line of JSON: its name and what it found, or the error that it met.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tfspark
+from tfspark.errors import TFSparkError
+
+ROWS = 60
+
+
+def read_ids(args: Any, ctx: Any) -> list[int]:
+    return sorted(int(i) for _ in ctx.epochs() for batch in ctx.dataset(8) for i in batch["id"])
+
+
+def stream_ids(args: Any, ctx: Any) -> list[int]:
+    return sorted(int(i) for batch in ctx.stream(8) for i in batch["id"])
+
+
+def dies_once(args: Any, ctx: Any) -> list[int]:
+    found = read_ids(args, ctx)
+    if ctx.restarts == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+
+def wait_to_be_stopped(args: Any, ctx: Any) -> int:
+    Path(args).touch()
+    ctx._link.stopping.wait(120.0)
+    return os.getpid()
+
+
+def answer(args: Any, ctx: Any) -> None:
+    ctx.serve(lambda columns: columns["id"] * 2)
+
+
+def all_results(cluster: tfspark.Cluster) -> list[int]:
+    return sorted(i for found in cluster.results.values() for i in found)
+
+
+def inputs(spark: Any, directory: str) -> Any:
+    """A shuffled DataFrame, a pandas one and an iterator of DataFrames, each row once an epoch."""
+    import pandas as pd
+
+    shuffled = spark.range(0, 20, 1, 4).repartition(3)
+    with tfspark.Cluster(spark, read_ids, workers=2, strategy="none") as cluster:
+        fed = cluster.feed(shuffled, epochs=2).rows
+        fed += cluster.feed(pd.DataFrame({"id": range(20, 40)})).rows
+        fed += cluster.feed(iter([spark.range(40, 50), spark.range(50, 60)])).rows
+    return {"fed": fed, "read": all_results(cluster), "workers": len(cluster.results)}
+
+
+def learned(spark: Any, directory: str) -> Any:
+    """What a client learns of its session without a JVM."""
+    from tfspark.spark import connect, plans
+
+    cores = connect.count_cores(spark)
+    spark.conf.set("spark.sql.leafNodeDefaultParallelism", "3")
+    hidden = connect.count_cores(spark)
+    spark.conf.unset("spark.sql.leafNodeDefaultParallelism")
+    spread = spark.range(9).repartition(2)
+    return {
+        "connect": [connect.is_connect(spark), connect.is_connect(spread), connect.is_connect(directory)],
+        "cores": [cores, hidden],
+        "server": connect.server_host(spark),
+        "encrypts": connect.encrypts(spark),
+        "settings": [connect.setting_of(spark, "spark.master"), connect.setting_of(spark, "spark.no.such.setting")],
+        "plan": "Range" in connect.plan_of(spark.range(9)),
+        "one_stage": [plans.in_one_stage(spark.range(9)), plans.in_one_stage(spread)],
+        "moves": [plans.rows_can_move(spark.range(9)), plans.rows_can_move(spread)],
+    }
+
+
+def where(spark: Any, directory: str) -> Any:
+    """The hosts of the nodes, and the address by which they reach the client."""
+    from tfspark.control.addresses import driver_addresses
+
+    with tfspark.Cluster(spark, lambda args, ctx: None, workers=2, spread=True) as cluster:
+        nodes = sorted(a.host for a in cluster.nodes.nodes)
+    return {"nodes": nodes, "client": driver_addresses(spark)}
+
+
+def arriving(spark: Any, source: str) -> Any:
+    """Return a stream of three files with 20 rows each, of which the last row has a null."""
+    spark.range(0, ROWS, 1, 3).selectExpr("id", "if(id = 59, null, id) as v").write.parquet(source)
+    return spark.readStream.schema("id long, v long").option("maxFilesPerTrigger", 1).parquet(source)
+
+
+def stream(spark: Any, directory: str) -> Any:
+    """Each micro-batch is fed from the client."""
+    rows = arriving(spark, f"{directory}/source")
+    with tfspark.Cluster(spark, stream_ids, workers=2, strategy="none") as cluster:
+        query = cluster.feed_stream(rows, columns=["id"], trigger={"availableNow": True})
+        ended = query.awaitTermination(120)
+    return {"ended": ended, "read": all_results(cluster), "feeds": [r.rows for r in cluster.feed_reports]}
+
+
+def bad_stream(spark: Any, directory: str) -> Any:
+    """A micro-batch that cannot be fed fails the query and the cluster."""
+    rows = arriving(spark, f"{directory}/bad-source")
+    found = {}
+    try:
+        with tfspark.Cluster(spark, stream_ids, workers=1) as cluster:
+            query = cluster.feed_stream(rows, trigger={"availableNow": True})
+    except TFSparkError as e:
+        found["error"] = f"{type(e).__name__}: {e}"
+    look = threading.Event()
+    while query.isActive:
+        look.wait(0.05)
+    found["query"] = str(query.exception())
+    found["views"] = [t.name for t in spark.catalog.listTables("global_temp")]
+    return found
+
+
+def predictions(spark: Any, directory: str) -> Any:
+    """Workers answer rows of a DataFrame."""
+    with tfspark.Cluster(spark, answer, workers=2, strategy="none") as cluster:
+        rows = cluster.predict(spark.range(0, ROWS, 1, 4), "twice long").collect()
+    return sorted([r.id, r.twice] for r in rows)
+
+
+def restart(spark: Any, directory: str) -> Any:
+    """Nodes that were killed are started again and fed again."""
+    with tfspark.Cluster(spark, dies_once, workers=1, max_restarts=1) as cluster:
+        cluster.feed(spark.range(ROWS), epochs=2)
+    return {"read": all_results(cluster), "restarts": [str(e).splitlines()[0] for e in cluster.restarts]}
+
+
+def live_view(spark: Any, directory: str) -> Any:
+    """The page and its metrics are served by the client, encrypted messages reach it, and stop() ends the nodes."""
+    there = Path(directory, "waits")
+    cluster = tfspark.Cluster(spark, wait_to_be_stopped, str(there), workers=1, ui=True, tls=True).start()
+    cluster._require_started().coordinator.wait(there.exists, 60.0)
+    assert cluster.ui_url is not None
+    with urllib.request.urlopen(f"{cluster.ui_url.rstrip('/')}/metrics") as page:
+        metrics = page.read().decode()
+    pid = cluster.nodes.nodes[0].pid
+    cluster.stop(grace=10.0)
+    return {
+        "metrics": "tfspark_" in metrics,
+        "process": os.path.exists(f"/proc/{pid}"),
+        "threads": sorted(t.name for t in threading.enumerate() if t.name.startswith("tfspark")),
+    }
+
+
+def resources(spark: Any, directory: str) -> Any:
+    """Nodes get the CPUs that they ask for, or it is said at once that there are too few."""
+    found: dict[str, Any] = {}
+    for name, options in {
+        "many": {"workers": 9},
+        "large": {"workers": 3, "cpus_per_node": 2},
+        "fits": {"workers": 2, "cpus_per_node": 2},
+    }.items():
+        try:
+            found[name] = len(tfspark.run(spark, lambda args, ctx: None, start_timeout=60, **options))
+        except TFSparkError as e:
+            found[name] = f"{type(e).__name__}: {e}"
+    return found
+
+
+def cancelling(spark: Any, directory: str) -> Any:
+    """A job with a tag can be cancelled; others go on."""
+    from tfspark.spark.jobs import TaggedJob
+
+    begun = Path(directory, "begun")
+
+    def block(batches: Iterator[Any]) -> Iterator[Any]:
+        begun.touch()
+        threading.Event().wait(300.0)
+        yield from batches
+
+    over = threading.Event()
+    errors: list[str] = []
+
+    def on_end(_: Any, error: BaseException | None) -> None:
+        errors.append(type(error).__name__)
+        over.set()
+
+    job = TaggedJob(spark, "tfspark-cancelled", lambda: spark.range(1).mapInArrow(block, "id long").collect(), on_end)
+    look = threading.Event()
+    while not begun.exists():
+        look.wait(0.05)
+    job.cancel()
+    return {"over": over.wait(60), "joined": job.join(10), "errors": errors, "others": spark.range(3).count()}
+
+
+def unreachable(spark: Any, directory: str) -> Any:
+    """A client that executors do not reach is told so before anything starts."""
+    return len(tfspark.run(spark, lambda args, ctx: None, workers=1))
+
+
+SCENES: dict[str, Callable[[Any, str], Any]] = {
+    f.__name__: f
+    for f in (
+        learned,
+        inputs,
+        where,
+        stream,
+        bad_stream,
+        predictions,
+        restart,
+        live_view,
+        resources,
+        cancelling,
+        unreachable,
+    )
+}
+
+
+def main() -> None:
+    directory, remote, *names = sys.argv[1:]
+    quiet = {"spark.ui.enabled": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
+    spark = tfspark.session("connect", remote=remote, **quiet)
+    for name in names:
+        try:
+            found = SCENES[name](spark, directory)
+        except TFSparkError as e:
+            found = {"error": f"{type(e).__name__}: {e}", "hint": e.hint}
+        print(json.dumps({"scene": name, "found": found}), flush=True)
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Arrays of numbers that travel from Spark to Python as bytes.
+
+Spark writes arrays to Arrow value by value, which takes longer than a small model does. The connector's jar holds an
+expression that makes bytes of them, which are copied whole (``connectors/columns/src/PackedArray.scala``). Where it
+is not to be had (Spark Connect, a session without the jar), arrays travel as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from tfspark.columns.rows import RowName, in_batch
+from tfspark.columns.spec import ColumnSpec
+from tfspark.columns.types import spark_type_of
+from tfspark.errors import SchemaError, all_of
+from tfspark.spark.expressions import bridge_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
+
+SHORTEST = 16
+"""Arrays of fewer values gain nothing by it."""
+
+_PACKED = ("float32", "float64", "int32", "int64")
+"""Dtypes of the values of arrays that the expression takes."""
+
+Packed = Mapping[str, str]
+"""Columns that travel as bytes, and the dtype of the values that they hold."""
+
+
+def packed_columns(
+    df: DataFrame, columns: Mapping[str, Column], specs: Sequence[ColumnSpec], narrowed: Collection[str] = ()
+) -> tuple[dict[str, Column], Packed]:
+    """Return the columns as they go to Python, and which of them go as bytes.
+
+    Parameters
+    ----------
+    columns
+        Columns of `df` by name.
+    specs
+        The tensors that they become.
+    narrowed
+        Columns of which doubles are wanted as floats.
+    """
+    pack = _expression(df)
+    out: dict[str, Column] = dict(columns)
+    packed: dict[str, str] = {}
+    if pack is None:
+        return out, packed
+    by_name = {c.name: c for c in specs}
+    for f in df.select(*[c.alias(n) for n, c in columns.items()]).schema.fields:
+        dtype = _dtype(f.dataType)
+        if dtype is None or not _gains(by_name[f.name]):
+            continue
+        narrow = dtype == "float64" and f.name in narrowed
+        out[f.name] = pack(columns[f.name], narrow)
+        packed[f.name] = "float32" if narrow else dtype
+    return out, packed
+
+
+def _dtype(kind: DataType) -> str | None:
+    element = getattr(kind, "elementType", None)
+    return next((dtype for dtype in _PACKED if element == spark_type_of(dtype)), None)
+
+
+def _gains(c: ColumnSpec) -> bool:
+    return c.levels + c.ragged == 1 and not c.sparse and (c.ragged == 1 or math.prod(c.shape) >= SHORTEST)
+
+
+def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
+    """Return a function that makes the packing column, or None if this session does not have it."""
+    bridge = bridge_of(df.sparkSession)
+    if bridge is None:
+        return None
+    return lambda of, narrow: bridge.column(bridge.columns.PackedArray(bridge.expression(of), narrow))
+
+
+def unpacked(batch: pa.RecordBatch, packed: Packed, row: RowName = in_batch) -> pa.RecordBatch:
+    """Return a batch whose packed columns are arrays again, of fixed size if all have one; nothing is copied.
+
+    Parameters
+    ----------
+    row
+        Names a row in errors.
+
+    Raises
+    ------
+    SchemaError
+        If an array held a null, or a number that is beyond the range of the dtype.
+    """
+    if not packed:
+        return batch
+    names = batch.schema.names
+    arrays, problems = [], []
+    for name, array in zip(names, batch.columns, strict=True):
+        try:
+            arrays.append(unpacked_array(array, packed[name], name, row) if name in packed else array)
+        except SchemaError as e:
+            problems.append(e)
+    if problems:
+        raise all_of(problems)
+    return pa.RecordBatch.from_arrays(arrays, names=names)
+
+
+def unpacked_array(array: pa.Array, dtype: str, name: str, row: RowName = in_batch) -> pa.Array:
+    """Return one packed column as arrays again; see `unpacked`."""
+    value = pa.type_for_alias(dtype)
+    size = value.bit_width // 8
+    _, offsets, data = array.buffers()
+    index = pa.int64() if pa.types.is_large_binary(array.type) else pa.int32()
+    bounds = pa.Array.from_buffers(index, len(array) + 1, [None, offsets], offset=array.offset).to_numpy()
+    lengths = np.diff(bounds)
+    wrong = np.flatnonzero(lengths % size)
+    if len(wrong):
+        raise _not_packed(array, name, dtype, wrong, row)
+    start, end = int(bounds[0]), int(bounds[-1])
+    values = pa.Array.from_buffers(value, (end - start) // size, [None, (data or pa.py_buffer(b"")).slice(start)])
+    if not array.null_count and len(lengths) and lengths[0] and (lengths == lengths[0]).all():
+        return pa.FixedSizeListArray.from_arrays(values, int(lengths[0]) // size)
+    counted = pa.array(((bounds - start) // size).astype(np.int32))
+    return pa.ListArray.from_arrays(counted, values, mask=array.is_null() if array.null_count else None)
+
+
+def _not_packed(array: pa.Array, name: str, dtype: str, wrong: np.ndarray, row: RowName) -> SchemaError:
+    """Return the error of arrays that Spark could not pack; see ``PackedArray.scala`` for what stands for them."""
+    first = int(wrong[0])
+    said = array[first].as_py()
+    if len(said) > 1:
+        (value,) = struct.unpack_from("<d", said)
+        return SchemaError(
+            f"Column {name!r} holds {value} in {row(first)}, which {dtype} cannot hold.",
+            hint="Scale the column in Spark, or export the model with an input of type float64.",
+        )
+    return SchemaError(
+        f"Column {name!r} holds nulls inside {len(wrong)} of its arrays (first: {row(first)}).",
+        hint="Remove or replace them in Spark, for example with pyspark.sql.functions.transform.",
+    )
+
+
+def unpacked_schema(schema: pa.Schema, packed: Packed) -> pa.Schema:
+    """Return the schema of what `unpacked` makes of batches with this one."""
+    types = {name: pa.list_(pa.type_for_alias(dtype)) for name, dtype in packed.items()}
+    return pa.schema([f.with_type(types.get(f.name, f.type)) for f in schema])

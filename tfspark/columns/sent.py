@@ -1,0 +1,103 @@
+"""Columns on their way from Spark to the Python tasks of a job: in slots of shared memory, else as Arrow.
+
+Slots are the fast way; see `tfspark.spark.slot_rows`. Where a session or a type has no slots, Spark sends Arrow, with
+arrays of numbers as bytes where that can be (`tfspark.columns.packed_arrays`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from tfspark.columns.leaves import quoted
+from tfspark.columns.packed_arrays import Packed, packed_columns
+from tfspark.columns.spec import ColumnSpec
+from tfspark.columns.types import arrow_schema_of
+from tfspark.spark.arrow_jobs import map_in_arrow
+from tfspark.spark.slot_rows import in_slots
+
+if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import StructType
+
+    Task = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True)
+class SentColumns:
+    """Columns on their way to Python tasks.
+
+    Attributes
+    ----------
+    frame
+        What Spark hands to the tasks.
+    names
+        Names of the columns in batches; in `frame` they have others.
+    slots
+        Schema of the columns if they are in slots.
+    packed
+        Columns that travel as bytes, and the dtype of the values that they hold.
+    """
+
+    frame: DataFrame
+    names: Sequence[str]
+    slots: pa.Schema | None
+    packed: Packed
+
+    def map(self, task: Task, returned: str | StructType, profile: ResourceProfile | None = None) -> DataFrame:
+        """Return a DataFrame of what `task` makes of the batches of each partition.
+
+        Batches stay as they are while `task` runs. One that keeps many of them is given the rest through the socket.
+        """
+        slots, names = self.slots, list(self.names)
+
+        def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            return task(batch.rename_columns(names) for batch in batches)
+
+        def placed(rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            from tfspark.columns.slots import batches_in_slots
+
+            return task(batches_in_slots(rows, slots))
+
+        return map_in_arrow(self.frame, named if slots is None else placed, returned, profile=profile)
+
+
+def sent_columns(
+    df: DataFrame,
+    columns: Mapping[str, Column],
+    specs: Sequence[ColumnSpec],
+    *,
+    narrowed: Collection[str] = (),
+    kept: Sequence[str] = (),
+) -> SentColumns:
+    """Send columns of a DataFrame to tasks, under the names that they have in `columns`.
+
+    Parameters
+    ----------
+    specs
+        The tensors that the columns become.
+    narrowed
+        Columns of which doubles are wanted as floats.
+    kept
+        Columns that come before these.
+    """
+    names = [*kept, *columns]
+    wide = _numbered(df, kept, columns)
+    slots = in_slots(wide)
+    if slots is not None:
+        schema = arrow_schema_of(wide.schema)
+        return SentColumns(slots, names, pa.schema(f.with_name(n) for f, n in zip(schema, names, strict=True)), {})
+    columns, packed = packed_columns(df, columns, specs, narrowed)
+    return SentColumns(_numbered(df, kept, columns) if packed else wide, names, None, packed)
+
+
+def _numbered(df: DataFrame, kept: Sequence[str], columns: Mapping[str, Column]) -> DataFrame:
+    """Return the columns under names that ``mapInArrow`` can take, whatever their own are."""
+    from pyspark.sql import functions as F
+
+    sent = [*[F.col(quoted(c)) for c in kept], *columns.values()]
+    return df.select(*[c.alias(f"column_{i}") for i, c in enumerate(sent)])

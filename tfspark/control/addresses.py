@@ -1,0 +1,179 @@
+"""The address at which this program listens, and the one by which Spark's executors reach it.
+
+Spark's settings name the driver's. A client of Spark Connect has none: a small job tries those that it may have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.errors import ConfigurationError
+from tfspark.executor.host import address_towards
+from tfspark.messages import Probe, ProbeAnswer
+from tfspark.spark import conf, connect
+from tfspark.spark.arrow_jobs import map_in_arrow
+from tfspark.spark.jobs import describe_job_error
+from tfspark.transport.auth import Secret, new_secret
+from tfspark.transport.client import MessageClient
+from tfspark.transport.ports import Ports
+from tfspark.transport.server import MessageServer
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+HOST_VARIABLE = "TFSPARK_CLIENT_HOST"
+"""Environment variable of a client of Spark Connect: the address or name by which executors reach it."""
+
+PROBES = 4
+"""Tasks that try to reach the client; they need not be on different executors."""
+
+PROBE_SECONDS = 5.0
+"""How long a task tries each address."""
+
+_ELSEWHERE = "192.0.2.1"
+"""An address that nobody has (RFC 5737): the way to it is the way out of this machine's network. Nothing is sent."""
+
+_PROBE_DDL = "host string, address int, fault string"
+
+Addresses = tuple[str, str]
+"""What to bind, and how executors reach it."""
+
+_found: WeakKeyDictionary[Any, Addresses] = WeakKeyDictionary()
+_finding = threading.Lock()
+
+
+def driver_addresses(spark: SparkSession, ports: Ports | None = None) -> Addresses:
+    """Return the address to bind, and the one by which executors reach it; on Spark Connect, tried once a session.
+
+    Parameters
+    ----------
+    ports
+        Range of ports that executors can reach; any by default.
+
+    Raises
+    ------
+    ConfigurationError
+        If executors do not reach this client of Spark Connect.
+    """
+    if not connect.is_connect(spark):
+        return conf.driver_addresses(spark)
+    with _finding:
+        if spark not in _found:
+            _found[spark] = _find(spark, ports)
+            logger.debug("executors reach this client at %s", _found[spark][1])
+        return _found[spark]
+
+
+def candidates(server: str, master: str, chosen: str | None) -> list[Addresses]:
+    """Return the addresses that this client may have for executors, the likeliest first.
+
+    Parameters
+    ----------
+    server
+        Host of the Spark Connect server.
+    master
+        Spark's master; executors of a local one are on the server's host.
+    chosen
+        What the user says, by `HOST_VARIABLE`.
+    """
+    if chosen:
+        host = chosen.strip("[]")
+        return [(host if _is_here(host) else "::" if ":" in host else "0.0.0.0", host)]
+    ways = [server, _ELSEWHERE] if master.startswith("local") else [_ELSEWHERE, server]
+    found = []
+    for way in ways:
+        with contextlib.suppress(OSError):
+            found.append(address_towards(way, 9))
+    return [(address, address) for address in dict.fromkeys(found)]
+
+
+def _is_here(host: str) -> bool:
+    """Return whether this machine can listen at an address; a name or address that a router translates it cannot."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as s:
+            s.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Target:
+    host: str
+    port: int
+
+
+def _find(spark: SparkSession, ports: Ports | None) -> Addresses:
+    tried = candidates(connect.server_host(spark), conf.master_of(spark), os.environ.get(HOST_VARIABLE))
+    if not tried:
+        raise ConfigurationError("This machine has no network address.", hint=f"Set {HOST_VARIABLE}.")
+    secret = new_secret()
+    with contextlib.ExitStack() as servers:
+        targets = []
+        for bind, host in tried:
+            server = MessageServer(bind, secret, {Probe: lambda _: ProbeAnswer()}, ports)
+            servers.callback(server.close)
+            targets.append(_Target(host, server.port))
+        faults = _probe(spark, targets, secret)
+    for number, addresses in enumerate(tried):
+        if not faults[number]:
+            return addresses
+    told = "; ".join(f"{t.host}:{t.port} from {f[0]}" for t, f in zip(targets, faults, strict=True))
+    raise ConfigurationError(
+        f"Spark's executors cannot reach this client of Spark Connect: {told}.",
+        hint=f"Set {HOST_VARIABLE} to an address of this machine that executors reach, open a range of ports and "
+        "pass it (ports=(first, last)), or run the program in the network of the Spark cluster: "
+        "docs/clusters/connect.md.",
+    )
+
+
+def _probe(spark: SparkSession, targets: Sequence[_Target], secret: Secret) -> list[list[str]]:
+    """Have tasks call each target; return, for each, what those say that did not reach it."""
+    job = map_in_arrow(spark.range(0, PROBES, 1, PROBES), partial(_call_all, targets, secret), _PROBE_DDL)
+    try:
+        rows = job.collect()
+    except Exception as e:
+        raise ConfigurationError(
+            f"The job that looks for the address of this client failed: {describe_job_error(e)}"
+        ) from e
+    return [[f"{r.host}: {r.fault}" for r in rows if r.address == n and r.fault] for n in range(len(targets))]
+
+
+def _call_all(
+    targets: Sequence[_Target], secret: Secret, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Body of a task: call each target."""
+    for _ in batches:
+        pass
+    host = socket.gethostname()
+    said = [{"host": host, "address": n, "fault": _call(t, secret)} for n, t in enumerate(targets)]
+    yield pa.RecordBatch.from_pylist(
+        said, schema=pa.schema([("host", pa.string()), ("address", pa.int32()), ("fault", pa.string())])
+    )
+
+
+def _call(target: _Target, secret: Secret) -> str:
+    """Call a target; return what is wrong, ``""`` if nothing is."""
+    client = MessageClient(target.host, target.port, secret)
+    try:
+        client.ask(Probe(), ProbeAnswer, PROBE_SECONDS)
+    except (flight.FlightError, pa.ArrowException, OSError, ValueError) as e:
+        return str(e).splitlines()[0]
+    finally:
+        client.close()
+    return ""

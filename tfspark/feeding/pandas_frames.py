@@ -1,0 +1,81 @@
+"""pandas DataFrames as Spark DataFrames, by way of Arrow, whatever dtypes their columns have."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tfspark.columns.leaves import Columns, choose_columns
+from tfspark.columns.spec import repeated
+from tfspark.columns.types import OUTPUTS, is_list
+from tfspark.errors import SchemaError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame, SparkSession
+
+
+def is_pandas(data: Any) -> bool:
+    """Tell whether this is a pandas DataFrame, or one of a class derived from it."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(data, pandas.DataFrame)
+
+
+def from_pandas(spark: SparkSession, frame: pd.DataFrame, columns: Columns | None = None) -> DataFrame:
+    """Return a Spark DataFrame of the columns of a pandas one that are asked for, without its index.
+
+    Types that Spark does not have become the next wider one: ``uint8`` ``short``, ``float16`` ``float``, a category
+    that of its values.
+
+    Raises
+    ------
+    SchemaError
+        If columns have the same name, or there is no Spark type for them or for a value.
+    """
+    by_name = {str(c): c for c in frame.columns}
+    wanted = by_name if columns is None else choose_columns(columns, list(by_name)).values()
+    names = [str(c) for c in frame.columns if str(c) in set(wanted)]
+    if twice := repeated(names):
+        raise SchemaError(
+            f"Column names must be unique, but {twice} occur more than once in the pandas DataFrame.",
+            hint="Rename them: frame.columns = [...].",
+        )
+    return spark.createDataFrame(pa.table({name: _column(name, frame[by_name[name]]) for name in names}))
+
+
+def _column(name: str, values: Any) -> pa.Array:
+    from pyspark.errors import PySparkException
+    from pyspark.sql.pandas.types import from_arrow_type
+
+    dense = values.sparse.to_dense() if str(values.dtype).startswith("Sparse[") else values
+    try:
+        found = pa.Array.from_pandas(dense)
+        found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        out = found.cast(_spark_has(found.type))
+        from_arrow_type(out.type)
+    except (pa.ArrowException, PySparkException, TypeError, ValueError) as e:
+        raise SchemaError(
+            f"Column {name!r} of the pandas DataFrame has dtype {values.dtype}, which does not fit a Spark column: {e}",
+            hint="Convert it with frame.astype, or leave it out with columns=.",
+        ) from None
+    return out
+
+
+def _spark_has(t: pa.DataType) -> pa.DataType:
+    """Return the Arrow type of a column of Spark that holds all values of a type."""
+    if pa.types.is_dictionary(t):
+        return _spark_has(t.value_type)
+    if is_list(t):
+        return pa.list_(_spark_has(t.value_type))
+    if pa.types.is_uint64(t):
+        # Spark has nothing wider; a larger value is an error.
+        return pa.int64()
+    if pa.types.is_unsigned_integer(t) or pa.types.is_float16(t):
+        return OUTPUTS["float16" if pa.types.is_float16(t) else str(t)].arrow
+    if pa.types.is_timestamp(t):
+        return pa.timestamp("us", t.tz)
+    if pa.types.is_date64(t):
+        return pa.date32()
+    return pa.string() if t == pa.string_view() else pa.binary() if t == pa.binary_view() else t

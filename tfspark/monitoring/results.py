@@ -1,0 +1,14 @@
+"""The return values of ``main`` on each node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Results(dict[tuple[str, int], Any]):
+    """A dict by ``(role, index)``; notebooks show it as a table with a curve for each history."""
+
+    def _repr_html_(self) -> str:
+        from tfspark.monitoring.html import results_html
+
+        return results_html(self)

@@ -1,0 +1,131 @@
+"""The rows of an epoch in chunks: a whole number of batches each, on their way from the spool to ``tf.data``."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from tfspark.columns.spec import ColumnSpec
+from tfspark.node.input_clock import InputState
+from tfspark.node.layout import Layout
+from tfspark.node.spool import EpochReader
+from tfspark.settings import Settings
+
+PREFETCHED_CHUNKS = 2
+
+KEPT_BATCHES = 16
+"""Batches that can be read again although the consumer has had them: whoever looks at the first ones starts over."""
+
+
+@dataclass(frozen=True)
+class DatasetTerms:
+    """The arguments of `NodeContext.dataset`, and the sizes of chunks, in bytes.
+
+    Larger chunks need fewer calls of Python, smaller ones less memory. Rows are shuffled within a chunk.
+    """
+
+    batch_size: int
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    weight: str | None = None
+    shuffle: bool = False
+    seed: int | None = None
+    drop_remainder: bool = False
+    name: str = ""
+    chunk_bytes: int = Settings.chunk_bytes
+    shuffle_chunk_bytes: int = Settings.shuffle_chunk_bytes
+
+    def layout(self, fed: Sequence[ColumnSpec]) -> Layout:
+        """Return the layout of the selected columns."""
+        return Layout(fed, self.columns, self.label, self.weight)
+
+    def to_json(self) -> bytes:
+        """Encode for another process."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> DatasetTerms:
+        """Decode the output of `to_json`."""
+        return msgspec.json.decode(text, type=cls)
+
+
+class Position:
+    """How far the consumer of a dataset has surely come, as told by the chunks that were taken for it.
+
+    Some are on their way to it, and batches that it has had may be wanted again.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._kept = KEPT_BATCHES * batch_size
+        # One more is being cut, and one has just been taken.
+        self._ahead: deque[int] = deque(maxlen=PREFETCHED_CHUNKS + 2)
+        self.taken = 0
+
+    def take(self, rows: int) -> None:
+        """Note that a chunk was taken."""
+        self._ahead.append(rows)
+        self.taken += rows
+
+    @property
+    def passed(self) -> int:
+        """Rows that nobody will ask for again."""
+        return max(0, self.taken - sum(self._ahead) - self._kept)
+
+
+def read_chunks(
+    reader: EpochReader, layout: Layout, terms: DatasetTerms, position: Position | None = None
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the rows of an epoch in chunks of a whole number of batches; the last chunk has the rest.
+
+    `position` is that of the consumer, if it has read other epochs before.
+    """
+    position = position or Position(terms.batch_size)
+    before = position.taken
+    seed = reader.feed.seed if terms.seed is None else terms.seed
+    rng = np.random.default_rng((seed, reader.epoch)) if terms.shuffle else None
+    chunk_bytes = terms.shuffle_chunk_bytes if terms.shuffle else terms.chunk_bytes
+    for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
+        if rng is not None:
+            table = table.take(pa.array(rng.permutation(table.num_rows)))
+        # Shuffled rows are a copy already; other rows are the memory of the spool, which later epochs read again.
+        arrays = layout.arrays(table, copy=rng is None)
+        reader.clock.enter(InputState.AHEAD)
+        yield arrays
+        position.take(table.num_rows)
+        reader.passed(position.passed - before)
+        reader.clock.enter(InputState.PREPARING)
+    # The epoch ends when the consumer has read the last chunk, not when the last chunk is made.
+    reader.clock.enter(InputState.AHEAD)
+
+
+def rechunk(reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool) -> Iterator[pa.Table]:
+    """Cut an epoch into tables of a whole number of batches, of about `chunk_bytes` each; the last has the rest."""
+    pending: list[pa.RecordBatch] = []
+    rows = nbytes = 0
+    for partition in reader.partitions(shuffle, reads_ahead=True):
+        for batch in partition.batches:
+            pending.append(batch)
+            rows += batch.num_rows
+            nbytes += batch.nbytes
+            if nbytes < chunk_bytes or rows < batch_size:
+                continue
+            whole = rows - rows % batch_size
+            table = pa.Table.from_batches(pending)
+            for start, length in _pieces(whole, batch_size, chunk_bytes * rows // max(nbytes, 1)):
+                yield table.slice(start, length)
+            pending = table.slice(whole).to_batches()
+            rows = sum(b.num_rows for b in pending)
+            nbytes = sum(b.nbytes for b in pending)
+    if rows:
+        yield pa.Table.from_batches(pending)
+
+
+def _pieces(whole: int, batch_size: int, wanted_rows: int) -> Iterator[tuple[int, int]]:
+    step = max(batch_size, wanted_rows - wanted_rows % batch_size)
+    for start in range(0, whole, step):
+        yield start, min(step, whole - start)

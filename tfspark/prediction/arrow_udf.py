@@ -1,0 +1,134 @@
+"""Arrow UDFs, which Spark has since 4.1: columns go to Python in batches, and as many rows come back beside them.
+
+All other columns of a DataFrame stay in the JVM meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfspark.columns.leaves import quoted
+from tfspark.errors import ConfigurationError, SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
+
+Answer = Callable[[Iterator["pa.RecordBatch"]], Iterator["pa.Array"]]
+"""Gives as many rows in all as the batches have that it takes."""
+
+
+def arrow_udfs() -> bool:
+    """Whether this Spark has Arrow UDFs."""
+    from pyspark.sql import functions as F
+
+    return hasattr(F, "arrow_udf")
+
+
+def arrow_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any:
+    """Make a UDF that takes these columns, or one struct with fields of these names."""
+    from pyspark.sql import functions as F
+
+    names = tuple(columns)
+
+    def apply(arguments: Iterator[Any]) -> Iterator[Any]:
+        from tfspark.prediction.arrow_udf import argument_batch
+
+        return answer(argument_batch(names, a) for a in arguments)
+
+    apply.__annotations__ = _hints()
+    return F.arrow_udf(apply, returned)
+
+
+def _hints() -> dict[str, Any]:
+    """Return the type hints by which Spark knows what kind of Arrow UDF a function is."""
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    return {"arguments": Iterator[tuple[pa.Array, ...]], "return": Iterator[pa.Array]}
+
+
+FEW = 8
+"""Columns that may go to Python and back, beside what a model takes."""
+
+
+def kept_columns(df: DataFrame, keep: Sequence[str] | None) -> list[str]:
+    """Return the columns of `df` that are to be there beside answers; all by default.
+
+    Raises
+    ------
+    ConfigurationError
+        If `keep` holds others, or one twice.
+    """
+    if keep is None:
+        return df.columns
+    if isinstance(keep, str):
+        raise ConfigurationError(f"keep must be a list of columns, got {keep!r}.")
+    kept = list(keep)
+    if unknown := [c for c in kept if c not in df.columns]:
+        raise ConfigurationError(f"keep refers to unknown columns {unknown}; the columns are {df.columns}.")
+    if len(set(kept)) < len(kept):
+        raise ConfigurationError(f"keep names a column more than once: {kept}.", hint="Name each column once.")
+    return kept
+
+
+def answer_beside(df: DataFrame, kept: Sequence[str], all_kept: bool) -> bool:
+    """Whether answers come by an Arrow UDF, or else by ``mapInArrow``, which takes the kept columns along.
+
+    For a UDF Spark lets whole rows wait, inputs and all, until their answers are there; with ``mapInArrow`` all that
+    is to be kept goes to Python and back. That is better if few short columns are kept, and all that Spark 4.0 has.
+    """
+    from pyspark.sql import types as T
+
+    short = (T.NumericType, T.BooleanType, T.StringType, T.DateType, T.TimestampType, T.TimestampNTZType)
+    cheap = len(kept) <= FEW and all(isinstance(df.schema[c].dataType, short) for c in kept)
+    return arrow_udfs() and (all_kept or not cheap)
+
+
+def add_answers(df: DataFrame, call: Column, kept: Sequence[str], fields: Mapping[str, Any]) -> DataFrame:
+    """Return columns of a DataFrame and the fields of the struct that `call` returns.
+
+    Parameters
+    ----------
+    kept
+        The columns.
+    fields
+        For each field the metadata of its column, or ``None``.
+    """
+    from pyspark.sql import functions as F
+
+    together = f"tfspark_{secrets.token_hex(4)}"
+    added = df.withColumn(together, call)
+    own = [added[quoted(c)] for c in kept]
+    answers = [F.col(f"{together}.{quoted(f)}").alias(f, metadata=metadata) for f, metadata in fields.items()]
+    return added.select(*own, *answers)
+
+
+def argument_batch(names: Sequence[str], arguments: Any) -> pa.RecordBatch:
+    """Return a UDF's arguments as a batch of these columns; called in the task.
+
+    Raises
+    ------
+    SchemaError
+        If there are others than these.
+    """
+    import pyarrow as pa
+
+    # Spark hands over a single argument as it is.
+    arrays = list(arguments) if isinstance(arguments, tuple) else [arguments]
+    if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and {f.name for f in arrays[0].type} >= set(names):
+        fields = {f.name: i for i, f in enumerate(arrays[0].type)}
+        if arrays[0].null_count:
+            raise SchemaError("The struct of the model's inputs is null in some rows.", hint="Drop those rows.")
+        flat = arrays[0].flatten()
+        arrays = [flat[fields[n]] for n in names]
+    if len(arrays) != len(names):
+        raise SchemaError(
+            f"The model takes {len(names)} columns, {list(names)}, but was called with {len(arrays)}.",
+            hint="Or call it with one struct whose fields have these names.",
+        )
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))

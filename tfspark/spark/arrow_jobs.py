@@ -1,0 +1,31 @@
+"""Jobs that hand Arrow batches to Python tasks, on every Spark that tfspark runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from tfspark.spark.home import is_spark_3
+from tfspark.spark.internals import with_resources
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.resource import ResourceProfile
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+
+def map_in_arrow(
+    df: DataFrame,
+    task: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    ddl: str | StructType,
+    *,
+    barrier: bool = False,
+    profile: ResourceProfile | None = None,
+) -> DataFrame:
+    """Return a DataFrame of what `task` answers for each partition, with resources of a profile if there is one."""
+    if not is_spark_3():
+        return df.mapInArrow(task, ddl, barrier=barrier, profile=profile)
+    answers = df.mapInArrow(task, ddl, barrier=barrier)
+    # Spark 3.5 takes profiles for RDDs only.
+    return answers if profile is None else with_resources(answers, profile)

@@ -1,0 +1,79 @@
+"""What the settings of a Spark application say that tfspark acts on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tfspark.settings import SPARK_PREFIX, Settings
+from tfspark.spark import connect
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def setting(spark: SparkSession, key: str) -> str | None:
+    """Return a setting of the Spark application; ``None`` if it is not set."""
+    return connect.setting_of(spark, key) if connect.is_connect(spark) else spark.sparkContext.getConf().get(key)
+
+
+def master_of(spark: SparkSession) -> str:
+    """Return the master of the Spark application; ``""`` if a server of Spark Connect does not tell."""
+    return (setting(spark, "spark.master") or "") if connect.is_connect(spark) else str(spark.sparkContext.master)
+
+
+def driver_addresses(spark: SparkSession) -> tuple[str, str]:
+    """Return the address that the driver of a classic session binds, and the one by which executors reach it."""
+    if master_of(spark).startswith("local"):
+        return "127.0.0.1", "127.0.0.1"
+    conf = spark.sparkContext.getConf()
+    host = (conf.get("spark.driver.host") or "127.0.0.1").strip("[]")
+    bind = (conf.get("spark.driver.bindAddress") or host).strip("[]")
+    return bind, host
+
+
+def wants_tls(spark: SparkSession) -> bool:
+    """Tell whether Spark is set to protect what it sends, so that tfspark should as well."""
+    keys = ("spark.ssl.enabled", "spark.authenticate", "spark.network.crypto.enabled", "spark.ssl.rpc.enabled")
+    protected = any((setting(spark, k) or "false").lower() == "true" for k in keys)
+    return protected or (connect.is_connect(spark) and connect.encrypts(spark))
+
+
+def application_of(spark: SparkSession) -> tuple[str, str]:
+    """Return the name and the id of the application."""
+    if connect.is_connect(spark):
+        return setting(spark, "spark.app.name") or "", setting(spark, "spark.app.id") or ""
+    return spark.sparkContext.appName, str(spark.sparkContext.applicationId)
+
+
+def all_settings(spark: SparkSession) -> dict[str, str]:
+    """Return all settings of the application, on Spark Connect those of the session."""
+    if connect.is_connect(spark):
+        return _settings_of_session(spark)
+    return dict(spark.sparkContext.getConf().getAll())
+
+
+def has_ui(spark: SparkSession) -> bool:
+    """Tell whether Spark serves its web UI."""
+    return (setting(spark, "spark.ui.enabled") or "true").lower() == "true"
+
+
+def settings_of(spark: SparkSession, given: Mapping[str, Any]) -> Settings:
+    """Return the settings of a cluster: what is `given`, then those of Spark, then environment variables.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name is unknown or a value is wrong.
+    """
+    return Settings.of(given, conf_of_tfspark(spark), os.environ)
+
+
+def conf_of_tfspark(spark: SparkSession) -> dict[str, str]:
+    """Return the settings ``spark.tfspark.*`` of a session, which has those of its application, too."""
+    return {name: value for name, value in _settings_of_session(spark).items() if name.startswith(SPARK_PREFIX)}
+
+
+def _settings_of_session(spark: SparkSession) -> dict[str, str]:
+    return {row.key: row.value for row in spark.sql("SET").collect()}

@@ -1,0 +1,301 @@
+"""Every call of tfspark into what Spark keeps private: py4j, the JVM's classes, underscored names of pyspark.
+
+Other modules call these functions. Each of them has a test (``tests/spark/test_internals.py``) that fails where a
+Spark version lacks what it uses. None of them works on Spark Connect, except `is_classic` and `jvm_of`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark import RDD, SparkContext
+    from pyspark.resource import ResourceProfile
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import DataType
+
+logger = logging.getLogger(__name__)
+
+# --- the session and its JVM
+
+
+def is_classic(session: Any) -> bool:
+    """Return whether a session has a JVM in this program, as opposed to one of Spark Connect."""
+    return hasattr(session, "_jsparkSession")
+
+
+def is_stopped(session: SparkSession) -> bool:
+    """Return whether a classic session has been stopped."""
+    return session.sparkContext._jsc is None  # type: ignore[attr-defined]
+
+
+def jvm_of(session: SparkSession) -> Any | None:
+    """Return py4j's view of the JVM of a session; ``None`` on Spark Connect, which has none."""
+    try:
+        return session._jvm  # type: ignore[attr-defined]
+    except Exception as e:
+        # Spark Connect raises an error of its own.
+        logger.debug("the session has no JVM: %s", e)
+        return None
+
+
+def jvm_of_column(column: Column) -> Any | None:
+    """Return py4j's view of the JVM of a column; ``None`` for a column of Spark Connect."""
+    context = active_context()
+    return context._jvm if context is not None and hasattr(column, "_jc") else None  # type: ignore[attr-defined]
+
+
+def java_session(session: SparkSession) -> Any:
+    """Return the JVM's SparkSession of a classic session."""
+    return session._jsparkSession  # type: ignore[attr-defined]
+
+
+def active_context() -> SparkContext | None:
+    """Return the SparkContext of this program, if there is one."""
+    from pyspark import SparkContext
+
+    return SparkContext._active_spark_context
+
+
+def settings_of_gateway() -> dict[str, str]:
+    """Return the settings of the JVM that spark-submit has started before this program."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()
+    return dict(SparkConf().getAll())
+
+
+def options_of(builder: SparkSession.Builder) -> dict[str, Any]:
+    """Return the options that a session builder has been given."""
+    return builder._options  # type: ignore[attr-defined,no-any-return]
+
+
+def find_spark_home() -> str:
+    """Return the directory of the Spark installation that pyspark uses."""
+    from pyspark.find_spark_home import _find_spark_home
+
+    return str(_find_spark_home())
+
+
+def add_to_class_path(jar: str) -> None:
+    """Let the JVM that spark-submit has started load classes of a jar; it reads ``spark.jars`` only when it starts."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    if gateway is None:
+        return
+    loader = gateway.jvm.java.lang.Thread.currentThread().getContextClassLoader()
+    if "MutableURLClassLoader" in loader.getClass().getName():
+        loader.addURL(gateway.jvm.java.io.File(jar).toURI().toURL())
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Return whether an error says that the JVM does not answer any more."""
+    from py4j.protocol import Py4JNetworkError
+
+    return isinstance(error, (OSError, Py4JNetworkError))
+
+
+# --- types and expressions
+
+
+def parse_type(text: str) -> DataType:
+    """Parse a type as Spark writes it: ``"label int, scores array<float>"``.
+
+    Raises
+    ------
+    ValueError
+        If `text` is not a type.
+    """
+    from pyspark.errors import PySparkException
+    from pyspark.sql.types import _parse_datatype_string
+
+    try:
+        return _parse_datatype_string(text)
+    except (PySparkException, TypeError, AttributeError) as e:
+        raise ValueError(str(e)) from e
+
+
+def is_java_class(found: Any) -> bool:
+    """Return whether py4j has found a class, and not only a package, under a name."""
+    from py4j.java_gateway import JavaClass
+
+    return isinstance(found, JavaClass)
+
+
+def expression_of(utils: Any, column: Column) -> Any:
+    """Return the expression of a column; `utils` is Spark's ``ExpressionUtils``."""
+    return utils.expression(column._jc)  # type: ignore[attr-defined]
+
+
+def column_of(utils: Any, expression: Any) -> Column:
+    """Return a column of an expression; `utils` is Spark's ``ExpressionUtils``."""
+    from pyspark.sql.classic.column import Column as ClassicColumn
+
+    return ClassicColumn(utils.column(expression))
+
+
+# --- plans
+
+
+def with_plan(df: DataFrame, change: Callable[[Any], Any]) -> DataFrame:
+    """Return a DataFrame of the logical plan that `change` makes of that of `df`."""
+    from pyspark.sql import DataFrame as AnyDataFrame
+
+    sql = df.sparkSession._jvm.org.apache.spark.sql  # type: ignore[attr-defined]
+    # Spark 3.5 has classic sessions only.
+    dataset = sql.classic.Dataset if is_java_class(sql.classic.Dataset) else sql.Dataset
+    made = dataset.ofRows(java_session(df.sparkSession), change(df._jdf.logicalPlan()))  # type: ignore[operator]
+    return AnyDataFrame(made, df.sparkSession)
+
+
+def java_schema(df: DataFrame) -> Any:
+    """Return the JVM's schema of a DataFrame."""
+    return df._jdf.schema()  # type: ignore[operator]
+
+
+def executed_plan(df: DataFrame) -> str:
+    """Return the physical plan of a DataFrame as Spark writes it."""
+    return str(df._jdf.queryExecution().executedPlan().toString())  # type: ignore[operator]
+
+
+def rows_can_move(data: DataFrame | RDD[Any]) -> bool:
+    """Return whether Spark may put rows into other partitions when it computes them again."""
+    jrdd = data._jdf.queryExecution().toRdd() if hasattr(data, "_jdf") else data._jrdd.rdd()  # type: ignore[operator]
+    return str(jrdd.outputDeterministicLevel().toString()) == "INDETERMINATE"
+
+
+def with_resources(df: DataFrame, profile: ResourceProfile) -> DataFrame:
+    """Return a DataFrame of the same rows whose last stage runs with a resource profile, for Spark 3.5.
+
+    It holds the plan's RDD, the only thing that takes a profile there.
+    """
+    from pyspark.sql import DataFrame
+
+    rows = df._jdf.queryExecution().toRdd().withResources(_java_profile(profile))  # type: ignore[operator]
+    session = df.sparkSession
+    made = java_session(session).internalCreateDataFrame(rows, df._jdf.schema(), False)  # type: ignore[operator]
+    return DataFrame(made, session)
+
+
+# --- in a Python worker of Spark
+
+
+def input_is_complete() -> bool:
+    """Return whether Spark has sent all rows of the task that this Python worker runs; call it after the last row.
+
+    If the part of a task that runs in the JVM fails, Spark closes the stream to Python. A reader takes an end between
+    two messages for the end of the rows: only what follows it tells them apart, since Spark says when it is done.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "pyspark.worker" and hasattr(frame.f_locals.get("infile"), "peek"):
+            return bool(frame.f_locals["infile"].peek(1))
+        frame = frame.f_back
+    logger.debug("the stream from Spark was not found: whether all rows have come is not known")
+    return True
+
+
+# --- executors and resources
+
+
+def concurrent_tasks(context: SparkContext, profile: ResourceProfile | None = None) -> int:
+    """Return how many tasks with a profile can run at once now, as Spark's check of barrier stages counts them."""
+    jsc = _java_context(context)
+    default = jsc.resourceProfileManager().defaultResourceProfile()
+    return int(jsc.maxNumConcurrentTasks(default if profile is None else _java_profile(profile)))
+
+
+def register_profile(context: SparkContext, profile: ResourceProfile) -> None:
+    """Tell Spark of a resource profile. Spark raises a clear error for one that it can never fulfil."""
+    _java_context(context).resourceProfileManager().addResourceProfile(_java_profile(profile))
+
+
+def executors_of_default_profile(context: SparkContext) -> list[tuple[int, int]]:
+    """Return CPUs and GPUs of each executor that Spark may use, those of the default resource profile."""
+    executors = _told_at_once(context, _java_context(context).statusStore().executorList(True))
+    usable = [e for e in executors if e["totalCores"] and not e["isExcluded"] and e["resourceProfileId"] == 0]
+    return [(int(e["totalCores"]), len(e["resources"].get("gpu", {}).get("addresses", ()))) for e in usable]
+
+
+def executors_of_task(context: SparkContext, stage: int, task: int) -> list[str]:
+    """Return the ids of the executors that run a task, by Spark's numbers of stage and task."""
+    store = _java_context(context).statusStore()
+    attempt = store.lastStageAttempt(stage).attemptId()
+    tasks = _told_at_once(context, store.taskList(stage, attempt, 1 << 16))
+    return [t["executorId"] for t in tasks if t["taskId"] == task]
+
+
+def replace_executor(context: SparkContext, executor: str) -> None:
+    """Have Spark kill an executor and start another one."""
+    _java_context(context).killAndReplaceExecutor(executor)
+
+
+# --- Hadoop's file systems
+
+
+def hadoop_file_system(session: SparkSession, path: str) -> tuple[Any, Any]:
+    """Return the Hadoop ``Path`` of a path or URL, and the ``FileSystem`` that it is on."""
+    target = session._jvm.org.apache.hadoop.fs.Path(path)  # type: ignore[attr-defined]
+    return target, target.getFileSystem(java_session(session).sessionState().newHadoopConf())
+
+
+def default_file_system(context: SparkContext) -> str:
+    """Return the URL of Hadoop's default file system."""
+    return str(context._jsc.hadoopConfiguration().get("fs.defaultFS"))  # type: ignore[attr-defined]
+
+
+# --- Spark's web UI
+
+
+def add_redirect(session: SparkSession, path: str, url: str) -> Callable[[], None] | None:
+    """Have a path of Spark's web UI lead to another address.
+
+    Returns
+    -------
+    callable or None
+        Removes the path again; ``None`` if Spark serves no UI.
+    """
+    ui = _java_context(session.sparkContext).ui()
+    if ui.isEmpty():
+        return None
+    jetty = session._jvm.org.apache.spark.ui.JettyUtils  # type: ignore[attr-defined]
+    # Spark 4.3 has one argument more than 4.0; both have defaults for all that follow the second.
+    defaults = [getattr(jetty, f"createRedirectHandler$default${i}")() for i in (3, 4, 5)]
+    try:
+        defaults.append(getattr(jetty, "createRedirectHandler$default$6")())
+    except Exception:
+        logger.debug("createRedirectHandler of this Spark takes five arguments")
+    handler = jetty.createRedirectHandler(path, url, *defaults)
+    ui.get().attachHandler(handler)
+    return lambda: ui.get().detachHandler(handler)
+
+
+def java_map(jvm: Any, values: Mapping[str, str]) -> Any:
+    """Return a Java map of strings."""
+    made = jvm.java.util.HashMap()
+    for key, value in values.items():
+        made.put(key, value)
+    return made
+
+
+def _told_at_once(context: SparkContext, listed: Any) -> Any:
+    """Return a list of Spark's status store, in one text as its REST API tells it.
+
+    A conversation about each entry would take seconds with a thousand of them.
+    """
+    writer = context._jvm.org.apache.spark.status.api.v1.JacksonMessageWriter()  # type: ignore[union-attr]
+    return json.loads(writer.mapper().writeValueAsString(listed))
+
+
+def _java_context(context: SparkContext) -> Any:
+    return context._jsc.sc()  # type: ignore[attr-defined]
+
+
+def _java_profile(profile: ResourceProfile) -> Any:
+    return profile._java_resource_profile  # type: ignore[attr-defined]
