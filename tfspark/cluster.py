@@ -799,8 +799,8 @@ class Cluster:
         self._display.close()
         self._watching.close()
         self._tracking.close()
-        if self._desk is not None and self._streams.ended:
-            self._desk.close()
+        if self._desk is not None:
+            self._streams.after_end(self._desk.close)
         _live.discard(self)
 
     def __enter__(self) -> Cluster:

@@ -85,7 +85,7 @@ class Settings:
     )
     result_part_bytes: int = _setting(
         _LIFE,
-        4 << 20,
+        1 << 20,
         "bytes",
         "Results of `main` are sent in parts of this size; larger parts take more memory.",
         least=1,

@@ -61,7 +61,7 @@ def test_a_micro_batch_that_cannot_be_fed_fails_the_query_and_the_cluster(found:
     stream = found["bad_stream"]
     assert stream["error"].startswith("SchemaError: ") and "'v' holds 1 null(s)" in stream["error"]
     assert "'v' holds 1 null(s)" in stream["query"], "the query says why"
-    assert stream["views"] == []
+    assert stream["views"] == [] and stream["threads"] == []
 
 
 def test_workers_answer_rows(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,7 +122,16 @@ def bad_stream(spark: Any, directory: str) -> Any:
         look.wait(0.05)
     found["query"] = str(query.exception())
     found["views"] = [t.name for t in spark.catalog.listTables("global_temp")]
+    late = time.monotonic() + 10.0
+    while (threads := own_threads()) and time.monotonic() < late:
+        look.wait(0.05)
+    found["threads"] = threads
     return found
+
+
+def own_threads() -> list[str]:
+    """Name the threads of clusters in this process."""
+    return sorted(t.name for t in threading.enumerate() if t.name.startswith("tfspark"))
 
 
 def predictions(spark: Any, directory: str) -> Any:
@@ -151,7 +161,7 @@ def live_view(spark: Any, directory: str) -> Any:
     return {
         "metrics": "tfspark_" in metrics,
         "process": os.path.exists(f"/proc/{pid}"),
-        "threads": sorted(t.name for t in threading.enumerate() if t.name.startswith("tfspark")),
+        "threads": own_threads(),
     }
 
 

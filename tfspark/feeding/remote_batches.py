@@ -91,7 +91,7 @@ class _Work:
 class BatchDesk:
     """The client's side: feeds the micro-batches that it is asked for, each once.
 
-    It outlives a cluster that has failed, until the program ends: the queries have still to be told of it.
+    It outlives a cluster that has failed until the queries have ended, which have still to be told of it.
 
     Parameters
     ----------

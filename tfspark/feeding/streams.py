@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,7 +68,7 @@ class Streams:
     begun
         Whether a stream feeds the cluster, or did.
     ended
-        Whether no query was left when they were last waited for.
+        Whether no query has been started since they were waited for to the end.
     """
 
     def __init__(self) -> None:
@@ -126,17 +126,18 @@ class Streams:
             writer = writer.queryName(options.pop("queryName"))
         if "outputMode" in options:
             writer = writer.outputMode(options.pop("outputMode"))
-        before, self.begun = self.begun, True
+        before = self.begun, self.ended
+        self.begun, self.ended = True, False
         try:
             query: StreamingQuery = writer.options(**options).start()
         except BaseException:
-            self.begun = before
+            self.begun, self.ended = before
             raise
         # What has failed and goes on from its checkpoint has not failed.
         self._streams = [s for s in self._streams if s.query.id != query.id] + [_Stream(query, causes)]
         return query
 
-    @contextmanager
+    @contextlib.contextmanager
     def _feeding(self) -> Iterator[None]:
         with self._fed:
             self._busy += 1
@@ -191,6 +192,27 @@ class Streams:
         finally:
             leaving.set()
             thread.join(LEAVE_SECONDS)
+
+    def after_end(self, call: Callable[[], None]) -> None:
+        """Call `call` when all queries have ended: at once, or in a thread that waits for them.
+
+        A query may ask for an answer until it has ended, which can be after the cluster.
+        """
+        if self.ended:
+            call()
+            return
+
+        def follow() -> None:
+            from pyspark.errors import StreamingQueryException
+
+            # A session that does not answer has no queries any more.
+            with contextlib.suppress(Exception):
+                while (query := self._first_active()) is not None:
+                    with contextlib.suppress(StreamingQueryException):
+                        query.awaitTermination(LOOK_SECONDS)
+            call()
+
+        threading.Thread(target=follow, name="tfspark-streams-end", daemon=True).start()
 
     def _watch(self, leaving: threading.Event) -> None:
         from pyspark.errors import StreamingQueryException
