@@ -107,7 +107,7 @@ def test_variables_of_others_are_left_alone() -> None:
         ({"pulse_interval": 100.0, "suspicion_timeout": 200.0}, "hang_timeout must be > 100 s, got 60 s"),
         ({"stall_timeout": True}, "stall_timeout must be a number of seconds > 0 or None, got True"),
         ({"chunk_bytes": 0}, "chunk_bytes must be a whole number >= 1, got 0"),
-        ({"spool_memory_bytes": 2.5}, "spool_memory_bytes must be a whole number >= 0, got 2.5"),
+        ({"spool_memory_bytes": 2.5}, "spool_memory_bytes must be a whole number >= 0 or None, got 2.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(values: dict[str, Any], message: str) -> None:

@@ -152,8 +152,12 @@ class Settings:
     spool_bytes: int = _setting(
         _ROWS, 1 << 30, "bytes", "Rows that may wait unread in one node; feeding tasks wait when it is full.", least=1
     )
-    spool_memory_bytes: int = _setting(
-        _ROWS, 256 << 20, "bytes", "Rows that a node keeps in memory, of these; the others go to the disk."
+    spool_memory_bytes: int | None = _setting(
+        _ROWS,
+        None,
+        "bytes",
+        "Rows that a node keeps in memory, of these; the others go to the disk. By default 256m, and more where the "
+        "machine has it to spare and no container is limited in memory (docs/guide/sizing.md).",
     )
     upload_timeout: float = _setting(
         _ROWS, 60.0, "s", "In a full spool, an upload that has sent nothing for so long loses its place to the next."
@@ -273,13 +277,13 @@ def check(name: str, value: Any) -> None:
     unit, least = setting.metadata["unit"], setting.metadata["least"]
     if value is None and _may_be_none(setting):
         return
+    or_none = " or None" if _may_be_none(setting) else ""
     if unit == "s":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
             relation = "> 0" if least >= 0 else ">= 0"
-            or_none = " or None" if _may_be_none(setting) else ""
             raise ConfigurationError(f"{name} must be a number of seconds {relation}{or_none}, got {value!r}.")
     elif isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number >= {least:g}, got {value!r}.")
+        raise ConfigurationError(f"{name} must be a whole number >= {least:g}{or_none}, got {value!r}.")
 
 
 def parse(key: str, name: str, text: str) -> float | int | None:

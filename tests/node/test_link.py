@@ -39,6 +39,7 @@ def plan(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "coordinator": ["127.0.0.1", coordinator.port],
         "secret": secret.to_json(),
         "spool_directories": [str(tmp_path)],
+        "spool_memory_bytes": 1 << 20,
         "options": {},
         "ports": None,
         "settings": Settings(driver_timeout=5.0, spool_bytes=1 << 20).to_json(),

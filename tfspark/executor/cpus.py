@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from tfspark.executor.control_groups import MOUNTED, ControlGroup, control_groups, of_this_process
 
 
 def cpus_of_node(asked: float | None, neighbours: int) -> int:
@@ -20,11 +20,7 @@ def cpus_of_node(asked: float | None, neighbours: int) -> int:
 
 def usable_cpus() -> int:
     """Return how many CPUs this process can keep busy: those it may run on, within the quotas of its control groups."""
-    try:
-        groups = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        groups = ""
-    quota = quota_of(groups, Path("/sys/fs/cgroup"))
+    quota = quota_of(of_this_process(), MOUNTED)
     allowed = len(os.sched_getaffinity(0))
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
@@ -34,42 +30,17 @@ def quota_of(groups: str, mounted: Path) -> float | None:
 
     Parameters
     ----------
-    groups
-        The text of ``/proc/self/cgroup``.
-    mounted
-        Where control groups are mounted, ``/sys/fs/cgroup``.
+    groups, mounted
+        As for `control_groups`.
     """
-    return min(_quotas(groups, mounted), default=None)
+    quotas = (_quota(group) for group in control_groups("cpu", groups, mounted))
+    return min((q for q in quotas if q is not None), default=None)
 
 
-def _quotas(groups: str, mounted: Path) -> Iterator[float]:
-    for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        names = controllers.split(",")
-        if "cpu" not in names and controllers:
-            continue
-        # Version 1 has a tree for each controller, and its name may be that of two: cpu,cpuacct.
-        roots = [mounted / n for n in (controllers, "cpu")] if controllers else [mounted]
-        for root in roots:
-            # In a container the path may be the one on the host, and the container's group is mounted at the root.
-            inner = Path(path.lstrip("/"))
-            for group in [root / inner, *((root / inner).parents[: len(inner.parts)] if inner.parts else ())]:
-                quota = _quota_v1(group) if controllers else _quota_v2(group)
-                if quota is not None:
-                    yield quota
-
-
-def _quota_v2(group: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (group / "cpu.max").read_text().split()
-        if quota != "max":
-            return int(quota) / int(period)
-    return None
-
-
-def _quota_v1(group: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError):
-        quota = int((group / "cpu.cfs_quota_us").read_text())
-        if quota > 0:
-            return quota / int((group / "cpu.cfs_period_us").read_text())
-    return None
+def _quota(group: ControlGroup) -> float | None:
+    if group.version == 2:
+        quota, _, period = (group.read("cpu.max") or "max").partition(" ")
+    else:
+        quota, period = (group.read(f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+    # No quota is "max", or -1.
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(quota) else None

@@ -30,6 +30,7 @@ from tfspark.executor import process as proc
 from tfspark.executor.cpus import cpus_of_node
 from tfspark.executor.gpu import VISIBLE, gpus_of_process
 from tfspark.executor.host import address_towards, local_directories
+from tfspark.executor.memory import spool_memory
 from tfspark.messages import Attach, AttachAnswer, Exited, ExitedAnswer, Heartbeat, HeartbeatAnswer, Message, Raised
 from tfspark.settings import Settings
 from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
@@ -214,6 +215,7 @@ class Supervisor:
                 "secret": launch.secret.to_json(),
                 # The first one, of its own, is removed with it. Spools have only files without names.
                 "spool_directories": [self._directory, *local_directories()[1:]],
+                "spool_memory_bytes": spool_memory(launch.settings.spool_memory_bytes, len(launch.nodes)),
                 "options": {**launch.options, "gpus": list(gpus), "cpus": cpus_of_node(launch.cpus, len(launch.nodes))},
                 "ports": launch.ports,
                 "settings": launch.settings.to_json(),

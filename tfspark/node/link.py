@@ -56,7 +56,7 @@ class CoordinatorLink:
         self.stopping = threading.Event()
         settings = self.settings = Settings(**plan["settings"])
         self._patience = settings.driver_timeout
-        in_memory = min(settings.spool_memory_bytes, settings.spool_bytes)
+        in_memory = min(plan["spool_memory_bytes"], settings.spool_bytes)
         self.spool = Spool(plan["spool_directories"], settings.spool_bytes, in_memory, settings.upload_timeout)
         secret = Secret.from_json(plan["secret"])
         self._client = MessageClient(

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 64 << 20
 """Extra slots beyond those for waiting rows: for slots that are being filled or read."""
 
+SLOTS_PER_ROWS = 2
+"""So many bytes of slots there are for one of waiting rows: a message may fill half of its slot, or less."""
+
 CommitVote = Callable[[PutHeader, int, int], bool]
 Refusal = Callable[[PutHeader, TFSparkError], None]
 
@@ -65,7 +68,7 @@ class Receiver(MessageServer):
         self._may_commit = may_commit
         self._on_refusal = on_refusal
         self._questions = questions
-        self._slots = SlotPool(spool.memory_bytes + READ_BYTES)
+        self._slots = SlotPool(SLOTS_PER_ROWS * spool.memory_bytes + READ_BYTES)
         super().__init__(host, secret, {}, ports)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
