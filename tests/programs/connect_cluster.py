@@ -67,7 +67,10 @@ def learned(spark: Any, directory: str) -> Any:
     """What a client learns of its session without a JVM."""
     from tfspark.spark import connect, plans
 
-    cores = connect.count_cores(spark)
+    # Executors register one after another.
+    late = time.monotonic() + 60.0
+    while (cores := connect.count_cores(spark)) != 6 and time.monotonic() < late:
+        pass
     spark.conf.set("spark.sql.leafNodeDefaultParallelism", "3")
     hidden = connect.count_cores(spark)
     spark.conf.unset("spark.sql.leafNodeDefaultParallelism")

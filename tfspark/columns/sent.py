@@ -17,7 +17,7 @@ from tfspark.columns.packed_arrays import Packed, packed_columns
 from tfspark.columns.spec import ColumnSpec
 from tfspark.columns.types import arrow_schema_of
 from tfspark.spark.arrow_jobs import map_in_arrow
-from tfspark.spark.slot_rows import in_slots
+from tfspark.spark.slot_rows import beside, in_slots
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
@@ -66,6 +66,17 @@ class SentColumns:
         return map_in_arrow(self.frame, named if slots is None else placed, returned, profile=profile)
 
 
+def map_beside(
+    df: DataFrame, columns: Mapping[str, Column], kept: Sequence[str], task: Task, returned: str | StructType
+) -> DataFrame | None:
+    """Return `kept` columns of a DataFrame, which stay in the JVM, and what `task` makes of `columns`, row by row.
+
+    It is ``None`` where columns cannot be sent in slots.
+    """
+    sent = _sent_in_slots(_numbered(df, (), columns), list(columns))
+    return None if sent is None else beside(sent.map(task, returned), [df.columns.index(c) for c in kept])
+
+
 def sent_columns(
     df: DataFrame,
     columns: Mapping[str, Column],
@@ -87,12 +98,18 @@ def sent_columns(
     """
     names = [*kept, *columns]
     wide = _numbered(df, kept, columns)
-    slots = in_slots(wide)
-    if slots is not None:
-        schema = arrow_schema_of(wide.schema)
-        return SentColumns(slots, names, pa.schema(f.with_name(n) for f, n in zip(schema, names, strict=True)), {})
+    if (sent := _sent_in_slots(wide, names)) is not None:
+        return sent
     columns, packed = packed_columns(df, columns, specs, narrowed)
     return SentColumns(_numbered(df, kept, columns) if packed else wide, names, None, packed)
+
+
+def _sent_in_slots(df: DataFrame, names: Sequence[str]) -> SentColumns | None:
+    slots = in_slots(df)
+    if slots is None:
+        return None
+    schema = arrow_schema_of(df.schema)
+    return SentColumns(slots, names, pa.schema(f.with_name(n) for f, n in zip(schema, names, strict=True)), {})
 
 
 def _numbered(df: DataFrame, kept: Sequence[str], columns: Mapping[str, Column]) -> DataFrame:

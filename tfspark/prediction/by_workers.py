@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.checks import check_whole_number
 from tfspark.columns.leaves import Columns, fed_columns, planned
 from tfspark.columns.packed_arrays import packed_columns
-from tfspark.columns.sent import sent_columns
+from tfspark.columns.sent import map_beside, sent_columns
 from tfspark.columns.spec import Shape
 from tfspark.columns.types import arrow_schema_of
 from tfspark.errors import ConfigurationError, first_line
@@ -77,6 +77,8 @@ def predictions(
         *coordinator,
         secret.for_clients(),
     )
+    if (added := map_beside(df, fed.columns, kept, _asking(task), answered)) is not None:
+        return added
     return (_with_udf if answer_beside(df, kept, keep is None) else _with_map)(df, task, fed.columns, kept, answered)
 
 
@@ -105,13 +107,18 @@ def _with_map(
 
     sent = sent_columns(df, columns, task.columns, kept=kept)
     task = replace(task, kept=tuple(kept), packed=sent.packed)
+    return sent.map(_asking(task), StructType([*[df.schema[c] for c in kept], *answered.fields]))
+
+
+def _asking(task: PredictTask) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return what runs in Python: it returns the columns that `task` keeps, and what workers answer."""
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.prediction.worker_task import ask
 
         return ask(task, batches)
 
-    return sent.map(ask_workers, StructType([*[df.schema[c] for c in kept], *answered.fields]))
+    return ask_workers
 
 
 def _parse(outputs: str | StructType) -> StructType:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.columns.packed_arrays import packed_columns
-from tfspark.columns.sent import sent_columns
+from tfspark.columns.sent import map_beside, sent_columns
 from tfspark.columns.spec import ColumnSpec, Shape
 from tfspark.columns.types import arrow_schema_of
 from tfspark.errors import ConfigurationError, SchemaError, all_of
@@ -22,6 +22,7 @@ from tfspark.saved_models.signatures import DEFAULT
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import StructType
 
 
 def predict(
@@ -129,6 +130,8 @@ def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | N
         wanted = None if keep is None else kept
         return beside_repeated(df, needed, wanted, lambda renamed: add_predictions(renamed, plan, wanted))
     columns, rules = _input_columns(df, plan)
+    if (added := map_beside(df, columns, kept, _task(plan, 0), _outputs(plan))) is not None:
+        return added
     if not answer_beside(df, kept, keep is None):
         return _with_map(df, plan, columns, rules, kept)
     columns, packed = packed_columns(df, columns, _travelling(rules), _narrowed(rules))
@@ -197,16 +200,26 @@ def _with_map(
     df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], rules: Sequence[InputRule], kept: Sequence[str]
 ) -> DataFrame:
     """Return kept columns, which travel both ways, and outputs."""
-    from pyspark.sql.types import StructField, StructType
+    from pyspark.sql.types import StructType
 
     sent = sent_columns(df, columns, _travelling(rules), narrowed=_narrowed(rules), kept=kept)
     plan = replace(plan, packed=sent.packed)
-    types = zip(plan.outputs, plan.output_type.fields, strict=True)
-    outputs = [StructField(f.name, f.dataType, metadata=plan.metadata_of(name)) for name, f in types]
+    return sent.map(_task(plan, len(kept)), StructType([*[df.schema[c] for c in kept], *_outputs(plan)]))
+
+
+def _task(plan: PredictionPlan, own: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return what runs in Python: it returns the first `own` columns, and outputs for those that follow."""
 
     def apply(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.prediction.udf import predict_beside
 
-        return predict_beside(plan, len(kept), batches)
+        return predict_beside(plan, own, batches)
 
-    return sent.map(apply, StructType([*[df.schema[c] for c in kept], *outputs]))
+    return apply
+
+
+def _outputs(plan: PredictionPlan) -> StructType:
+    from pyspark.sql.types import StructField, StructType
+
+    types = zip(plan.outputs, plan.output_type.fields, strict=True)
+    return StructType([StructField(f.name, f.dataType, metadata=plan.metadata_of(name)) for name, f in types])

@@ -143,14 +143,17 @@ def column_of(utils: Any, expression: Any) -> Column:
 # --- plans
 
 
-def with_plan(df: DataFrame, change: Callable[[Any], Any]) -> DataFrame:
-    """Return a DataFrame of the logical plan that `change` makes of that of `df`."""
+def with_plan(df: DataFrame, change: Callable[[Any], Any]) -> DataFrame | None:
+    """Return a DataFrame of the logical plan that `change` makes of that of `df`; ``None`` if it makes none."""
     from pyspark.sql import DataFrame as AnyDataFrame
 
+    plan = change(df._jdf.logicalPlan())  # type: ignore[operator]
+    if plan is None:
+        return None
     sql = df.sparkSession._jvm.org.apache.spark.sql  # type: ignore[attr-defined]
     # Spark 3.5 has classic sessions only.
     dataset = sql.classic.Dataset if is_java_class(sql.classic.Dataset) else sql.Dataset
-    made = dataset.ofRows(java_session(df.sparkSession), change(df._jdf.logicalPlan()))  # type: ignore[operator]
+    made = dataset.ofRows(java_session(df.sparkSession), plan)
     return AnyDataFrame(made, df.sparkSession)
 
 

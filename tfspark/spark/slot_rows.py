@@ -8,6 +8,7 @@ had (Spark Connect, a session without the jar, types that it does not know), col
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfspark.spark.internals import is_java_class, java_schema, java_session, jvm_of, with_plan
@@ -29,3 +30,18 @@ def in_slots(df: DataFrame) -> DataFrame | None:
         return None
     rows.enable(java_session(session).experimental())
     return with_plan(df, rows.of)
+
+
+def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
+    """Return what a task makes of slots, beside columns that stay in the JVM; ``None`` if there is no such way.
+
+    Parameters
+    ----------
+    mapped
+        The result of ``mapInArrow`` over `in_slots` of a ``select``. It must return as many rows as it gets, in order.
+    kept
+        Positions of columns of the DataFrame that was selected from.
+    """
+    jvm = jvm_of(mapped.sparkSession)
+    assert jvm is not None
+    return with_plan(mapped, lambda plan: jvm.tfspark.columns.MapBeside.of(plan, list(kept)))

@@ -1,5 +1,7 @@
 package tfspark.columns
 
+import java.util.UUID
+
 import org.apache.spark.{Partition, TaskContext}
 import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.ExperimentalMethods
@@ -36,14 +38,24 @@ object SlotRows {
   def of(child: LogicalPlan): LogicalPlan =
     SlotRows(schema.map(f => AttributeReference(f.name, f.dataType, f.nullable)()), child)
 
-  /** Have a session know how `SlotRows` is run. */
-  def enable(methods: ExperimentalMethods): Unit =
+  /** Have a session know how `SlotRows` and `MapBeside` are run. */
+  def enable(methods: ExperimentalMethods): Unit = methods.synchronized {
     if (!methods.extraStrategies.contains(SlotStrategy)) methods.extraStrategies = methods.extraStrategies :+ SlotStrategy
+    if (!methods.extraOptimizations.contains(PruneMapBeside)) {
+      methods.extraOptimizations = methods.extraOptimizations :+ PruneMapBeside
+    }
+  }
 }
 
 object SlotStrategy extends SparkStrategy {
   override def apply(plan: LogicalPlan): Seq[SparkPlan] = plan match {
     case SlotRows(output, child) => Seq(SlotRowsExec(output, planLater(child)))
+    case SentRows(name, sent, kept, child) => Seq(SentRowsExec(name, sent, kept, planLater(child)))
+    case m @ MapBeside(sent, _, answers, task, child) =>
+      // Each execution has a name of its own, by which both ends of it find the rows that wait.
+      val name = UUID.randomUUID().toString
+      val run = task.transform { case s: SlotRows => s.copy(child = SentRows(name, sent, m.used, child)) }
+      Seq(MapBesideExec(name, m.used, answers, planLater(run)))
     // Spark would wait for thousands of rows before it sends any to Python.
     case reader: UnaryNode if reader.child.isInstanceOf[SlotRows] && reader.nodeName.endsWith("MapInArrow") =>
       Planning.operators(reader, planLater(reader.child)).map(RowByRowExec(_))

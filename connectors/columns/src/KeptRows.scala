@@ -1,0 +1,68 @@
+package org.apache.spark.sql.execution.python.tfspark
+
+import java.io.File
+import java.util.concurrent.ConcurrentHashMap
+
+import org.apache.spark.{SparkEnv, TaskContext, TaskKilledException}
+import org.apache.spark.sql.catalyst.expressions.UnsafeRow
+import org.apache.spark.sql.execution.python.HybridRowQueue
+import org.apache.spark.util.Utils
+
+/** Rows of a task that wait until Python has answered for them, in Spark's memory and, where that is short, on its disks.
+  *
+  * It is the queue of Spark's own Python UDFs. One thread adds rows, another one removes them.
+  */
+final class KeptRows private (context: TaskContext, columns: Int) {
+  private val rows = if (columns == 0) null
+    else HybridRowQueue(context.taskMemoryManager(), new File(Utils.getLocalDir(SparkEnv.get.conf)), columns)
+  private val nothing = new UnsafeRow(0)
+  private var added = 0L
+  private var removed = 0L
+  private var closed = false
+
+  def add(row: UnsafeRow): Unit = synchronized {
+    // Spark may read on in another thread after the task has ended.
+    if (closed) throw new TaskKilledException("the task has ended")
+    if (rows != null) rows.add(row)
+    added += 1
+  }
+
+  /** The row that has waited longest; it is good until the next call. */
+  def remove(): UnsafeRow = synchronized {
+    if (removed == added) throw new IllegalStateException(s"Python has answered for more rows than the $added that it was sent")
+    removed += 1
+    if (rows == null) nothing else rows.remove()
+  }
+
+  /** Note that nothing more is answered. */
+  def end(): Unit = synchronized {
+    if (removed != added) throw new IllegalStateException(s"Python has answered for $removed of $added rows")
+  }
+
+  private def close(): Unit = synchronized {
+    if (!closed) {
+      closed = true
+      if (rows != null) rows.close()
+    }
+  }
+}
+
+object KeptRows {
+  private val all = new ConcurrentHashMap[(Long, String, Int), KeptRows]()
+
+  /** Begin with a partition, once or again, before its rows are read. */
+  def begin(context: TaskContext, name: String, partition: Int, columns: Int): KeptRows = {
+    val id = (context.taskAttemptId(), name, partition)
+    val made = new KeptRows(context, columns)
+    val before = all.put(id, made)
+    if (before != null) before.close()
+    context.addTaskCompletionListener[Unit] { _ =>
+      all.remove(id, made)
+      made.close()
+    }
+    made
+  }
+
+  /** The rows of a partition that this task has begun with. */
+  def of(context: TaskContext, name: String, partition: Int): KeptRows = all.get((context.taskAttemptId(), name, partition))
+}

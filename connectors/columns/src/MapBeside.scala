@@ -1,0 +1,111 @@
+package tfspark.columns
+
+import org.apache.spark.{Partition, TaskContext}
+import org.apache.spark.rdd.RDD
+import org.apache.spark.sql.catalyst.InternalRow
+import org.apache.spark.sql.catalyst.expressions.{Alias, Attribute, AttributeSet, JoinedRow, NamedExpression, UnsafeProjection}
+import org.apache.spark.sql.catalyst.optimizer.ColumnPruning
+import org.apache.spark.sql.catalyst.plans.logical.{LocalRelation, LogicalPlan, Project, UnaryNode}
+import org.apache.spark.sql.catalyst.rules.Rule
+import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
+import org.apache.spark.sql.execution.python.tfspark.KeptRows
+
+/** Columns of a plan beside the columns that a Python task makes of its rows, in their order.
+  *
+  * @param sent the columns that the task gets, in slots
+  * @param kept the columns that stay in the JVM; those that nobody uses are not in the output
+  * @param answers the output of the task
+  * @param task the plan of the task; its [[SlotRows]] read something else until it is run
+  */
+case class MapBeside(sent: Seq[NamedExpression], kept: Seq[Attribute], answers: Seq[Attribute], task: LogicalPlan, child: LogicalPlan)
+    extends UnaryNode {
+  def used: Seq[Attribute] = kept.filter(child.outputSet.contains)
+
+  override def output: Seq[Attribute] = used ++ answers
+  override lazy val references: AttributeSet = AttributeSet(sent.flatMap(_.references))
+  override def producedAttributes: AttributeSet = AttributeSet(answers)
+  override protected def stringArgs: Iterator[Any] = Iterator(sent, kept, answers)
+  override protected def withNewChildInternal(newChild: LogicalPlan): MapBeside = copy(child = newChild)
+}
+
+object MapBeside {
+
+  /** The plan of columns, by position, of the rows that `task` maps, beside its own; null where that cannot be. */
+  def of(task: LogicalPlan, kept: java.util.List[Integer]): LogicalPlan =
+    task.collectFirst { case s: SlotRows => s.child } match {
+      case Some(Project(sent, child)) if sent.forall(_.deterministic) =>
+        val detached = task.transform { case s: SlotRows => s.copy(child = LocalRelation(s.child.output)) }
+        val own = (0 until kept.size).map(i => child.output(kept.get(i)))
+        // New names for what each of two joined copies gives.
+        Project(own ++ task.output.map(a => Alias(a, a.name)()), MapBeside(sent, own, task.output, detached, child))
+      case _ => null
+    }
+}
+
+/** Takes out what nobody uses of the columns that a task does need, and the task if nobody uses its answers. */
+object PruneMapBeside extends Rule[LogicalPlan] {
+  override def apply(plan: LogicalPlan): LogicalPlan = {
+    val pruned = plan.transform {
+      case p @ Project(_, m: MapBeside) if !m.answers.exists(p.references.contains) => p.copy(child = m.child)
+      case p @ Project(_, m: MapBeside) if !m.used.forall(p.references.contains) =>
+        p.copy(child = m.copy(kept = m.used.filter(p.references.contains)))
+    }
+    if (pruned.fastEquals(plan)) plan else ColumnPruning(pruned)
+  }
+}
+
+/** The rows of a child on their way to a task: some columns are sent, and some wait in the [[KeptRows]] of this name. */
+case class SentRows(name: String, sent: Seq[NamedExpression], kept: Seq[Attribute], child: LogicalPlan) extends UnaryNode {
+  override def output: Seq[Attribute] = sent.map(_.toAttribute)
+  override protected def withNewChildInternal(newChild: LogicalPlan): SentRows = copy(child = newChild)
+}
+
+case class SentRowsExec(name: String, sent: Seq[NamedExpression], kept: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
+  override def output: Seq[Attribute] = sent.map(_.toAttribute)
+
+  override protected def doExecute(): RDD[InternalRow] = {
+    val (name, sent, kept, given) = (this.name, this.sent, this.kept, child.output)
+    child.execute().mapPartitionsWithIndex { (partition, rows) =>
+      val waiting = KeptRows.of(TaskContext.get(), name, partition)
+      val toKeep = UnsafeProjection.create(kept, given)
+      val toSend = UnsafeProjection.create(sent, given)
+      rows.map { row =>
+        waiting.add(toKeep(row))
+        toSend(row)
+      }
+    }
+  }
+
+  override protected def withNewChildInternal(newChild: SparkPlan): SentRowsExec = copy(child = newChild)
+}
+
+/** The answers of a task beside the rows that have waited for them. */
+case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
+  override def output: Seq[Attribute] = kept ++ answers
+  override def producedAttributes: AttributeSet = outputSet
+
+  override protected def doExecute(): RDD[InternalRow] = new RowsBeside(child.execute(), name, kept, answers)
+
+  override protected def withNewChildInternal(newChild: SparkPlan): MapBesideExec = copy(child = newChild)
+}
+
+private final class RowsBeside(given: RDD[InternalRow], name: String, kept: Seq[Attribute], answers: Seq[Attribute])
+    extends RDD[InternalRow](given) {
+  override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
+
+  override def compute(split: Partition, context: TaskContext): Iterator[InternalRow] = {
+    // Before the iterator of the parent, which reads rows at once, in another thread.
+    val waiting = KeptRows.begin(context, name, split.index, kept.length)
+    val answered = firstParent[InternalRow].iterator(split, context)
+    val joined = new JoinedRow
+    val toUnsafe = UnsafeProjection.create(kept ++ answers, kept ++ answers)
+    new Iterator[InternalRow] {
+      override def hasNext: Boolean = {
+        val more = answered.hasNext
+        if (!more) waiting.end()
+        more
+      }
+      override def next(): InternalRow = toUnsafe(joined(waiting.remove(), answered.next()))
+    }
+  }
+}
