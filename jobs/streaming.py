@@ -3,13 +3,12 @@
 
     spark-submit jobs/streaming.py --data incoming/ --format json --schema 'x1 float, x2 float, y float' \\
         --label y --output models/live                                           # runs until it is stopped
-    spark-submit jobs/streaming.py ... --available-now                           # reads the files and ends, for a nightly run
+    spark-submit jobs/streaming.py ... --available-now                           # reads the files, then ends: nightly
 
 Columns other than the label must be numbers of magnitude about 1. The job exports a new version of the model to
-OUTPUT/model every --export-steps steps and at the end. Programs that use the newest version, such as TensorFlow Serving
-and tfspark.predict, then use the new one. OUTPUT/stream is Spark's checkpoint. OUTPUT/weights has the weights and the
-optimizer of the last export. A job that is started again with the same --output continues with both. An interrupted job
-loses the training since its last export.
+OUTPUT/model every --export-steps steps and at the end. TensorFlow Serving and tfspark.predict load the newest version.
+OUTPUT/stream is Spark's checkpoint. OUTPUT/weights has the weights and the optimizer of the last export. A job that is
+started again with the same --output continues with both. An interrupted job loses the training since its last export.
 
 To stop the job cleanly, create the file OUTPUT/stop: the job ends between two micro-batches, after a last export.
 SIGTERM to the driver's Python process has the same effect. SIGTERM to spark-submit ends the JVM at once and so

@@ -35,7 +35,7 @@ logger = logging.getLogger("wide_and_deep")
 
 
 def generated_clicks(spark: SparkSession, rows: int) -> DataFrame:
-    """Generate clicks that depend on the age and on the combination of user and item, not on either of them alone."""
+    """Generate clicks that depend on the age and on the pair of user and item, but not on user or item alone."""
     from pyspark.sql import functions as F
 
     def drawn(what: str, n: int) -> Any:
@@ -92,7 +92,7 @@ def build_model(args: dict[str, Any]) -> tuple[Any, list[Any], list[Any]]:
     linear = [looked_up(ids, 1, f"wide_{n}") for n, ids in (hashed | crossed).items()]
     x: Any = [looked_up(ids, args["width"], f"deep_{n}") for n, ids in hashed.items()]
     for n in args["numbers"]:
-        # Rescaling has no variables. Those of keras.layers.Normalization would be on the parameter servers for no use.
+        # Rescaling has no variables. keras.layers.Normalization would put useless variables on the parameter servers.
         scale = max(args["variance"][n], 1e-12) ** 0.5
         x.append(keras.layers.Rescaling(1 / scale, -args["mean"][n] / scale, name=f"scale_{n}")(inputs[n]))
     x = keras.layers.Concatenate()(x)
