@@ -6,15 +6,15 @@
     spark-submit jobs/convert.py --format binaryFile --option recursiveFileLookup=true --data pictures \\
         --select "content AS image" --select "element_at(split(path, '/'), -2) AS label" --output data/pictures
 
-Rows go to a shard, and to their place in it, by a hash of their contents and --seed: the same input gives the same
-files, whatever tasks Spark repeats. Equal rows end in one shard. What is written is counted again before it is called
-done.
+A hash of the contents of a row and of --seed determines its shard and its position in the shard. So the same input
+gives the same files, also when Spark repeats tasks. Equal rows are in the same shard. The job counts the written
+records again before it completes the run.
 
-Everything of a run is in OUTPUT/RUN_ID: the shards, _schema.json (Spark's JSON; read it with StructType.fromJson) and,
-written last, _counts.json (records in all and in each shard). Readers leave both out. A run that has its counts is not
-done again; one that was cut off begins anew.
+All files of a run are in OUTPUT/RUN_ID: the shards, _schema.json (Spark's JSON; read it with StructType.fromJson) and
+_counts.json (total number of records, and records per shard), which is written last. Readers of the directory ignore
+both JSON files. Completed runs are skipped; an interrupted run starts from the beginning.
 
-Exit codes: 0 done, or done before; 1 failed; 2 wrong usage; 143 ended by SIGTERM.
+Exit codes: 0 completed now or earlier; 1 failed; 2 wrong usage; 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
 
 
 def shuffled(df: DataFrame, shards: int, seed: int) -> DataFrame:
-    """Spread rows over shards and order them within each, by a hash of their contents."""
+    """Distribute rows over shards, and order them within each shard, by a hash of their contents."""
     from pyspark.sql import functions as F
 
     place = F.xxhash64(F.lit(seed), *(df[c] for c in df.columns))
@@ -62,7 +62,7 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirect
     writer = shuffled(df, args.shards, args.seed).observe(sent, F.count(F.lit(1)).alias("rows")).write
     if args.compression:
         writer = writer.option("compression", args.compression)
-    # The directory holds nothing but the mark; to overwrite it would remove that as well.
+    # The directory contains only the mark of the job. Mode "overwrite" would remove the mark, so use "append".
     writer.format("tfrecord").mode("append").save(directory.uri)
     written = spark.read.format("tfrecord").schema(df.schema).load(directory.uri)
     names = F.col("_metadata.file_name").alias("shard")
@@ -78,21 +78,21 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirect
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, nargs="+", help="paths or URIs to read")
-    parser.add_argument("--format", required=True, help="Spark's name of their format: parquet, csv, json, binaryFile")
+    parser.add_argument("--format", required=True, help="input format: parquet, csv, json, binaryFile or another")
     parser.add_argument(
-        "--option", action="append", default=[], type=lambda o: o.split("=", 1), help="name=value, for reading"
+        "--option", action="append", default=[], type=lambda o: o.split("=", 1), help="option of the reader: name=value"
     )
-    parser.add_argument("--where", help="SQL condition of the rows to keep")
+    parser.add_argument("--where", help="SQL condition for the rows to keep")
     parser.add_argument("--select", action="append", help="SQL expression of a column; all columns by default")
     parser.add_argument("--output", required=True, type=jobs.location, help="directory or URI")
-    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
-    parser.add_argument("--shards", type=int, default=8, help="files, several for each worker (%(default)s)")
-    parser.add_argument("--compression", help="gzip and deflate are read by TensorFlow; none by default")
-    parser.add_argument("--seed", type=int, default=1, help="another gives another order")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="run id, such as a date (%(default)s)")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
+    parser.add_argument("--shards", type=int, default=8, help="number of files; use several per worker (%(default)s)")
+    parser.add_argument("--compression", help="TensorFlow can read gzip and deflate; none by default")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the order of the rows (%(default)s)")
     args = parser.parse_args(argv)
     if any(len(o) != 2 for o in args.option):
         parser.error("--option takes name=value")
@@ -100,7 +100,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("convert", args.output, args.run_id, writes=WRITES, alone=True)
     counts = directory.result(COUNTS)

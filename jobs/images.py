@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Train a network of keras.applications on images in TFRecord shards, which the workers read themselves.
+"""Train a network of keras.applications on images in TFRecord shards; the workers read the shards themselves.
 
     spark-submit jobs/images.py --data data/pictures/run --output models/pictures --network InceptionV3 --workers 4
     spark-submit jobs/images.py ... --weights inception_v3_notop.weights.h5 --freeze       # transfer learning
 
-The shards hold encoded images (JPEG, PNG, GIF, BMP) and labels, strings or integers; jobs/convert.py makes them. Spark
-collects the labels and, with --test, measures the accuracy; the images go from the files into tf.data. The exported
-model takes encoded images as well.
+The shards have encoded images (JPEG, PNG, GIF, BMP) and labels (strings or integers); jobs/convert.py writes such
+shards. Spark collects the labels and, with --test, measures the accuracy. tf.data reads the images from the files. The
+exported model also takes encoded images.
 
-Everything of a run is in OUTPUT/RUN_ID: checkpoints, one for each epoch, model/1 (a SavedModel) and, written last,
-result.json. A run that has it is not done again; one that was cut off goes on after its last checkpoint.
+All files of a run are in OUTPUT/RUN_ID: a checkpoint after each epoch, model/1 (a SavedModel) and result.json, which is
+written last. Completed runs are skipped; an interrupted run continues after its last checkpoint.
 
-Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, with nothing
-left behind but checkpoints.
+Exit codes: 0 completed now or earlier; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, after
+cleaning up; checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("images")
 
 
 def network_named(name: str) -> tuple[Any, Any]:
-    """Return a network's function in keras.applications, and the preprocessing of its input."""
+    """Return the function of keras.applications that builds a network, and its preprocessing function."""
     import keras
 
     modules = [getattr(keras.applications, m) for m in dir(keras.applications)]
@@ -47,7 +47,7 @@ def network_named(name: str) -> tuple[Any, Any]:
 
 
 def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
-    """Runs in every TensorFlow process."""
+    """Train the model; runs in every TensorFlow process."""
     import keras
     import tensorflow as tf
 
@@ -57,7 +57,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     known = tf.constant(labels, tf.string if isinstance(labels[0], str) else tf.int64)
     record = {n: tf.io.FixedLenFeature((), t) for n, t in (("image", tf.string), ("label", known.dtype))}
 
-    # Without annotations, which tf.data would look up when it turns these functions into graphs.
+    # No annotations: tf.data would resolve them when it converts these functions to graphs.
     def pixels(encoded):
         decoded = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return preprocess(tf.ensure_shape(tf.image.resize(decoded, (size, size)), (size, size, 3)))
@@ -78,11 +78,11 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
     head = keras.layers.Dense(len(labels), activation="softmax", name="probabilities")
     model = keras.Sequential([body, head])
     optimizer = keras.optimizers.Adam(args["learning_rate"])
-    # On CPUs, XLA takes minutes to compile a network of this depth, and gains little.
+    # On CPUs, XLA takes minutes to compile such a deep network, and the training is hardly faster.
     jit = "auto" if ctx.gpus else False
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
     model.build((None, size, size, 3))
-    optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
+    optimizer.build(model.trainable_variables)  # Otherwise the optimizer would not be restored.
     ctx.synchronize(model)
     checkpoints = Checkpoints(Path(args["checkpoints"]))
     trained = checkpoints.restore(model, args["restore"])
@@ -107,13 +107,13 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
 
 
 class Checkpoints:
-    """Weights and optimizer after each epoch, in files that are there whole or not at all."""
+    """Weights and optimizer after each epoch, in files that are written atomically."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def save(self, model: Any, epoch: int) -> None:
-        """Write those of an epoch and remove older ones."""
+        """Write the file of an epoch and remove older files."""
         draft = self.directory / "draft.weights.h5"
         model.save_weights(draft, overwrite=True)
         draft.rename(self.directory / f"epoch-{epoch:04}.weights.h5")
@@ -121,7 +121,7 @@ class Checkpoints:
             old.unlink()
 
     def restore(self, model: Any, name: str | None) -> int:
-        """Load one of the files, the same on every node; return after how many epochs it was saved."""
+        """Load a file, the same on every node; return its number of epochs, or 0 without a file."""
         if name is None:
             return 0
         model.load_weights(self.directory / name)
@@ -133,7 +133,7 @@ class Checkpoints:
 
 
 def accuracy(spark: SparkSession, data: str, model: str, labels: list[Any]) -> float:
-    """Return the share of the images in `data` that the exported model gets right."""
+    """Return the accuracy of the exported model on the images in `data`."""
     from pyspark.sql import functions as F
 
     found = tfspark.predict(spark.read.format("tfrecord").load(data), model, batch_size=64)
@@ -145,7 +145,7 @@ def accuracy(spark: SparkSession, data: str, model: str, labels: list[Any]) -> f
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Train, test, and return what is worth knowing of it."""
+    """Train and test the model; return the result of the run."""
     df = spark.read.format("tfrecord").load(args.data)
     files = sorted(df.inputFiles())
     if len(files) < args.workers:
@@ -169,22 +169,22 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
     parser.add_argument("--test", help="directory of TFRecord shards to measure the accuracy on")
-    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
-    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
-    parser.add_argument("--network", default="InceptionV3", help="its name in keras.applications (%(default)s)")
-    parser.add_argument("--weights", help="file with weights of the network without its top; random by default")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="directory shared by driver and executors")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="run id, such as a date (%(default)s)")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
+    parser.add_argument("--network", default="InceptionV3", help="name in keras.applications (%(default)s)")
+    parser.add_argument("--weights", help="weights file of the network without its top; random by default")
     parser.add_argument("--freeze", action="store_true", help="train only the last layer")
-    parser.add_argument("--size", type=int, default=299, help="width and height the network sees (%(default)s)")
+    parser.add_argument("--size", type=int, default=299, help="width and height of the input (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32, help="images per worker and step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--shuffle", type=int, default=1000, help="images among which one is drawn (%(default)s)")
+    parser.add_argument("--shuffle", type=int, default=1000, help="images in the shuffle buffer (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     if args.weights and not Path(args.weights).exists():
@@ -193,7 +193,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("images", args.output, args.run_id, writes=["model", "checkpoints"])
     outcome = directory.result()

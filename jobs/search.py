@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Random search of hyperparameters: every node trains models of its own, independently of the others.
+"""Random search of hyperparameters: every node trains its own models, independent of the other nodes.
 
     spark-submit jobs/search.py --data data/digits/run --output models/digits --trials 32 --workers 8
 
-The shards hold an array of floats and an integer label from 0; jobs/convert.py makes them. Each node reads all of
-them into memory and takes its share of the trials: those of its index. A fifth of the rows is held back; the best model
-is the one with the highest accuracy on it.
+The shards have an array of floats and an integer label >= 0; jobs/convert.py writes such shards. Each node reads all
+shards into memory; the index of the node determines its trials. A fifth of the rows is held out; the best model has
+the highest accuracy on these rows.
 
-Everything of a run is in OUTPUT/RUN_ID: model/1 (a SavedModel) and, written last, result.json with all trials, the best
-first. A run that has it is not done again; one that was cut off begins anew.
+All files of a run are in OUTPUT/RUN_ID: model/1 (a SavedModel) and result.json, which is written last and lists all
+trials, the best one first. Completed runs are skipped; an interrupted run starts from the beginning.
 
-Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, with nothing
-left behind.
+Exit codes: 0 completed now or earlier; 1 failed, for example in a node; 2 wrong usage; 143 ended by SIGTERM, after
+cleaning up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("search")
 
 
 def draw_trials(count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw hyperparameters; the same seed draws the same."""
+    """Draw hyperparameters at random; the same seed gives the same values."""
     chance = random.Random(seed)
     return [
         {
@@ -64,7 +64,7 @@ def read_all(args: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def build_model(trial: dict[str, Any], features: Any, classes: int) -> Any:
-    """Make the model of a trial."""
+    """Build the model of a trial."""
     import keras
 
     scale = keras.layers.Normalization()
@@ -79,7 +79,7 @@ def build_model(trial: dict[str, Any], features: Any, classes: int) -> Any:
 
 
 def search_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> list[dict[str, Any]]:
-    """Runs in every TensorFlow process: does the trials of this node, keeps the model of its best."""
+    """Run the trials of this node and keep the model of the best one; runs in every TensorFlow process."""
     import keras
     import numpy as np
 
@@ -111,7 +111,7 @@ def search_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> list[dict[str
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Do all trials and move the best model to its place."""
+    """Run all trials and move the best model to ``model/1``."""
     from pyspark.sql import functions as F
 
     df = spark.read.format("tfrecord").load(args.data)
@@ -132,17 +132,17 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
     parser.add_argument("--data", required=True, help="directory of TFRecord shards that executors can read")
     parser.add_argument("--features", default="features", help="column with an array of floats (%(default)s)")
-    parser.add_argument("--label", default="label", help="column with an integer from 0 (%(default)s)")
-    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
-    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
-    parser.add_argument("--trials", type=int, default=16, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="nodes that try at the same time (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=30, help="most epochs of a trial (%(default)s)")
+    parser.add_argument("--label", default="label", help="column with an integer >= 0 (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="directory shared by driver and executors")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="run id, such as a date (%(default)s)")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
+    parser.add_argument("--trials", type=int, default=16, help="number of trials (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="nodes that run trials in parallel (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="maximum number of epochs per trial (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     if args.trials < args.workers:
@@ -151,7 +151,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("search", args.output, args.run_id, writes=["model", "trial-*"])
     outcome = directory.result()

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Train on a stream: every file that arrives in a directory is learned from once, and new models come out.
+"""Train on a stream: train once on every new file in a directory and export new versions of the model.
 
     spark-submit jobs/streaming.py --data incoming/ --format json --schema 'x1 float, x2 float, y float' \\
-        --label y --output models/live                                           # until it is stopped
-    spark-submit jobs/streaming.py ... --available-now                           # what is there, then end: nightly, say
+        --label y --output models/live                                           # runs until it is stopped
+    spark-submit jobs/streaming.py ... --available-now                           # reads the files, then ends: nightly
 
-Columns other than the label are numbers about as large as 1. A new version of the model is exported to OUTPUT/model
-every --export-steps steps and at the end; what reads the newest version, as TensorFlow Serving and tfspark.predict do,
-follows. OUTPUT/stream is Spark's checkpoint, OUTPUT/weights holds weights and optimizer as of the last export: started
-again with the same --output the job goes on with both. A job that is cut off loses what it had learned since its last
-export.
+Columns other than the label must be numbers of magnitude about 1. The job exports a new version of the model to
+OUTPUT/model every --export-steps steps and at the end. TensorFlow Serving and tfspark.predict load the newest version.
+OUTPUT/stream is Spark's checkpoint. OUTPUT/weights has the weights and the optimizer of the last export. A job that is
+started again with the same --output continues with both. An interrupted job loses the training since its last export.
 
-A file OUTPUT/stop ends it in order: between two micro-batches, with a last export; so does SIGTERM to the driver's
-Python process. SIGTERM to spark-submit takes the JVM away at once and so cuts the job off, with nothing left behind.
+To stop the job cleanly, create the file OUTPUT/stop: the job ends between two micro-batches, after a last export.
+SIGTERM to the driver's Python process has the same effect. SIGTERM to spark-submit ends the JVM at once and so
+interrupts the job; all its processes end.
 
-Exit codes: 0 ended in order; 1 failed, for example in a node; 2 wrong usage; 143 cut off by SIGTERM.
+Exit codes: 0 stopped cleanly; 1 failed, for example in a node; 2 wrong usage; 143 interrupted by SIGTERM.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("streaming")
 
 LOOK_SECONDS = 1.0
-"""How often the job looks whether it is to stop."""
+"""Interval between two checks whether the job must stop."""
 
 KEPT = ["model", "stream", "weights"]
 STOP = "stop"
 
 
 def build_model(features: list[str], task: str, learning_rate: float) -> Any:
-    """Make a small network of number columns."""
+    """Build a small network for numeric columns."""
     import keras
 
     inputs = {n: keras.Input((1,), name=n, dtype="float32") for n in features}
@@ -54,12 +54,12 @@ def build_model(features: list[str], task: str, learning_rate: float) -> Any:
     activation, loss = ("sigmoid", "binary_crossentropy") if task == "classify" else (None, "mse")
     model = keras.Model(inputs, keras.layers.Dense(1, activation=activation, name="prediction")(x))
     model.compile(keras.optimizers.Adam(learning_rate), loss)
-    model.optimizer.build(model.trainable_variables)  # Else a checkpoint would be restored without it.
+    model.optimizer.build(model.trainable_variables)  # Otherwise the optimizer would not be restored.
     return model
 
 
 def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
-    """Runs in every TensorFlow process, as long as the stream does."""
+    """Train until the stream ends; runs in every TensorFlow process."""
     import keras
 
     keras.utils.set_random_seed(args["seed"])
@@ -100,12 +100,12 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping: threading.Event) -> dict[str, Any]:
-    """Train until the stream ends, `stopping` is set or the file ``stop`` is there."""
+    """Train until the stream ends, `stopping` is set or the file ``stop`` exists."""
     from pyspark.errors import StreamingQueryException
 
     stream = spark.readStream.format(args.format).schema(args.schema).options(**dict(args.option))
     stream = stream.option("maxFilesPerTrigger", args.files_per_batch)
-    # Workers take steps together, so each wants its part of every micro-batch.
+    # All workers run each step together, so each worker needs rows of every micro-batch.
     rows = stream.load(args.data).na.drop().repartition(args.workers)
     node_args = {"features": [c for c in rows.columns if c != args.label], "label": args.label, "seed": args.seed}
     node_args |= {n: getattr(args, n) for n in ("task", "learning_rate", "batch_size", "export_steps")}
@@ -116,44 +116,44 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path, stopping
     with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
         query = cluster.feed_stream(rows, trigger=trigger, checkpointLocation=str(directory / "stream"))
         try:
-            # A signal must not interrupt the conversation with the JVM, so the event is looked at in between.
+            # A signal must not interrupt a call to the JVM, so the loop checks the event between two calls.
             while not query.awaitTermination(LOOK_SECONDS):
                 if (stopping.is_set() or stop.exists()) and not query.status["isTriggerActive"]:
                     query.stop()
         except StreamingQueryException:
-            # If a node has failed this raises its own error.
+            # If a node has failed, this raises the error of the node.
             cluster.wait()
             raise
     return dict(cluster.results["worker", 0])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
-    parser.add_argument("--data", required=True, help="directory in which files arrive")
-    parser.add_argument("--format", default="tfrecord", help="Spark's name of their format (%(default)s)")
+    parser.add_argument("--data", required=True, help="directory to watch for new files")
+    parser.add_argument("--format", default="tfrecord", help="Spark's name of the input format (%(default)s)")
     parser.add_argument("--schema", required=True, help="columns and types, as in SQL: 'x float, y float'")
     parser.add_argument(
-        "--option", action="append", default=[], type=lambda o: o.split("=", 1), help="name=value, for reading"
+        "--option", action="append", default=[], type=lambda o: o.split("=", 1), help="option of the reader: name=value"
     )
     parser.add_argument("--label", required=True, help="column to predict")
     parser.add_argument("--task", choices=["classify", "regress"], default="regress", help="(%(default)s)")
-    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="directory shared by driver and executors")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--export-steps", type=int, default=1000, help="steps from version to version (%(default)s)")
-    parser.add_argument("--available-now", action="store_true", help="end when all that is there has been read")
+    parser.add_argument("--export-steps", type=int, default=1000, help="steps between two exports (%(default)s)")
+    parser.add_argument("--available-now", action="store_true", help="end when all existing files have been read")
     parser.add_argument("--every", default="10 seconds", help="how often to look for new files (%(default)s)")
-    parser.add_argument("--files-per-batch", type=int, default=100, help="most files in one (%(default)s)")
+    parser.add_argument("--files-per-batch", type=int, default=100, help="maximum files per micro-batch (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train on the stream; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

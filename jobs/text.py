@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Classify texts: Spark counts the words, TensorFlow workers learn what they say, the model takes plain strings.
+"""Classify texts: Spark counts the words, TensorFlow workers train the classifier, the model takes plain strings.
 
     spark-submit jobs/text.py --data data/tickets --output models/tickets        # columns text and label
-    spark-submit jobs/text.py --output build/text                                # docstrings: which library is it?
+    spark-submit jobs/text.py --output build/text                                # predicts the library of a docstring
 
-The vocabulary is counted by Spark and given to Keras' TextVectorization, which goes into the exported model. A tenth of
-the rows, by a hash of the text, is held back for testing.
+Spark counts the words. The most frequent ones are the vocabulary of Keras' TextVectorization, which is a part of the
+exported model. A tenth of the rows, by a hash of the text, is held out for testing.
 
-Everything of a run is in OUTPUT/RUN_ID: model/1 (a SavedModel) and, written last, result.json. A run that has it is
-not done again; one that was cut off begins anew.
+All files of a run are in OUTPUT/RUN_ID: model/1 (a SavedModel) and result.json, which is written last. Completed runs
+are skipped; an interrupted run starts from the beginning.
 
-Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 3 the accuracy is below
---min-accuracy; 143 ended by SIGTERM, with nothing left behind.
+Exit codes: 0 completed now or earlier; 1 failed, for example in a node; 2 wrong usage; 3 the accuracy is below
+--min-accuracy; 143 ended by SIGTERM, after cleaning up.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def docstrings(packages: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
-    """Return the rows as columns ``text`` and ``label``, both string, without nulls."""
+    """Load the rows as string columns ``text`` and ``label``, without nulls."""
     from pyspark.sql import functions as F
 
     if args.data:
@@ -66,7 +66,7 @@ def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
 
 
 def describe(train: DataFrame, vocabulary: int) -> dict[str, Any]:
-    """Collect the labels and the most frequent words, standardised as TextVectorization does it."""
+    """Collect the labels and the most frequent words, standardized like in TextVectorization."""
     from pyspark.sql import functions as F
 
     words = F.explode(F.split(F.regexp_replace(F.lower("text"), r"\p{Punct}", ""), r"\s+")).alias("word")
@@ -77,7 +77,7 @@ def describe(train: DataFrame, vocabulary: int) -> dict[str, Any]:
 
 
 def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
-    """Runs in every TensorFlow process."""
+    """Train the model; runs in every TensorFlow process."""
     import keras
 
     keras.utils.set_random_seed(args["seed"])
@@ -98,7 +98,7 @@ def train_node(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]
 
 
 def accuracy(test: DataFrame, model: str, labels: list[str]) -> tuple[int, float]:
-    """Return the number of test rows and the share of them that the exported model gets right."""
+    """Return the number of test rows and the accuracy of the exported model on them."""
     from pyspark.sql import functions as F
 
     found = tfspark.predict(test, model)
@@ -110,7 +110,7 @@ def accuracy(test: DataFrame, model: str, labels: list[str]) -> tuple[int, float
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Train, test, and return what is worth knowing of it."""
+    """Train and test the model; return the result of the run."""
     from pyspark.sql import functions as F
 
     rows = load(spark, args).cache()
@@ -133,24 +133,24 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
-    parser.add_argument("--data", help="any path Spark can read; without it the docstrings of --packages")
+    parser.add_argument("--data", help="path that Spark can read; by default the docstrings of --packages")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of the format of --data (%(default)s)")
     parser.add_argument("--text", default="text", help="column with the text (%(default)s)")
-    parser.add_argument("--label", default="label", help="column with what it is (%(default)s)")
-    parser.add_argument("--packages", default="keras,numpy,pandas", help="whose docstrings (%(default)s)")
-    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
-    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--label", default="label", help="column with the class (%(default)s)")
+    parser.add_argument("--packages", default="keras,numpy,pandas", help="packages with docstrings (%(default)s)")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="directory shared by driver and executors")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="run id, such as a date (%(default)s)")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64, help="rows per worker and step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-2)
-    parser.add_argument("--vocabulary", type=int, default=20_000, help="most words the model knows (%(default)s)")
-    parser.add_argument("--length", type=int, default=200, help="words of a text that are read (%(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=20_000, help="maximum size of the vocabulary (%(default)s)")
+    parser.add_argument("--length", type=int, default=200, help="number of words read from each text (%(default)s)")
     parser.add_argument("--width", type=int, default=32, help="size of the embedding (%(default)s)")
-    parser.add_argument("--min-accuracy", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
+    parser.add_argument("--min-accuracy", type=float, default=0.0, help="exit code 3 below this value (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     if args.length < 1:
@@ -159,7 +159,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("text", args.output, args.run_id, writes=["model"])
     outcome = directory.result()

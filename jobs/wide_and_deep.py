@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Wide & deep learning with parameter servers, on rows of any table.
+"""Wide & deep learning with parameter servers, on the rows of any table.
 
     spark-submit jobs/wide_and_deep.py --data warehouse/clicks --format parquet --label clicked \\
         --numbers age,price --categories user,item --crosses user*item --output models/clicks --workers 4 --ps 2
     spark-submit jobs/wide_and_deep.py --output build/clicks                     # on generated clicks
 
-The wide part, a linear model of categories and of their crosses, learns what goes together, with FTRL; the deep part,
-embeddings and numbers in a network, generalises, with Adam. The tables of both are on the parameter servers; workers
-take steps without waiting for each other. A tenth of the rows, by a hash, is held back for testing.
+The wide part is a linear model of categories and their crosses; it memorizes combinations and uses FTRL. The deep part
+is a network of embeddings and numbers; it generalizes and uses Adam. The parameter servers hold the tables of both
+parts. Workers run steps without waiting for each other. A tenth of the rows, by a hash, is held out for testing.
 
-Everything of a run is in OUTPUT/RUN_ID: model/1 (a SavedModel that takes the columns as they are) and, written last,
-result.json. A run that has it is not done again; one that was cut off begins anew.
+All files of a run are in OUTPUT/RUN_ID: model/1 (a SavedModel that takes the columns without preprocessing) and
+result.json, which is written last. Completed runs are skipped; an interrupted run starts from the beginning.
 
-Exit codes: 0 done, or done before; 1 failed, for example in a node; 2 wrong usage; 3 the AUC is below --min-auc; 143
-ended by SIGTERM, with nothing left behind.
+Exit codes: 0 completed now or earlier; 1 failed, for example in a node; 2 wrong usage; 3 the AUC is below --min-auc;
+143 ended by SIGTERM, after cleaning up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("wide_and_deep")
 
 
 def generated_clicks(spark: SparkSession, rows: int) -> DataFrame:
-    """Return clicks that depend on the age and on whether user and item go together, which no single column tells."""
+    """Generate clicks that depend on the age and on the pair of user and item, but not on user or item alone."""
     from pyspark.sql import functions as F
 
     def drawn(what: str, n: int) -> Any:
@@ -54,7 +54,7 @@ def generated_clicks(spark: SparkSession, rows: int) -> DataFrame:
 
 
 def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
-    """Return the columns that the model uses: numbers as float, categories as string, the label as float 0 or 1."""
+    """Load the columns that the model uses: numbers as float, categories as string, the label as float 0 or 1."""
     from pyspark.sql import functions as F
 
     df = spark.read.format(args.format).load(args.data) if args.data else generated_clicks(spark, args.rows)
@@ -64,7 +64,7 @@ def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
 
 
 def describe(train: DataFrame, numbers: list[str]) -> dict[str, Any]:
-    """Collect mean and variance of each number, for its normalisation."""
+    """Compute mean and variance of each number, for normalization."""
     from pyspark.sql import functions as F
 
     moments = [f(n).alias(f"{k}_{n}") for n in numbers for k, f in (("mean", F.avg), ("variance", F.var_pop))]
@@ -75,7 +75,7 @@ def describe(train: DataFrame, numbers: list[str]) -> dict[str, Any]:
 
 
 def build_model(args: dict[str, Any]) -> tuple[Any, list[Any], list[Any]]:
-    """Make the model; return it, the variables of its wide part, and those of its deep part."""
+    """Build the model; return it, the variables of its wide part and the variables of its deep part."""
     import keras
 
     inputs = {n: keras.Input((1,), name=n, dtype="float32") for n in args["numbers"]}
@@ -92,7 +92,7 @@ def build_model(args: dict[str, Any]) -> tuple[Any, list[Any], list[Any]]:
     linear = [looked_up(ids, 1, f"wide_{n}") for n, ids in (hashed | crossed).items()]
     x: Any = [looked_up(ids, args["width"], f"deep_{n}") for n, ids in hashed.items()]
     for n in args["numbers"]:
-        # keras.layers.Normalization has state of its own, which parameter servers would hold for nothing.
+        # Rescaling has no variables. keras.layers.Normalization would put useless variables on the parameter servers.
         scale = max(args["variance"][n], 1e-12) ** 0.5
         x.append(keras.layers.Rescaling(1 / scale, -args["mean"][n] / scale, name=f"scale_{n}")(inputs[n]))
     x = keras.layers.Concatenate()(x)
@@ -106,7 +106,7 @@ def build_model(args: dict[str, Any]) -> tuple[Any, list[Any], list[Any]]:
 
 
 def train_chief(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any]:
-    """Runs in the chief; the steps run on the workers, the variables are on the parameter servers."""
+    """Train the model; runs in the chief. The workers run the steps, the parameter servers hold the variables."""
     import keras
     import tensorflow as tf
 
@@ -143,7 +143,7 @@ def train_chief(args: dict[str, Any], ctx: tfspark.NodeContext) -> dict[str, Any
 
 
 def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Train, test, and return what is worth knowing of it."""
+    """Train and test the model; return the result of the run."""
     from pyspark.ml.evaluation import BinaryClassificationEvaluator
     from pyspark.sql import functions as F
 
@@ -162,33 +162,33 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
 
 
 def names(text: str) -> list[str]:
-    """Read names with commas between."""
+    """Parse names that are separated by commas."""
     return [n for n in text.split(",") if n]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = jobs.Parser(__doc__)
-    parser.add_argument("--data", help="any path Spark can read; without it clicks are generated")
+    parser.add_argument("--data", help="path that Spark can read; by default clicks are generated")
     parser.add_argument("--format", default="tfrecord", help="Spark's name of the format of --data (%(default)s)")
     parser.add_argument("--rows", type=int, default=100_000, help="clicks to generate (%(default)s)")
-    parser.add_argument("--label", default="clicked", help="column of 0 and 1 (%(default)s)")
-    parser.add_argument("--numbers", type=names, default=["age", "price"], help="columns, with commas between")
-    parser.add_argument("--categories", type=names, default=["user", "item"], help="columns, with commas between")
-    parser.add_argument("--crosses", type=names, default=["user*item"], help="such as a*b,a*b*c")
-    parser.add_argument("--output", required=True, type=jobs.directory, help="driver and executors share it")
-    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="name of this run, a date say (%(default)s)")
-    parser.add_argument("--master", help="where to run, if spark-submit does not say")
+    parser.add_argument("--label", default="clicked", help="column with 0 or 1 (%(default)s)")
+    parser.add_argument("--numbers", type=names, default=["age", "price"], help="columns, separated by commas")
+    parser.add_argument("--categories", type=names, default=["user", "item"], help="columns, separated by commas")
+    parser.add_argument("--crosses", type=names, default=["user*item"], help="crossed categories, such as a*b,a*b*c")
+    parser.add_argument("--output", required=True, type=jobs.directory, help="directory shared by driver and executors")
+    parser.add_argument("--run-id", type=jobs.run_id, default="run", help="run id, such as a date (%(default)s)")
+    parser.add_argument("--master", help="Spark master, if spark-submit does not set it")
     parser.add_argument("--workers", type=int, default=2, help="TensorFlow workers (%(default)s)")
     parser.add_argument("--ps", type=int, default=1, help="parameter servers (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=256, help="rows per step (%(default)s)")
-    parser.add_argument("--bins", type=int, default=10_000, help="rows of each table (%(default)s)")
+    parser.add_argument("--bins", type=int, default=10_000, help="hash bins per table (%(default)s)")
     parser.add_argument("--width", type=int, default=8, help="size of the embeddings (%(default)s)")
-    parser.add_argument("--units", type=lambda t: [int(n) for n in names(t)], default=[64, 32], help="deep layers")
+    parser.add_argument("--units", type=lambda t: [int(n) for n in names(t)], default=[64, 32], help="layer sizes")
     parser.add_argument("--wide-rate", type=float, default=0.5, help="learning rate of FTRL (%(default)s)")
     parser.add_argument("--deep-rate", type=float, default=3e-3, help="learning rate of Adam (%(default)s)")
-    parser.add_argument("--min-auc", type=float, default=0.0, help="less than this is exit code 3 (%(default)s)")
+    parser.add_argument("--min-auc", type=float, default=0.0, help="exit code 3 below this value (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     args.crosses = [cross.split("*") for cross in args.crosses]
@@ -199,7 +199,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do one run; the exit codes are above."""
+    """Run the job and return its exit code, see the docstring of the module."""
     args = parse(argv)
     directory = jobs.RunDirectory("wide_and_deep", args.output, args.run_id, writes=["model"])
     outcome = directory.result()

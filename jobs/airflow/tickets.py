@@ -1,14 +1,14 @@
-"""Every night: convert the past day's tickets, train on them, let only a good model pass, publish it, predict with it.
+"""Every night: convert the tickets of the past day, train a model, check its accuracy, publish it, predict with it.
 
-Copy this file into your DAG folder and let ``TFSPARK_JOBS`` name the folder of the jobs.
+Copy this file into your DAG folder and set ``TFSPARK_JOBS`` to the folder of the jobs.
 
-Every job gets the run's date as its run id, writes into a directory of that name and leaves alone what is complete
-there. So a task can be retried, cleared or backfilled at any time: what was done is not done again, what was cut off
-begins anew, and each date has its own records, model and predictions. The date is the logical one, or that of
-``run_after`` where a run has no logical date, as when it is started by hand or by an asset.
+Every job gets the date of the DAG run as its run id, writes to a directory with this name and skips completed runs. So
+a task can be retried, cleared or backfilled at any time. An interrupted run starts from the beginning. Each date has
+its own records, model and predictions. The date is the logical date, or the date of ``run_after`` if the run has no
+logical date, for example if it was started manually or by an asset.
 
-Clearing a running task, or marking it, kills spark-submit, and with it go the driver, the TensorFlow processes and
-their files, within seconds.
+If you clear or mark a running task, Airflow kills spark-submit. The driver and the TensorFlow processes then end, and
+their temporary files are removed, within seconds.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 DATE = "{{ date_of(dag_run) }}"
 
 WRONG_USAGE = 2
-"""Exit code of a job that refuses its arguments."""
+"""Exit code of a job that rejects its arguments."""
 
 LONGEST = timedelta(hours=8)
-"""A task that takes longer is ended, before the next night begins."""
+"""A task that takes longer is stopped, so that it ends before the next night."""
 
 JOBS = Path(os.environ.get("TFSPARK_JOBS", Path(__file__).resolve().parent.parent))
 
 
 def date_of(dag_run: Any) -> str:
-    """Return the date that a run is for, in a form that paths take: Airflow's ``ds`` and run ids do not always."""
+    """Return the date of a run in a form that is valid in paths; ``ds`` can be undefined, and run ids have colons."""
     return (dag_run.logical_date or dag_run.run_after).astimezone(timezone.utc).strftime("%Y-%m-%d")
 
 
 class JobOperator(SparkSubmitOperator):
-    """Submits a job, and does not try again if the job refuses its arguments: it would refuse them again."""
+    """Submits a job. If the job rejects its arguments, the task is not retried, because a retry would fail again."""
 
     def execute(self, context: Any) -> None:
         """Submit the job and wait for it."""
@@ -56,7 +56,7 @@ class JobOperator(SparkSubmitOperator):
 
 
 def job(name: str, script: str, *arguments: str) -> SparkSubmitOperator:
-    """Submit one of the jobs by the connection ``spark_default``; `arguments` are templates."""
+    """Submit a job with the connection ``spark_default``; `arguments` are templates."""
     where = ["--output", f"{{{{ params.output }}}}/{name}", "--run-id", DATE]
     return JobOperator(
         task_id=name,
@@ -69,7 +69,7 @@ def job(name: str, script: str, *arguments: str) -> SparkSubmitOperator:
 
 @task
 def gate(dag_run: Any, params: dict[str, Any]) -> float:
-    """Fail, for good, if the model is not good enough: retrying does not make it better."""
+    """Fail without retries if the accuracy is too low, because a retry does not change it."""
     result = json.loads(Path(params["output"], "training", date_of(dag_run), "result.json").read_text())
     if result["accuracy"] < params["min_accuracy"]:
         raise AirflowFailException(f"accuracy {result['accuracy']:.4f} is below {params['min_accuracy']}")
@@ -78,7 +78,7 @@ def gate(dag_run: Any, params: dict[str, Any]) -> float:
 
 @task
 def export(dag_run: Any, params: dict[str, Any]) -> str:
-    """Publish the model as the version that the date is, whole or not at all."""
+    """Publish the model atomically; the date is its version."""
     served = Path(params["output"], "served")
     version = served / date_of(dag_run).replace("-", "")
     if not version.exists():
@@ -97,17 +97,17 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     user_defined_macros={"date_of": date_of},
-    # How long to wait before a retry is Airflow's own setting, core.default_task_retry_delay.
+    # Airflow's setting core.default_task_retry_delay is the time before a retry.
     default_args={"retries": 1, "execution_timeout": LONGEST},
     params={
-        "data": Param("/data/tickets", type="string", description="a directory of Parquet files for each date"),
-        "new": Param("/data/tickets-new", type="string", description="the same, to predict"),
+        "data": Param("/data/tickets", type="string", description="one directory of Parquet files per date"),
+        "new": Param("/data/tickets-new", type="string", description="the same, for predictions"),
         "output": Param(
             "/models/tickets", type="string", pattern="^/.", description="directory that Airflow and Spark share"
         ),
         "workers": Param(2, type="integer"),
         "epochs": Param(5, type="integer"),
-        "length": Param(200, type="integer", description="words of a text that are read"),
+        "length": Param(200, type="integer", description="number of words read from each text"),
         "min_accuracy": Param(0.9, type="number"),
     },
 ) as dag:
