@@ -465,9 +465,9 @@ class Cluster:
         sparse
             Columns of ML vectors that become ``SparseTensor``; others become dense.
         cache
-            Where workers keep the rows for later epochs: ``"disk"``, Spark's local directories, after the first 256
-            MB, which stay in memory; ``"memory"``, as far as ``spool_bytes`` goes, and then the disk; ``None``,
-            nowhere: Spark computes and sends them again for each epoch.
+            Where workers keep the rows for later epochs: ``"disk"``, in Spark's local directories, except the first 256
+            MB or more (the setting ``spool_memory_bytes``), which stay in memory; ``"memory"``, in memory up to
+            ``spool_bytes``, then on the disk; ``None``, nowhere: Spark computes and sends them again for each epoch.
         seed
             Makes the feed reproducible: which worker gets which rows, in which order, and what
             ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.

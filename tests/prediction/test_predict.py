@@ -23,6 +23,7 @@ from tfspark.prediction import loading
 from tfspark.prediction.batches import rebatched
 from tfspark.prediction.model_source import EmbeddedModel, StoredModel
 from tfspark.prediction.tensors import shared_tensor
+from tfspark.spark.internals import executed_plan
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +86,27 @@ def test_columns_are_mapped_and_outputs_chosen(df: Any, model_dir: str) -> None:
     assert found.select("day").distinct().count() == 1
 
 
-def test_only_columns_that_are_kept_are_there(df: Any, model_dir: str) -> None:
-    def plan_of(found: Any) -> str:
-        return str(found._jdf.queryExecution().executedPlan().toString())
+@pytest.fixture(params=["slots", "arrow"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How columns travel: in slots, or as where a session has none."""
+    if request.param == "arrow":
+        monkeypatch.setattr("tfspark.columns.sent.in_slots", lambda df: None)
+    return str(request.param)
 
+
+def test_only_columns_that_are_kept_are_there(df: Any, model_dir: str, way: str) -> None:
+    beside = {"slots": "MapBeside", "arrow": "ArrowEvalPython"}[way]
     for keep in [["word", "id"], []]:
         found = tfspark.predict(df, model_dir, batch_size=7, keep=keep)
         assert found.columns == [*keep, "total", "which"]
-        assert "ArrowEvalPython" not in plan_of(found), "no rows wait for their predictions"
+        if way == "arrow":
+            assert beside not in executed_plan(found), "no rows wait for their predictions"
         assert sorted(r.total for r in found.collect()) == [i + 3 for i in range(100)]
     check(tfspark.predict(df, model_dir, keep=["id", "word"]).collect())
 
     # What is long, or may not be able to travel, stays.
     found = tfspark.predict(df, model_dir, batch_size=7, keep=["untouched", "id", "word", "x"])
-    assert found.columns == ["untouched", "id", "word", "x", "total", "which"] and "ArrowEvalPython" in plan_of(found)
+    assert found.columns == ["untouched", "id", "word", "x", "total", "which"] and beside in executed_plan(found)
     rows = found.collect()
     check(rows)
     assert rows[7].untouched == {"k": 7} and rows[7].x == [7, 1, 2]
@@ -117,16 +125,19 @@ def test_only_columns_that_are_kept_are_there(df: Any, model_dir: str) -> None:
             tfspark.predict(df, model_dir, keep=keep)
 
 
-def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, model_dir: str) -> None:
+def test_the_model_runs_once_per_row_also_when_its_result_is_filtered(df: Any, model_dir: str, way: str) -> None:
     found = tfspark.predict(df, model_dir, outputs=["total"]).where("total > 50")
-    plan = found._jdf.queryExecution().executedPlan().toString()
-    assert plan.count("ArrowEvalPython") == 1
+    assert executed_plan(found).count({"slots": "MapInArrow", "arrow": "ArrowEvalPython"}[way]) == 1
+    assert found.count() == 52
 
 
-def test_the_way_of_spark_without_arrow_udfs_gives_the_same(df: Any, model_dir: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", ["arrow"], indirect=True)
+def test_the_way_of_spark_without_arrow_udfs_gives_the_same(
+    df: Any, model_dir: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tfspark.prediction.arrow_udf.arrow_udfs", lambda: False)
     found = tfspark.predict(df, model_dir, batch_size=7)
-    assert "ArrowEvalPython" not in found._jdf.queryExecution().executedPlan().toString()
+    assert "ArrowEvalPython" not in executed_plan(found)
     assert found.columns == [*df.columns, "total", "which"]
     check(found.collect())
 
@@ -241,8 +252,12 @@ def test_matrices_come_back_as_arrays_of_arrays_and_scalars_of_any_type_go_in(sp
     ]
 
 
-@pytest.mark.parametrize("element", ["float", "double", "int", "bigint"])
-def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "element"),
+    [("arrow", e) for e in ("float", "double", "int", "bigint")] + [("slots", "double")],
+    indirect=["way"],
+)
+def test_long_arrays_travel_as_bytes_or_in_slots(way: str, element: str, spark: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 
     class Sums(tf.Module):
@@ -255,7 +270,7 @@ def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -
     x = f"transform(sequence(1, 20), i -> cast(i * id as {element}))"
     df = spark.range(0, 50, 1, 2).selectExpr("id", f"{x} as x")
     found = tfspark.predict(df, tmp_path / "m", batch_size=9)
-    assert "packedarray" in found._jdf.queryExecution().executedPlan().toString().lower()
+    assert {"slots": "slotrows", "arrow": "packedarray"}[way] in executed_plan(found).lower()
     assert [(r.first, r.sum) for r in found.select("first", "sum").collect()] == [(i, 210.0 * i) for i in range(50)]
     assert found.first().x == [0] * 20
     if element == "double":
@@ -265,7 +280,10 @@ def test_long_arrays_travel_as_bytes(element: str, spark: Any, tmp_path: Path) -
                 r"19 values in row \d of partition \d, but .* shape \(5, 4\), which need 20",
             ),
             ("if(id < 3, x, null)", "'x' holds .* null"),
-            ("transform(x, v -> if(v = 40, null, v))", "'x' holds nulls inside . of its arrays"),
+            (
+                "transform(x, v -> if(v = 40, null, v))",
+                r"'x' holds (nulls inside .|. null\(s\) inside) (of )?its arrays",
+            ),
         ]:
             with pytest.raises((PySparkException, Py4JJavaError), match=message):
                 tfspark.predict(df.selectExpr("id", f"{odd} as x"), tmp_path / "m").collect()

@@ -101,7 +101,7 @@ def test_nulls_are_filled_in_arrays_and_for_them(table: Any, numbers: str, total
     )
     found = tfspark.predict(odd, numbers, fill={"x": 0.5}).collect()
     assert [r["sum"] for r in found[:4]] == [0, 2 + 20 * 0.5, 4 + 18 * 2 + 2 * 0.5, 66]
-    with pytest.raises(FAILED, match=r"'x' holds nulls inside 1 of its arrays \(first: row 2 of partition 0"):
+    with pytest.raises(FAILED, match=r"'x' holds 2 null\(s\) inside its arrays \(first: row 2 of partition 0"):
         tfspark.predict(odd, numbers, fill={"x": [0.5] * 20}).collect()
     found = tfspark.predict(odd.where("id <> 2"), numbers, fill={"x": [0.5] * 20}).collect()
     assert found[1]["sum"] == 2 + 20 * 0.5

@@ -74,9 +74,8 @@ def predict(
         column; by default what the model masks, as far as that is known (of a Keras model and a ``.keras`` file), or
         0, or an empty string. A signature that takes a ``RaggedTensor`` is given one.
     keep
-        Columns of `df` that the result has beside the outputs; by default all. With a few short ones, such as a key,
-        rows may be through faster than with ``select`` afterwards: Spark need not hold the inputs until
-        their predictions come back.
+        Columns of `df` that the result has beside the outputs; by default all. A ``select`` afterwards gives the
+        same; on Spark Connect and without the connector's jar `keep` may be faster, with a few short columns.
 
     Returns
     -------

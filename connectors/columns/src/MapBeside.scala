@@ -3,7 +3,7 @@ package tfspark.columns
 import org.apache.spark.{Partition, TaskContext}
 import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.catalyst.InternalRow
-import org.apache.spark.sql.catalyst.expressions.{Alias, Attribute, AttributeSet, JoinedRow, NamedExpression, UnsafeProjection}
+import org.apache.spark.sql.catalyst.expressions.{Alias, Attribute, AttributeSet, Expression, JoinedRow, UnsafeProjection}
 import org.apache.spark.sql.catalyst.optimizer.ColumnPruning
 import org.apache.spark.sql.catalyst.plans.logical.{LocalRelation, LogicalPlan, Project, UnaryNode}
 import org.apache.spark.sql.catalyst.rules.Rule
@@ -17,7 +17,7 @@ import org.apache.spark.sql.execution.python.tfspark.KeptRows
   * @param answers the output of the task
   * @param task the plan of the task; its [[SlotRows]] read something else until it is run
   */
-case class MapBeside(sent: Seq[NamedExpression], kept: Seq[Attribute], answers: Seq[Attribute], task: LogicalPlan, child: LogicalPlan)
+case class MapBeside(sent: Seq[Expression], kept: Seq[Attribute], answers: Seq[Attribute], task: LogicalPlan, child: LogicalPlan)
     extends UnaryNode {
   def used: Seq[Attribute] = kept.filter(child.outputSet.contains)
 
@@ -36,8 +36,10 @@ object MapBeside {
       case Some(Project(sent, child)) if sent.forall(_.deterministic) =>
         val detached = task.transform { case s: SlotRows => s.copy(child = LocalRelation(s.child.output)) }
         val own = (0 until kept.size).map(i => child.output(kept.get(i)))
+        // The analyzer takes the names of other plans' columns away.
+        val values = sent.map { case a: Alias => a.child; case other => other }
         // New names for what each of two joined copies gives.
-        Project(own ++ task.output.map(a => Alias(a, a.name)()), MapBeside(sent, own, task.output, detached, child))
+        Project(own ++ task.output.map(a => Alias(a, a.name)()), MapBeside(values, own, task.output, detached, child))
       case _ => null
     }
 }
@@ -55,13 +57,14 @@ object PruneMapBeside extends Rule[LogicalPlan] {
 }
 
 /** The rows of a child on their way to a task: some columns are sent, and some wait in the [[KeptRows]] of this name. */
-case class SentRows(name: String, sent: Seq[NamedExpression], kept: Seq[Attribute], child: LogicalPlan) extends UnaryNode {
-  override def output: Seq[Attribute] = sent.map(_.toAttribute)
+case class SentRows(name: String, sent: Seq[Expression], output: Seq[Attribute], kept: Seq[Attribute], child: LogicalPlan)
+    extends UnaryNode {
   override protected def withNewChildInternal(newChild: LogicalPlan): SentRows = copy(child = newChild)
 }
 
-case class SentRowsExec(name: String, sent: Seq[NamedExpression], kept: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
-  override def output: Seq[Attribute] = sent.map(_.toAttribute)
+case class SentRowsExec(name: String, sent: Seq[Expression], output: Seq[Attribute], kept: Seq[Attribute], child: SparkPlan)
+    extends UnaryExecNode {
+  override def producedAttributes: AttributeSet = outputSet
 
   override protected def doExecute(): RDD[InternalRow] = {
     val (name, sent, kept, given) = (this.name, this.sent, this.kept, child.output)

@@ -50,11 +50,11 @@ object SlotRows {
 object SlotStrategy extends SparkStrategy {
   override def apply(plan: LogicalPlan): Seq[SparkPlan] = plan match {
     case SlotRows(output, child) => Seq(SlotRowsExec(output, planLater(child)))
-    case SentRows(name, sent, kept, child) => Seq(SentRowsExec(name, sent, kept, planLater(child)))
+    case SentRows(name, sent, output, kept, child) => Seq(SentRowsExec(name, sent, output, kept, planLater(child)))
     case m @ MapBeside(sent, _, answers, task, child) =>
       // Each execution has a name of its own, by which both ends of it find the rows that wait.
       val name = UUID.randomUUID().toString
-      val run = task.transform { case s: SlotRows => s.copy(child = SentRows(name, sent, m.used, child)) }
+      val run = task.transform { case s: SlotRows => s.copy(child = SentRows(name, sent, s.child.output, m.used, child)) }
       Seq(MapBesideExec(name, m.used, answers, planLater(run)))
     // Spark would wait for thousands of rows before it sends any to Python.
     case reader: UnaryNode if reader.child.isInstanceOf[SlotRows] && reader.nodeName.endsWith("MapInArrow") =>
