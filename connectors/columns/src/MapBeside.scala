@@ -8,6 +8,7 @@ import org.apache.spark.sql.catalyst.optimizer.ColumnPruning
 import org.apache.spark.sql.catalyst.plans.logical.{LocalRelation, LogicalPlan, Project, UnaryNode}
 import org.apache.spark.sql.catalyst.rules.Rule
 import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
+import org.apache.spark.sql.execution.metric.{SQLMetric, SQLMetrics}
 import org.apache.spark.sql.execution.python.tfspark.KeptRows
 
 /** Columns of a plan beside the columns that a Python task makes of its rows, in their order.
@@ -65,6 +66,7 @@ case class SentRows(name: String, sent: Seq[Expression], output: Seq[Attribute],
 case class SentRowsExec(name: String, sent: Seq[Expression], output: Seq[Attribute], kept: Seq[Attribute], child: SparkPlan)
     extends UnaryExecNode {
   override def producedAttributes: AttributeSet = outputSet
+  override protected def stringArgs: Iterator[Any] = Iterator(sent, kept)
 
   override protected def doExecute(): RDD[InternalRow] = {
     val (name, sent, kept, given) = (this.name, this.sent, this.kept, child.output)
@@ -86,13 +88,18 @@ case class SentRowsExec(name: String, sent: Seq[Expression], output: Seq[Attribu
 case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
   override def output: Seq[Attribute] = kept ++ answers
   override def producedAttributes: AttributeSet = outputSet
+  override protected def stringArgs: Iterator[Any] = Iterator(kept, answers)
+  override lazy val metrics: Map[String, SQLMetric] =
+    Map("numOutputRows" -> SQLMetrics.createMetric(sparkContext, "number of output rows"))
 
-  override protected def doExecute(): RDD[InternalRow] = new RowsBeside(child.execute(), name, kept, answers)
+  override protected def doExecute(): RDD[InternalRow] =
+    new RowsBeside(child.execute(), name, kept, answers, longMetric("numOutputRows"))
 
   override protected def withNewChildInternal(newChild: SparkPlan): MapBesideExec = copy(child = newChild)
 }
 
-private final class RowsBeside(given: RDD[InternalRow], name: String, kept: Seq[Attribute], answers: Seq[Attribute])
+private final class RowsBeside(
+    given: RDD[InternalRow], name: String, kept: Seq[Attribute], answers: Seq[Attribute], rows: SQLMetric)
     extends RDD[InternalRow](given) {
   override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
 
@@ -108,7 +115,10 @@ private final class RowsBeside(given: RDD[InternalRow], name: String, kept: Seq[
         if (!more) waiting.end()
         more
       }
-      override def next(): InternalRow = toUnsafe(joined(waiting.remove(), answered.next()))
+      override def next(): InternalRow = {
+        rows += 1
+        toUnsafe(joined(waiting.remove(), answered.next()))
+      }
     }
   }
 }
