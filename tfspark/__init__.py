@@ -1,7 +1,7 @@
 """tfspark: train and run TensorFlow on the Spark cluster you already have.
 
-Spark schedules, Arrow carries, TensorFlow trains. Importing this package imports neither of them: public names are
-loaded when they are first used.
+Spark schedules the processes, Arrow transfers the rows, TensorFlow trains. ``import tfspark`` imports none of the
+three: public names are loaded on first use.
 """
 
 from __future__ import annotations

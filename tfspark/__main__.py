@@ -1,4 +1,4 @@
-"""``python -m tfspark`` is the command ``tfspark``."""
+"""Run the command ``tfspark`` as ``python -m tfspark``."""
 
 from __future__ import annotations
 

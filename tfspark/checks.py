@@ -8,12 +8,12 @@ from tfspark.errors import ConfigurationError
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Check that an argument is a whole number of at least `least`; booleans are none.
+    """Check that an argument is a whole number and at least `least`; a boolean is not a whole number.
 
     Raises
     ------
     ConfigurationError
-        If it is something else.
+        If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name} must be a whole number >= {least}, got {value!r}.")

@@ -17,7 +17,7 @@ from tfspark.records.command import add_parser as add_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0 fine, 1 something is wrong, 2 wrong usage."""
+    """Run the command line and return its exit code: 0 for success, 1 for an error, 2 for wrong usage."""
     parser = argparse.ArgumentParser(prog="tfspark", description="Train and run TensorFlow on Apache Spark.")
     parser.add_argument("--version", action="version", version=f"tfspark {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tfspark: {e}\n")
         return 1
     except BrokenPipeError:
-        # Whoever read the output has seen enough; Python must not complain when it flushes what is left.
+        # The reader of the output has closed the pipe. Without this, Python prints an error when it flushes the rest.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
 

@@ -1,4 +1,4 @@
-"""`Cluster`: the handle by which a driver program starts, feeds, watches and stops TensorFlow on Spark."""
+"""`Cluster`: the handle with which a driver program starts, feeds, watches and stops TensorFlow on Spark."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEPT_REPORTS = 1000
-"""Reports of a stream's batches that `Cluster.feed_reports` keeps."""
+"""Number of reports that `Cluster.feed_reports` keeps once a stream has begun."""
 
 
 class Cluster:
@@ -70,94 +70,99 @@ class Cluster:
     spark
         A SparkSession, classic or of Spark Connect (docs/clusters/connect.md).
     main
-        ``main(args, ctx)``: runs in every node; what it returns comes back in `results`.
+        ``main(args, ctx)``: runs in every node; its return value is in `results`.
     args
-        First argument of `main`; anything that cloudpickle can carry.
+        First argument of `main`; anything that cloudpickle can pickle.
     workers
         Number of workers.
     ps
-        Number of parameter servers. With any, `main` runs in a chief of its own alone, and workers and parameter
-        servers do what it schedules.
+        Number of parameter servers. If there are any, `main` runs only in a separate chief, and workers and parameter
+        servers run the operations that the chief schedules.
     chief
-        Have a chief beside the workers; without one, worker 0 is the chief.
+        Start a chief in addition to the workers; without one, worker 0 is the chief.
     evaluator
-        Have a node beside the others that is fed nothing and evaluates checkpoints (``ctx.new_checkpoints()``) until
-        training ends. It runs `main`, too, and sees ``ctx.role == "evaluator"``.
+        Start an additional node that gets no rows and evaluates checkpoints (``ctx.new_checkpoints()``) until training
+        ends. It also runs `main`, with ``ctx.role == "evaluator"``.
     strategy
-        How the workers train together. ``"auto"``: plain Keras on every worker, and the optimizers meet (see
-        docs/training.md), or ``ParameterServerStrategy`` if there are parameter servers. ``"none"``: each worker
-        trains a model of its own. ``"multi_worker_mirrored"``: TensorFlow's ``MultiWorkerMirroredStrategy``, as
-        TensorFlow defines it. Or a function that makes a strategy of a `NodeContext`.
+        How the workers train together. ``"auto"``: plain Keras on every worker, with the gradients of all workers
+        averaged in the optimizer (see docs/training.md), or ``ParameterServerStrategy`` if there are parameter servers.
+        ``"none"``: each worker trains a separate model. ``"multi_worker_mirrored"``: TensorFlow's
+        ``MultiWorkerMirroredStrategy``, as TensorFlow defines it. Or a function that takes a `NodeContext` and returns
+        a strategy.
     gpus_per_node
-        GPUs of each chief and worker, as Spark assigns them; at most 1 of one GPU that nodes share. Parameter servers
-        and evaluator never get any. By default what ``spark.task.resource.gpu.amount`` says.
+        GPUs of each chief and worker, as Spark assigns them; a number below 1 is a share of one GPU. Parameter servers
+        and the evaluator never get a GPU. By default the value of ``spark.task.resource.gpu.amount``.
     cpus_per_node
-        CPUs that Spark sets aside for each node; by default ``spark.task.cpus``, which is 1 unless it is set. They are
-        also the threads of TensorFlow, unless `tensorflow_options` says how many, or a quota leaves fewer.
+        CPUs that Spark reserves for each node; by default ``spark.task.cpus``, which is 1 unless it is set. TensorFlow
+        uses as many threads, unless `tensorflow_options` sets their number or a CPU quota allows fewer.
     spread
-        Have at most one node on each executor.
+        Start at most one node on each executor.
     ports
-        ``(first, last)`` of the ports that nodes and driver listen on; any by default.
+        ``(first, last)`` of the ports that nodes and driver listen on; any port by default.
     max_restarts
-        How often nodes may be started again, all of them, when one has failed. `main` is then called anew, goes on
-        from a checkpoint if it takes any (`checkpoint_dir`), and is fed again what came after it.
+        How often all nodes may be started again after a node has failed. `main` is then called again. If it saves
+        checkpoints (`checkpoint_dir`), it continues from one, and only the data after that checkpoint is fed again.
     min_workers
-        Have a restart go on with fewer workers, at least so many, if Spark has no room for all of them again within the
-        setting ``shrink_timeout``; each further restart tries to have all again. ``ctx.num_workers`` says how many
-        there are. By default a restart waits for all (`start_timeout`).
+        Least number of workers after a restart. If Spark has no room for all workers within the setting
+        ``shrink_timeout``, the cluster continues with fewer, but at least this many; each further restart tries to
+        start all of them again. ``ctx.num_workers`` is the current number. By default a restart waits for all workers
+        (`start_timeout`).
     grow
-        With `min_workers`: when an epoch of ``ctx.fit`` ends, fewer workers become all again if Spark has room for all.
-        It starts the nodes again, from the checkpoint of that epoch, and does not count among `max_restarts`.
+        With `min_workers`: when an epoch of ``ctx.fit`` ends while there are fewer workers, start all of them if Spark
+        has room for all. The nodes start again from the checkpoint of that epoch; this does not count as one of
+        `max_restarts`.
     checkpoint_dir
         Directory for checkpoints that all nodes share, a path or URL that TensorFlow can write to; see
-        ``ctx.checkpoint``. ``ctx.fit`` saves there after each epoch, and goes on from there, also if an earlier
-        program did not get to its end.
+        ``ctx.checkpoint``. ``ctx.fit`` saves there after each epoch and continues from the checkpoint there, also from
+        one of an earlier program that did not finish.
     start_timeout
-        Seconds in which all nodes must have started; 300. This and the next six are settings, too: without an argument
-        they come from Spark's settings or the environment, see docs/settings.md.
+        Seconds within which all nodes must have started; default 300. This argument and the next six are also settings:
+        without an argument, the value comes from Spark's settings or the environment, see docs/settings.md.
     stop_grace
-        Seconds that `main` has to return when the cluster is stopped before its processes are killed; 5.
+        Seconds that `main` has to return after the cluster is stopped; then its processes are killed. Default 5.
     hang_timeout
-        Seconds for which a node's process may be silent, although it exists, before it counts as failed; 60.
+        Seconds that a node's process may be silent, although it exists, before it counts as failed; default 60.
     stall_timeout
-        Seconds that a worker may wait for rows, while a feed goes on, before the cluster is stopped; by default it
-        may wait for ever, and a warning names it after half a minute.
+        Seconds that a worker may wait for rows during a feed before the cluster is stopped. No limit by default; a
+        warning names the worker after 30 s.
     step_timeout
-        Seconds that a worker may stand in a training step, while nobody waits for rows, compiles, evaluates or saves,
-        before the cluster is stopped with an error that shows where each worker stands; 600, ``None`` for ever.
+        Seconds that a worker may wait within a training step, while no node waits for rows, compiles, evaluates or
+        saves. Then the cluster is stopped with an error that shows where each worker waits. Default 600; ``None`` for
+        no limit.
     driver_timeout
-        Seconds that nodes and feeding tasks go on without an answer from the driver; then they end themselves; 120.
+        Seconds that nodes and feed tasks continue without an answer from the driver; then they end. Default 120.
     spool_bytes
-        Bytes of rows that may wait unread in one node; beyond it, feeding is held back; 1 GB.
+        Bytes of rows that may wait unread in one node; above this limit, feed tasks wait. Default 1 GB.
     settings
         Other times and sizes by name, such as ``{"silence_timeout": 20.0}``; docs/settings.md lists them.
     env
         Environment variables for the nodes' processes.
     tensorflow_options
-        What TensorFlow takes only before it is first used, which in nodes is before `main`: ``inter_op_threads``,
-        ``intra_op_threads``, ``memory_growth``, ``gpu_memory_mb``, ``logical_cpus``; see
+        Options that TensorFlow accepts only before its first use, which in nodes is before `main`:
+        ``inter_op_threads``, ``intra_op_threads``, ``memory_growth``, ``gpu_memory_mb``, ``logical_cpus``; see
         `tfspark.tensorflow_options.TensorFlowOptions`.
     tls
-        Encrypt what nodes, feeding tasks and driver say to each other, with a certificate made for this cluster; by
-        default if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
+        Encrypt the traffic between nodes, feed tasks and driver, with a certificate made for this cluster; by default
+        if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
         (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
     progress
-        ``True`` for a live table, ``False`` for log lines; by default live in a notebook or a terminal.
+        ``True`` for a live table, ``False`` for log lines; by default a live table in a notebook or a terminal.
     log_dir
-        Directory for TensorBoard, ``ctx.log_dir`` in the nodes, which share it with the driver: Spark's metrics go
-        there, and those of ``ctx.fit``.
+        Directory for TensorBoard, ``ctx.log_dir`` in the nodes; nodes and driver share it. Spark's metrics and those of
+        ``ctx.fit`` are written there.
     tensorboard
-        Run TensorBoard on `log_dir`, beside the driver, as long as the cluster lives.
+        Run TensorBoard on `log_dir`, on the driver's host, until the cluster ends.
     profile
         First and last step for TensorFlow's profiler on the chief.
     debug_dumps
-        Have TensorFlow's debugger dump what the nodes compute: ``True``, or how much it says of each tensor, such as
-        ``"FULL_TENSOR"``. Slow.
+        Make TensorFlow's debugger dump the computations of the nodes: ``True``, or its level of detail for tensors,
+        such as ``"FULL_TENSOR"``. Slow.
     ui
         Serve a live page and Prometheus metrics; by default if Spark serves its UI (``spark.ui.enabled``).
     report
-        HTML file of the driver that keeps the live page after the end, also of a failure: curves, figures of feeds,
-        restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if there is one.
+        HTML file on the driver's host that contains the last state of the live page, also after a failure: curves,
+        figures of feeds, restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if
+        `log_dir` is given.
 
     Raises
     ------
@@ -293,9 +298,9 @@ class Cluster:
         ResourceError
             If Spark has too few task slots or GPUs.
         StartTimeout
-            If nodes did not come up in time.
+            If nodes did not start in time.
         NodeFailed
-            If a node failed on its way up.
+            If a node failed while it started.
 
         Examples
         --------
@@ -322,7 +327,7 @@ class Cluster:
 
     @property
     def _node_ids(self) -> tuple[NodeId, ...]:
-        """All nodes; after a restart there may be fewer workers than at first."""
+        """All nodes; after a restart there may be fewer workers than at the start."""
         return self._gang.nodes if self._gang is not None else self._options.nodes
 
     def _next_gang(self, spec: GangSpec) -> Gang:
@@ -338,7 +343,7 @@ class Cluster:
             return self._gang
 
     def _on_epoch_ended(self, gang: Gang, epoch: int, epochs: int) -> None:
-        """Have all workers start again if Spark has room for them; asks it in a thread, as nodes wait for an answer."""
+        """Start all workers again if Spark has room for them; runs in a thread, because a node waits for the answer."""
 
         def grow() -> None:
             if not gang.growing and not gang.life.concluded and self._has_room(self._options.workers):
@@ -352,7 +357,7 @@ class Cluster:
         self._watching.report(node, step, metrics)
 
     def _recovering(self, action: Callable[[Gang], T]) -> T:
-        """Have the nodes do something; if one of them fails, start them again and have them do it again."""
+        """Call `action` on the gang; if a node fails, start all nodes again and repeat it."""
         while True:
             gang = self._require_started()
             try:
@@ -361,12 +366,12 @@ class Cluster:
                 self._recover(gang, e)
 
     def _recover(self, gang: Gang, error: TFSparkError) -> None:
-        """Start the nodes again and feed them what they had been fed.
+        """Start the nodes again and repeat the feeds of the journal.
 
         Raises
         ------
         TFSparkError
-            `error` if no restart is left or can help, or what came of the last one.
+            `error` if no restart is left or a restart cannot help, or the error of the last restart.
         """
         with self._recovery:
             if self._gang is gang:
@@ -402,7 +407,7 @@ class Cluster:
                 error = e
 
     def _spec_that_fits(self) -> GangSpec:
-        """Return what the next nodes are made of: with fewer workers if Spark does not have room for all in time."""
+        """Return the spec of the next gang: with fewer workers if Spark does not have room for all in time."""
         options, least = self._options, self._options.min_workers
         if least is None:
             return self._spec
@@ -439,55 +444,55 @@ class Cluster:
         workers: Sequence[int] | None = None,
         name: str = "",
     ) -> FeedReport:
-        """Send data, partition by partition, to the workers; returns when every row has been delivered.
+        """Send data to the workers, partition by partition, and return when every row has been delivered.
 
-        Each row reaches one worker, whatever tasks Spark repeats. Later epochs replay what the workers keep. Rows of
-        workers whose ``main`` has returned are dropped, and a warning says how many.
+        Each row reaches one worker, also if Spark repeats tasks. Later epochs replay the rows that the workers keep.
+        Rows for workers whose ``main`` has returned are dropped, and a warning says how many.
 
         Parameters
         ----------
         data
             A Spark DataFrame; an RDD of tuples, dicts, Rows, numpy arrays or single values; a pandas DataFrame; or an
-            iterator of these, which are fed one after the other, each as epochs of its own.
+            iterator of these, which are fed one after the other, each with its own epochs.
         epochs
-            How often workers see the rows.
+            How often workers read the rows.
         columns
-            Columns to send, in this order; all by default. A mapping gives them other names: ``{name: column}``.
+            Columns to send, in this order; all by default. A mapping renames them: ``{name: column}``.
         shapes
             Shape of one row for array columns, by column: ``784``, ``(28, 28)``, ``(None, 3)`` with dimensions of any
-            length first, ``None`` for a ``RaggedTensor``. Numpy arrays bring theirs. For other array columns the first
-            rows decide: dense if their arrays have one length, ragged otherwise.
+            length first, ``None`` for a ``RaggedTensor``. Numpy arrays have their own shape. For other array columns
+            the first rows decide: dense if all their arrays have the same length, ragged otherwise.
         fill
-            Value that replaces nulls, by column; a null elsewhere is an error.
+            Value that replaces nulls, by column; a null in any other column is an error.
         mask
-            Columns ``x`` of a DataFrame that may hold nulls: another column ``x_mask`` is fed, true where there is a
-            value, and nulls are replaced by `fill`, or by zero.
+            Columns ``x`` of a DataFrame that may contain nulls: an additional column ``x_mask`` is fed, true where
+            there is a value, and nulls are replaced by `fill`, or by zero.
         sparse
             Columns of ML vectors that become ``SparseTensor``; others become dense.
         cache
-            Where workers keep the rows for later epochs: ``"disk"``, in Spark's local directories, except the first 256
-            MB or more (the setting ``spool_memory_bytes``), which stay in memory; ``"memory"``, in memory up to
-            ``spool_bytes``, then on the disk; ``None``, nowhere: Spark computes and sends them again for each epoch.
+            Where workers keep the rows for later epochs. ``"disk"``: in Spark's local directories, except the first
+            256 MB or more (the setting ``spool_memory_bytes``), which stay in memory. ``"memory"``: in memory up to
+            ``spool_bytes``, then on disk. ``None``: nowhere; Spark computes and sends the rows again for each epoch.
         seed
-            Makes the feed reproducible: which worker gets which rows, in which order, and what
-            ``ctx.dataset(shuffle=True)`` makes of it. Workers then begin to read when all rows have arrived.
+            Makes the feed reproducible: which worker gets which rows, in which order, and how
+            ``ctx.dataset(shuffle=True)`` shuffles them. Workers then start to read when all rows have arrived.
         pickled
-            Send the rows of an RDD as they are, whatever objects they are; ``ctx.rows()`` gives them back.
+            Send the rows of an RDD unchanged, as pickled Python objects of any type; ``ctx.rows()`` returns them.
         workers
             Indices of the workers that get rows; all by default.
         name
-            Keeps the rows beside the epochs, such as those to validate with: ``ctx.dataset(name=...)`` reads them, as
-            often as it is iterated. Feed them before those to train on, so that they are there when they are wanted.
+            Keep the rows separate from the training epochs, for example for validation: ``ctx.dataset(name=...)`` reads
+            them each time it is iterated. Feed them before the training rows, so that they are there when needed.
 
         Raises
         ------
         SchemaError
-            If a column has no tensor form or a value breaks its rule, such as an array that is not as long as those
-            in the first rows.
+            If a column has no tensor form or a value breaks the rule of its column, such as an array whose length
+            differs from that in the first rows.
         FeedError
-            If rows could not be delivered, or there are none.
+            If rows could not be delivered, or the data has no rows.
         NodeFailed
-            If a node failed meanwhile, and no restart is left.
+            If a node failed during the feed and no restart is left.
 
         Examples
         --------
@@ -511,7 +516,7 @@ class Cluster:
         return FeedReport.total(self._while_read(feeds))
 
     def _while_read(self, feeds: Iterable[FeedReport]) -> list[FeedReport]:
-        """Feed one after the other until every ``main`` has returned."""
+        """Run the feeds one after the other until every ``main`` has returned; return their reports."""
         reports: list[FeedReport] = []
         for report in feeds:
             reports.append(report)
@@ -520,7 +525,7 @@ class Cluster:
         return reports
 
     def _drop(self, data: Any, epochs: int) -> FeedReport:
-        """Say how many rows nobody will read, as every ``main`` has returned."""
+        """Log how many rows are dropped because every ``main`` has returned, and return an empty report."""
         rows = "its rows" if isinstance(data, Iterator) else f"its {count_rows(data) * epochs:,} rows"
         logger.warning("main returned on every node before this feed began: %s were dropped. %s", rows, ADVICE)
         return FeedReport(0, 0, 0.0, {}, epochs)
@@ -542,10 +547,13 @@ class Cluster:
         workers: Sequence[int] | None = None,
         name: str = "",
     ) -> FeedReport:
-        """Feed one of the data that are read as one; `settled` has the shapes that those before have, and gets its."""
+        """Feed one part of a sequence that is read as one dataset.
+
+        `settled` contains the shapes of the earlier parts; the shapes of this part are added to it.
+        """
         self._require_workers(workers)
         if is_rdd(data):
-            # A task of its own looks at its first rows.
+            # A separate task reads the first rows of an RDD.
             self._resources.of(self._node_ids).require_default_task()
         ragged = [c for c, s in (shapes or {}).items() if s is None]
         source = pickled_source(data) if pickled else source_of(self._spark, data, columns, mask, sparse, ragged)
@@ -568,13 +576,14 @@ class Cluster:
         sparse: Sequence[str] = (),
         **options: Any,
     ) -> StreamingQuery:
-        """Feed every micro-batch of a streaming DataFrame, as it comes, until the query or the cluster is stopped.
+        """Feed each micro-batch of a streaming DataFrame when it arrives, until the query or the cluster is stopped.
 
-        ``ctx.stream(...)`` reads them as one dataset; ``ctx.epochs()`` counts each micro-batch as an epoch. It ends
-        when the query has ended and the driver calls `wait` or leaves the ``with`` block, which wait for the query:
-        stop an endless one before. Micro-batches without rows are left out.
-        What a stream has given cannot be asked for again, so a failed node fails the query, whatever `max_restarts`:
-        start both again, the query from its ``checkpointLocation``.
+        ``ctx.stream(...)`` reads all micro-batches as one dataset; ``ctx.epochs()`` counts each micro-batch as an
+        epoch. The dataset ends when the query has ended and the driver calls `wait` or leaves the ``with`` block. Both
+        wait for the query, so stop an endless query first. Micro-batches without rows are skipped.
+
+        The rows of a stream cannot be read again, so a failed node fails the query, also with `max_restarts`. Start
+        both again, the query from its ``checkpointLocation``.
 
         Parameters
         ----------
@@ -584,13 +593,12 @@ class Cluster:
             As for `feed`.
         options
             For ``DataStreamWriter``: ``trigger={"availableNow": True}``, ``queryName=...``, ``outputMode="update"``,
-            and any option of the query, such as ``checkpointLocation``, with which it goes on after a restart where it
-            had stopped.
+            and any option of the query, such as ``checkpointLocation``, from which the query continues after a restart.
 
         Returns
         -------
         StreamingQuery
-            Running; a failure of the cluster fails it, with the node's error in its exception.
+            The running query. If the cluster fails, the query fails with the node's error in its exception.
 
         Raises
         ------
@@ -614,7 +622,11 @@ class Cluster:
         return self._streams.start(stream, feed, options, self._relayed)
 
     def _relayed(self, feed_batch: ForBatch) -> ForBatch:
-        """Return what Spark calls with each micro-batch: on Spark Connect, where that is not here, what asks us."""
+        """Return the function that Spark calls with each micro-batch.
+
+        On Spark Connect, Spark calls it on the server's side, not in this process. So the function sends a message to
+        this process, which feeds the micro-batch.
+        """
         if not is_connect(self._spark):
             return feed_batch
         if self._desk is None:
@@ -636,35 +648,36 @@ class Cluster:
         workers: Sequence[int] | None = None,
         keep: Sequence[str] | None = None,
     ) -> DataFrame:
-        """Have the workers answer each row of a DataFrame: they are where ``main`` calls ``ctx.serve(fn)``.
+        """Compute predictions for each row of a DataFrame in the workers; ``main`` must call ``ctx.serve(fn)``.
 
         Parameters
         ----------
         df
             Any DataFrame.
         outputs
-            Names and types of what `fn` returns, as Spark writes them: ``"label int, scores array<float>"``.
+            Names and types of the values that `fn` returns, as a Spark schema: ``"label int, scores array<float>"``.
         columns, shapes, fill, mask, sparse
-            What `fn` gets, as for `feed`.
+            The input of `fn`; as for `feed`.
         batch_size
-            Most rows per call of `fn`.
+            Largest number of rows per call of `fn`.
         workers
-            Indices of the workers that are asked; all by default.
+            Indices of the workers that compute predictions; all by default.
         keep
-            Columns of `df` that the result has beside the outputs, as for `tfspark.predict`; all by default.
+            Columns of `df` that the result contains in addition to the outputs, as for `tfspark.predict`; all by
+            default.
 
         Returns
         -------
         DataFrame
-            The columns of `df` that are kept, then the outputs. Lazy: it is computed by the workers whenever it is
-            used, so use it before the ``with`` block is left.
+            The kept columns of `df`, then the outputs. It is lazy: the workers compute it each time it is used, so use
+            it before the ``with`` block ends.
 
         Raises
         ------
         SchemaError
             If a column has no tensor form.
         ConfigurationError
-            If `outputs` is no schema, or names a column of `df`.
+            If `outputs` is not a schema, or contains the name of a column of `df`.
 
         Examples
         --------
@@ -700,14 +713,14 @@ class Cluster:
     def wait(self, timeout: float | None = None, *, workers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
         """Wait until ``main`` has returned on every node, shut down, and return the results.
 
-        Streams that feed the cluster are waited for first; their rows are a part of what ``main`` reads.
+        It first waits for the streams that feed the cluster, because ``main`` reads their rows.
 
         Parameters
         ----------
         timeout
-            Seconds to wait; without end by default.
+            Seconds to wait; no limit by default.
         workers
-            Indices of the workers to wait for. The others go on, and the cluster with them, until `stop`.
+            Indices of the workers to wait for. The other workers and the cluster continue until `stop`.
 
         Raises
         ------
@@ -718,7 +731,7 @@ class Cluster:
         SchemaError
             If rows of a stream could not be fed.
         TimeoutError
-            If `timeout` seconds have passed; the cluster goes on.
+            If `timeout` seconds have passed; the cluster continues.
 
         Examples
         --------
@@ -738,7 +751,7 @@ class Cluster:
         return self.results
 
     def _raise_failure(self, life: lc.Lifecycle) -> None:
-        """Raise why the cluster has failed; rows of a stream that could not be fed have stopped it."""
+        """Raise the error of the cluster, or of the stream whose rows could not be fed and stopped the cluster."""
         if life.error is not None and not isinstance(life.error, ClusterStopped):
             raise life.error
         if life.error is not None:
@@ -772,12 +785,12 @@ class Cluster:
             self._display.final(coordinator, "training")
 
     def stop(self, grace: float | None = None) -> None:
-        """Stop the cluster now, from any thread; safe to call twice.
+        """Stop the cluster now. Any thread may call it, also more than once.
 
         Parameters
         ----------
         grace
-            Seconds that ``main`` has to notice ``ctx.stopping`` and return; `stop_grace` by default.
+            Seconds that ``main`` has to check ``ctx.stopping`` and return; `stop_grace` by default.
 
         Examples
         --------
@@ -812,13 +825,13 @@ class Cluster:
         else:
             self.stop(grace_after(error))
 
-    # --- what is known
+    # --- state
 
     @property
     def results(self) -> dict[tuple[str, int], Any]:
-        """What ``main`` returned, by ``(role, index)``; only nodes that have finished.
+        """Return values of ``main`` by ``(role, index)``, for nodes that have finished.
 
-        A result is unpickled when it is first asked for; until then a large one waits in a temporary file.
+        A result is unpickled on first access; until then a large result is kept in a temporary file.
 
         Examples
         --------
@@ -841,7 +854,7 @@ class Cluster:
         return self._require_started().coordinator.spec
 
     def status(self) -> Status:
-        """Return what is known of each node now, a `NodeStatus` for each, and the addresses to watch them at.
+        """Return the current `NodeStatus` of each node, and the addresses of TensorBoard and of the live page.
 
         Examples
         --------
@@ -852,11 +865,11 @@ class Cluster:
         return Status(status_of(coordinator), self.tensorboard_url, self.ui_url)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is known of the cluster to one text file, for a bug report; also after a failure.
+        """Write the state of the cluster to one text file, for a bug report; also after a failure.
 
-        It has settings, versions, what happened, status and last lines of each node, and stacks. The cluster's token
-        and keys are not in it, nor values of Spark's settings and of `env` whose names look like those of secrets. What
-        ``main`` has printed is in it: have a look before you send it.
+        The file contains settings, versions, the events of the cluster, status and last log lines of each node, and
+        stacks. It does not contain the cluster's token and keys, nor values of Spark's settings and of `env` whose
+        names look like those of secrets. It contains the output of ``main``: check it before you send it.
 
         Parameters
         ----------
@@ -866,7 +879,7 @@ class Cluster:
         Raises
         ------
         OSError
-            If it cannot be written.
+            If the file cannot be written.
 
         Examples
         --------
@@ -881,7 +894,7 @@ class Cluster:
 
     @property
     def tensorboard_url(self) -> str | None:
-        """Address of this cluster's TensorBoard while it lives; ``None`` without ``tensorboard=True``.
+        """Address of this cluster's TensorBoard while it runs; ``None`` without ``tensorboard=True``.
 
         Examples
         --------
@@ -892,7 +905,7 @@ class Cluster:
 
     @property
     def ui_url(self) -> str | None:
-        """Address of the live page while the cluster lives; its metrics for Prometheus are at ``metrics`` below it.
+        """Address of the live page while the cluster runs; the Prometheus metrics are at ``metrics`` below it.
 
         Examples
         --------
@@ -904,7 +917,7 @@ class Cluster:
 
     @property
     def startup_seconds(self) -> dict[tuple[str, int], dict[str, float]]:
-        """Where each node's start-up went, in seconds.
+        """Seconds that each part of a node's start took, by node.
 
         Examples
         --------
@@ -924,7 +937,7 @@ class Cluster:
 
         return snapshot_html(self._watching.snapshot()) if self._gang else f"<p>{self!r}</p>"
 
-    # --- inside
+    # --- internal
 
     def _require_started(self) -> Gang:
         if self._gang is None:
@@ -934,7 +947,7 @@ class Cluster:
         return self._gang
 
     def _running(self) -> Gang:
-        """Return the nodes, started again if one has failed since someone last looked."""
+        """Return the current gang; if a node has failed since the last call, start the nodes again first."""
         gang = self._require_started()
         if gang.life.error is not None and not isinstance(gang.life.error, ClusterStopped):
             with self._guard():
@@ -945,7 +958,7 @@ class Cluster:
         return gang
 
     def _open_columns(self) -> Sequence[str]:
-        """Return the columns whose arrays may have any length; only a ``main`` of `tfspark.ml` says which."""
+        """Return the columns whose arrays may have any length; only a ``main`` of `tfspark.ml` reports them."""
         self._running()
         with self._guard():
             return self._recovering(lambda gang: gang.open_columns())
@@ -973,7 +986,7 @@ class Cluster:
 
 
 class _StopOnError:
-    """Stops the cluster when the block raises; errors of type `keep` leave it running."""
+    """Context manager that stops the cluster if the block raises; after errors of type `keep` it stays running."""
 
     def __init__(self, cluster: Cluster, keep: type[BaseException] | None) -> None:
         self._cluster, self._keep = cluster, keep
@@ -991,7 +1004,7 @@ class _StopOnError:
 
 
 _live: set[Cluster] = set()
-"""Clusters that run, also those that the program has forgotten."""
+"""Clusters that run, also those that the program no longer refers to."""
 
 
 def _stop_all(grace: float | None = None) -> None:
@@ -1005,14 +1018,14 @@ atexit.register(_stop_all, 0.0)
 def run(
     spark: SparkSession, main: Callable[..., Any], args: Any = None, *, workers: int, **options: Any
 ) -> dict[tuple[str, int], Any]:
-    """Run ``main(args, ctx)`` on a cluster of its own and return the results; nothing is fed.
+    """Run ``main(args, ctx)`` on a new cluster without feeding rows, and return the results.
 
     Takes the arguments of `Cluster` and raises its errors.
 
     Returns
     -------
     dict
-        What each ``main`` returned, by ``(role, index)``.
+        Return values of ``main`` by ``(role, index)``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The arguments of `Cluster`, checked as a whole before anything starts."""
+"""The arguments of `Cluster`, checked together before anything starts."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ ARGUMENTS_THAT_ARE_SETTINGS = (
     "driver_timeout",
     "spool_bytes",
 )
-"""They count before `settings`, and these before Spark's and the environment."""
+"""They take precedence over `settings`; `settings` take precedence over Spark's settings and the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """What a cluster is to be; `Cluster` says what each option means.
+    """The options of a cluster; `Cluster` documents each of them.
 
     Raises
     ------
     ConfigurationError
         If an option cannot work.
     DependencyError
-        If TensorBoard is wanted and not installed.
+        If TensorBoard is requested and not installed.
     """
 
     workers: int
@@ -86,7 +86,7 @@ class ClusterOptions:
     def __post_init__(self) -> None:
         self._check_switches()
         self._check_paths()
-        # These check what they are made of.
+        # Each of these checks its own options.
         _ = self.nodes, self.strategy_name, self.node_resources, self.watching
         check_ports(self.ports)
         TensorFlowOptions.of(self.tensorflow_options)
@@ -147,44 +147,44 @@ class ClusterOptions:
         return plan_nodes(self.workers, self.chief, self.ps, self.evaluator)
 
     def nodes_with(self, workers: int) -> tuple[NodeId, ...]:
-        """Return all nodes of a cluster that has so many workers."""
+        """Return all nodes of a cluster with `workers` workers."""
         return plan_nodes(workers, self.chief, self.ps, self.evaluator)
 
     @cached_property
     def strategy_name(self) -> StrategyName:
-        """How the nodes train together; a function of the user's own stands beside it."""
+        """How the nodes train together; if the user passes a function, the value is that of ``strategy="auto"``."""
         return plan_strategy("auto" if callable(self.strategy) else self.strategy, self.nodes)
 
     @cached_property
     def node_resources(self) -> NodeResources:
-        """What the user asks for each node."""
+        """The resources that the user requests for each node."""
         return NodeResources.of(self.gpus_per_node, self.cpus_per_node, self.spread)
 
     @cached_property
     def watching(self) -> WatchOptions:
-        """How the cluster is watched."""
+        """The options for monitoring the cluster."""
         given = self.log_dir, self.tensorboard, self.profile, self.debug_dumps
         return WatchOptions.of(*given, bool(self.ui), self.report)
 
     def told(self) -> dict[str, Any]:
-        """Return the options by name, as they were given, without settings."""
+        """Return the options by name, as the user passed them, without settings."""
         apart = {*ARGUMENTS_THAT_ARE_SETTINGS, "settings", "resolved"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
 
     def decided(self, spark: SparkSession) -> ClusterOptions:
-        """Return these options with what depends on Spark's settings unless the user says it.
+        """Return these options with those filled in that follow from Spark's settings unless the user passes them.
 
         Raises
         ------
         ConfigurationError
-            If Spark's settings or the environment have a wrong or an unknown setting of tfspark.
+            If Spark's settings or the environment contain an unknown setting of tfspark or a wrong value.
         """
         ui = has_ui(spark) if self.ui is None else self.ui
         tls = wants_tls(spark) if self.tls is None else self.tls
         return replace(self, ui=ui, tls=tls, resolved=settings_of(spark, self._given_settings()))
 
     def gang_spec(self, main: Callable[..., Any], args: Any, resources: Resources) -> GangSpec:
-        """Return what each incarnation of the nodes is made of.
+        """Return the spec from which each gang of nodes is started.
 
         Raises
         ------

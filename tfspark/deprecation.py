@@ -15,12 +15,12 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 def deprecated(instead: str, *, since: str, removal: str) -> Callable[[F], F]:
-    """Mark a function or method as deprecated: each call from outside of tfspark warns.
+    """Mark a function or method as deprecated: each call from outside tfspark issues a warning.
 
     Parameters
     ----------
     instead
-        What to use instead.
+        The replacement.
     since
         Version that deprecates it.
     removal

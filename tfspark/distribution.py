@@ -11,7 +11,7 @@ import importlib.metadata
 from tfspark import __version__
 
 NAME = "tfspark-cluster"
-"""The same as in ``setup.cfg``."""
+"""The same name as in ``setup.cfg``."""
 
 _STRANGER = "tfspark"
 

@@ -1,4 +1,4 @@
-"""Every error tfspark raises on purpose.
+"""All errors that tfspark raises on purpose.
 
 TFSparkError
 ├── ConfigurationError      arguments or settings that cannot work; nothing was launched
@@ -14,8 +14,8 @@ TFSparkError
 ├── FeedError               rows could not be delivered
 └── PredictError            workers could not compute predictions for ``cluster.predict``
 
-A message says what happened, where (role, index, host) and, after ``Hint:``, what to do about it.
-The classes carry fields and format them; they hold no other logic. All of them survive pickling.
+A message says what happened, where (role, index, host) and, after ``Hint:``, how to fix it.
+The classes contain fields and format them; they contain no other logic. All of them can be pickled.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TFSparkError(Exception):
     message
         What happened and where.
     hint
-        What to do about it; shown after ``Hint:``.
+        How to fix it; shown after ``Hint:``.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class TFSparkError(Exception):
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows of it: the user's frames and the error, without those of libraries."""
+        """Return the lines that a notebook shows: the user's frames and the error, without the frames of libraries."""
         frames = user_frames("".join(format_tb(self.__traceback__)))
         return [*frames.splitlines(), f"{type(self).__name__}: {self}"]
 
@@ -221,9 +221,10 @@ class NodeFailed(ClusterError):
     remote_traceback
         Traceback formatted in the node's process, or ``""``. The error's text shows it without the frames of libraries.
     log_tail
-        Last lines the process wrote to stdout and stderr. The error's text shows those that are not in the traceback.
+        Last lines that the process wrote to stdout and stderr. The error's text shows the lines that are not in the
+        traceback.
     hint
-        What to do about it.
+        How to fix it.
     final
         Whether the node would fail in the same way again. A cluster is not restarted after such a failure.
 
@@ -272,7 +273,7 @@ class NodeFailed(ClusterError):
 
 
 def all_of(problems: Sequence[SchemaError]) -> SchemaError:
-    """Return one error that names several problems, so that they can be mended together."""
+    """Return one error that lists several problems, so that the user can fix them together."""
     if len(problems) == 1:
         return problems[0]
     hints = dict.fromkeys(p.hint for p in problems if p.hint)

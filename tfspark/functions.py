@@ -1,6 +1,6 @@
-"""Column functions that convert records which are not in files, such as those of Kafka topics.
+"""Column functions that convert records that are not in files, such as those of Kafka topics.
 
-Classic sessions with the connector also have them as SQL functions of the same names. ``import tfspark`` does not
+Classic sessions with the connector also have them as SQL functions with the same names. ``import tfspark`` does not
 import this module.
 """
 
@@ -29,7 +29,7 @@ def to_example(column: Column | str, options: Mapping[str, str] | None = None) -
     Parameters
     ----------
     column
-        A column of structs. Each field becomes a feature; a field that is null is left out. A null struct gives null.
+        A column of structs. Each field becomes a feature; null fields are omitted. A null struct becomes null.
     options
         ``recordType`` (``Example`` or ``SequenceExample``) and ``vectors``, as when writing ``format("tfrecord")``.
 
@@ -65,7 +65,7 @@ def from_example(column: Column | str, schema: StructType | str, options: Mappin
     Parameters
     ----------
     column
-        A binary column. Null gives null.
+        A binary column. Null becomes null.
     schema
         The features to read, as a type or as ``"id long, weights array<float>"``.
     options

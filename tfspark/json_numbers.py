@@ -22,7 +22,7 @@ def nonfinite_to_none(value: Any) -> Any:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a number, also one of numpy, a string or a boolean as JSON can hold it; ``None`` for anything else."""
+    """Return a number (Python's or numpy's), string or boolean as a JSON value; return ``None`` for anything else."""
     if hasattr(value, "dtype") and hasattr(value, "item"):
         value = value.item() if value.ndim == 0 else None
     if isinstance(value, float) and not math.isfinite(value):

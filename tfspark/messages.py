@@ -1,7 +1,7 @@
-"""Every message that crosses a process boundary, written down as data.
+"""All messages between processes, defined as data.
 
-A message is a frozen struct that travels as MessagePack, with its type checked when it is read: as the body of a Flight
-action whose type is the class name, as its answer, or beside the rows of an upload. Both ends import this module.
+A message is a frozen struct, encoded as MessagePack; decoding checks the types. It is the body of a Flight action whose
+type is the class name, or the answer to one, or it is sent between the rows of an upload. Both ends import this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
     """Base of all messages."""
 
     def encode(self) -> bytes:
-        """Encode as MessagePack."""
+        """Return the message as MessagePack."""
         return _encoder.encode(self)
 
     @classmethod
@@ -35,16 +35,16 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
         Raises
         ------
         ValueError
-            If `body` is not such a message: another type, an unknown or a missing field, a value of another type.
+            If `body` is another message, has an unknown or a missing field, or a value has the wrong type.
         """
         return msgspec.msgpack.decode(body, type=cls)
 
 
-# --- from the Spark task that supervises a node to the coordinator
+# --- from a supervising task to the coordinator
 
 
 class Attach(Message, frozen=True):
-    """A supervising task has started; ``attempt`` and ``stage`` are Spark's numbers of it."""
+    """A supervising task has started; ``attempt`` and ``stage`` are its Spark task attempt id and stage id."""
 
     node: NodeId
     attempt: int
@@ -54,15 +54,15 @@ class Attach(Message, frozen=True):
 
 
 class AttachAnswer(Message, frozen=True):
-    """Whether the task is to start its node."""
+    """Whether the task must start its node."""
 
     go: bool
 
 
 class Heartbeat(Message, frozen=True):
-    """The supervising task is alive; carries what the node printed since the last one.
+    """The supervising task is alive; ``lines`` are the lines that the node has printed since the last heartbeat.
 
-    ``stopped`` says that the node's process is held by SIGSTOP or a debugger.
+    ``stopped`` is true if SIGSTOP or a debugger holds the node's process.
     """
 
     node: NodeId
@@ -72,7 +72,11 @@ class Heartbeat(Message, frozen=True):
 
 
 class HeartbeatAnswer(Message, frozen=True):
-    """What the supervising task is to do: stop the node within a grace, kill it now; and when to send the next one."""
+    """Instructions for the supervising task.
+
+    If ``stop_grace`` is not ``None``, it must stop the node and kill it after so many seconds. If ``kill`` is true, it
+    must kill the node now. It sends the next heartbeat after ``seconds``.
+    """
 
     stop_grace: float | None
     kill: bool
@@ -82,8 +86,9 @@ class HeartbeatAnswer(Message, frozen=True):
 class Exited(Message, frozen=True):
     """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
 
-    ``out_of_memory`` says that the kernel killed a process of its control group for want of memory meanwhile;
-    ``process`` counts the processes that the task had started before, so that a message that comes twice is known.
+    ``out_of_memory`` is true if the kernel killed a process of the task's control group, while the node ran, because
+    memory was short. ``process`` is the number of processes that the task had started before this one; it identifies a
+    message that arrives twice.
     """
 
     node: NodeId
@@ -95,7 +100,7 @@ class Exited(Message, frozen=True):
 
 
 class ExitedAnswer(Message, frozen=True):
-    """TensorFlow's port of the process to start in its place, if there is to be one."""
+    """TensorFlow's port for the process that the task must start next; ``None`` if it must not start another one."""
 
     respawn_port: int | None
 
@@ -110,7 +115,7 @@ class Register(Message, frozen=True):
 
 
 class Poll(Message, frozen=True):
-    """Ask for events after ``since``; answered by `Events` when there are some or after ``seconds``."""
+    """Ask for the events after number ``since``; answered with `Events` when there are some, or after ``seconds``."""
 
     node: NodeId
     since: int
@@ -118,14 +123,14 @@ class Poll(Message, frozen=True):
 
 
 class Entered(Message, frozen=True):
-    """The node is about to call ``main``. ``seconds`` says where start-up went."""
+    """The node is about to call ``main``. ``seconds`` has the duration of each part of its start."""
 
     node: NodeId
     seconds: dict[str, float] = {}
 
 
 class ResultPart(Message, frozen=True):
-    """The next bytes of what ``main`` returned, cloudpickled."""
+    """A part of the return value of ``main``, pickled with cloudpickle; ``offset`` is its position in bytes."""
 
     node: NodeId
     offset: int
@@ -133,9 +138,10 @@ class ResultPart(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """``main`` returned; its result of ``result_bytes`` has been sent in parts.
+    """``main`` returned; its result of ``result_bytes`` bytes has been sent in parts.
 
-    ``rows_read`` counts the rows of all epochs that were read to their end; ``is_reading`` says that one was begun.
+    ``rows_read`` is the number of rows in all epochs that were read to the end; ``is_reading`` is true if another epoch
+    was begun.
     """
 
     node: NodeId
@@ -145,7 +151,7 @@ class Finished(Message, frozen=True):
 
 
 class Raised(Message, frozen=True):
-    """``main`` (or the way to it) raised."""
+    """``main`` raised an exception, or the node did before it called ``main``."""
 
     node: NodeId
     reason: str
@@ -155,9 +161,9 @@ class Raised(Message, frozen=True):
 
 
 class Resume(Message, frozen=True):
-    """The epochs that this node can go on from; answered when all have said theirs or after ``seconds``.
+    """The epochs from which this node can resume; answered when all nodes have sent theirs, or after ``seconds``.
 
-    A node that serves says ``None``: the others need not wait for it.
+    A node that serves sends ``None``; the others do not wait for it.
     """
 
     node: NodeId
@@ -166,13 +172,13 @@ class Resume(Message, frozen=True):
 
 
 class ResumeAnswer(Message, frozen=True):
-    """The last epoch that all nodes have, or 0: everyone goes on from there; ``None`` if not all have said theirs."""
+    """The last epoch that all nodes have, or 0, from which all resume; ``None`` if some have not sent their epochs."""
 
     epochs: int | None
 
 
 class EpochEnded(Message, frozen=True):
-    """An epoch of a fit has ended: the how-manieth of ``epochs``, counted from 1, and its metrics over all rows."""
+    """Epoch ``epoch`` of ``epochs`` of a fit, counted from 1, has ended; ``metrics`` are over all rows."""
 
     node: NodeId
     epoch: int
@@ -181,7 +187,7 @@ class EpochEnded(Message, frozen=True):
 
 
 class OpenColumns(Message, frozen=True):
-    """The fed columns whose arrays may have any length, because the chief's model leaves it open."""
+    """The fed columns whose arrays may have any length, because the chief's model does not set their length."""
 
     columns: list[str]
 
@@ -195,13 +201,14 @@ class Report(Message, frozen=True):
 
 
 class Pulse(Message, frozen=True):
-    """The node's process runs; how long its dataset has waited for rows, and how many it has read in all.
+    """The node's process runs: how long its dataset has waited for rows, and how many rows it has read in total.
 
-    ``input_seconds`` says where the time of its input went, by the names of `InputState`; ``step`` is the newest that
-    ``main`` has reported; ``gpus`` are the addresses of its GPUs.
+    ``input_seconds`` are the seconds that its input spent in each state, by the names of `InputState`; ``step`` is the
+    last step that ``main`` has reported; ``gpus`` are the addresses of its GPUs.
 
-    ``step_seconds`` says how long it has stood in a step that workers make together, 0 outside of one; ``busy`` that it
-    compiles, evaluates or runs callbacks of a fit; ``stack`` where its main thread stands, if it has for a while.
+    ``step_seconds`` are the seconds since it began the current step that workers make together, 0 outside of a step;
+    ``busy`` is true if it compiles, evaluates or runs callbacks of a fit; ``stack`` is the stack of its main thread if
+    that thread has not begun or ended a step for a while.
     """
 
     node: NodeId
@@ -216,13 +223,13 @@ class Pulse(Message, frozen=True):
 
 
 class PulseAnswer(Message, frozen=True):
-    """When the next pulse is due."""
+    """Seconds until the node must send the next pulse."""
 
     seconds: float
 
 
 class Commit(Message, frozen=True):
-    """A partition arrived whole: may it be shown to training?"""
+    """A node has received a whole partition and asks whether training may read it."""
 
     node: NodeId
     feed: int
@@ -233,13 +240,13 @@ class Commit(Message, frozen=True):
 
 
 class CommitAnswer(Message, frozen=True):
-    """Whether the partition counts; to the node, and from there to the feed task."""
+    """Whether the partition counts; the node passes the answer on to the feed task."""
 
     committed: bool
 
 
 class EpochBegins(Message, frozen=True):
-    """The chief begins an epoch, which its workers are to read: of which feed, and its number within it."""
+    """The chief begins an epoch that its workers must read: the number of the feed, and of the epoch within it."""
 
     feed: int
     epoch: int
@@ -250,7 +257,7 @@ class WhichEpoch(Message, frozen=True):
 
 
 class Exported(Message, frozen=True):
-    """The chief has exported to a base directory for the ``number``-th time, counted from 1: to ``path``."""
+    """The chief has written export ``number``, counted from 1, to a base directory; ``path`` is its location."""
 
     base: str
     number: int
@@ -258,7 +265,10 @@ class Exported(Message, frozen=True):
 
 
 class WhichExport(Message, frozen=True):
-    """Ask where the chief has exported to; answered when it has, when its main has returned, or after ``seconds``."""
+    """Ask for the path of an export of the chief.
+
+    The answer comes when the chief has written it, when the chief's ``main`` has returned, or after ``seconds``.
+    """
 
     base: str
     number: int
@@ -266,7 +276,10 @@ class WhichExport(Message, frozen=True):
 
 
 class WhichExportAnswer(Message, frozen=True):
-    """The directory of the version; ``None`` if there is none yet, or never if the chief's main has ``returned``."""
+    """The directory of the version; ``None`` if it does not exist yet.
+
+    If ``returned`` is true, the chief's ``main`` has returned and will not write it any more.
+    """
 
     path: str | None
     returned: bool = False
@@ -278,7 +291,7 @@ class WhichExportAnswer(Message, frozen=True):
 class Assign(Message, frozen=True):
     """Ask which worker takes a partition.
 
-    ``lengths`` says how long arrays of open columns are in its first batch; see `tfspark.columns.lengths`.
+    ``lengths`` are the lengths of the arrays of open columns in its first batch; see `tfspark.columns.lengths`.
     """
 
     feed: int
@@ -290,9 +303,9 @@ class Assign(Message, frozen=True):
 
 
 class AssignAnswer(Message, frozen=True):
-    """The worker that takes the partition; ``None`` if none has to.
+    """The worker that takes the partition; ``None`` if no worker needs it.
 
-    ``columns`` are those of the feed with their shapes, if these are settled.
+    ``columns`` are the columns of the feed with their shapes, if these are settled.
     """
 
     worker: NodeAddress | None
@@ -300,7 +313,7 @@ class AssignAnswer(Message, frozen=True):
 
 
 class LengthVaries(Message, frozen=True):
-    """A partition holds an array that is not as long as those in its first batch, and its column may be dense."""
+    """An array of a partition differs in length from those in the first batch, and its column may be dense."""
 
     feed: int
     other: OtherLength
@@ -313,7 +326,7 @@ class LengthVariesAnswer(Message, frozen=True):
 
 
 class FeedFailed(Message, frozen=True):
-    """A feed task met rows that cannot be fed; trying again would not help."""
+    """A feed task has rows that cannot be fed; another attempt would not help."""
 
     feed: int
     partition: int
@@ -326,15 +339,15 @@ class FeedFailed(Message, frozen=True):
 
 
 class Probe(Message, frozen=True):
-    """A task asks whether it reaches the client."""
+    """A task checks whether it can reach the client."""
 
 
 class ProbeAnswer(Message, frozen=True):
-    """It does."""
+    """The task can reach the client."""
 
 
 class StreamBatch(Message, frozen=True):
-    """A micro-batch of a stream waits, on Spark's side, in a global temporary view; asked until it is fed."""
+    """A micro-batch of a stream is in a global temporary view on Spark's side; sent again until it is fed."""
 
     stream: str
     view: str
@@ -342,7 +355,7 @@ class StreamBatch(Message, frozen=True):
 
 
 class StreamBatchAnswer(Message, frozen=True):
-    """Whether the client has fed it, and why it could not."""
+    """Whether the client has finished with the micro-batch; ``error`` says why it could not feed it, or is empty."""
 
     done: bool
     error: str = ""
@@ -352,9 +365,9 @@ class StreamBatchAnswer(Message, frozen=True):
 
 
 class PutHeader(Message, frozen=True):
-    """The descriptor of an upload; ``same_host`` asks for memory that both can see.
+    """The descriptor of an upload; ``same_host`` requests shared memory.
 
-    If it does, the first answer is `SlotsGranted`, and another one follows each `SlotFilled`.
+    With shared memory, the first answer is `SlotsGranted`, and another `SlotsGranted` follows each `SlotFilled`.
     """
 
     feed: int
@@ -364,7 +377,7 @@ class PutHeader(Message, frozen=True):
 
 
 class SlotsGranted(Message, frozen=True):
-    """Slots of the node's memory that the sender may fill, and where it is; see `tfspark.transport.shared_memory`."""
+    """Slots that the sender may fill, and where the node's memory is; see `tfspark.transport.shared_memory`."""
 
     pid: int
     fd: int
@@ -380,15 +393,15 @@ class SlotFilled(Message, frozen=True):
 
 
 class PutEnd(Message, frozen=True):
-    """The end marker of an upload: without it, or with another count, the upload never happened."""
+    """The end marker of an upload: without it, or with another number of rows, the node drops the upload."""
 
     rows: int
 
 
 class ServeHeader(Message, frozen=True):
-    """The descriptor of an exchange: rows of these columns come, and as many of ``outputs`` are expected back.
+    """The descriptor of a prediction exchange: the sender sends rows of ``columns`` and expects as many rows back.
 
-    ``outputs`` is an Arrow schema, serialized.
+    ``outputs`` is the serialized Arrow schema of the rows that it expects.
     """
 
     job: str
@@ -398,7 +411,7 @@ class ServeHeader(Message, frozen=True):
     batch_size: int
 
 
-# --- events: from the coordinator to every node, in order
+# --- events: from the coordinator to all nodes, in order
 
 
 class SpecComplete(Message, frozen=True):
@@ -408,13 +421,13 @@ class SpecComplete(Message, frozen=True):
 
 
 class NodeRejoined(Message, frozen=True):
-    """A node was lost and is back, at the same address, in a new process."""
+    """A lost node runs again, at the same address, in a new process."""
 
     address: NodeAddress
 
 
 class FeedBegins(Message, frozen=True):
-    """Rows of these columns are about to come; built from `tfspark.feeding.terms.FeedTerms`, which has the meanings."""
+    """A feed of rows with these columns begins; made from `tfspark.feeding.terms.FeedTerms`, which documents it."""
 
     feed: int
     columns: tuple[ColumnSpec, ...]
@@ -430,21 +443,21 @@ class FeedBegins(Message, frozen=True):
 
 
 class ShapesSettled(Message, frozen=True):
-    """The shapes of a feed's open columns are known: these are its columns. Nobody reads it before."""
+    """The shapes of a feed's open columns are known: ``columns`` are its columns. Nodes read the feed only after it."""
 
     feed: int
     columns: tuple[ColumnSpec, ...]
 
 
 class FeedEnds(Message, frozen=True):
-    """All partitions of a feed have been committed. ``rows`` counts them by node, keyed ``"worker 0"``."""
+    """All partitions of a feed have been committed. ``rows`` has the number of rows by node, such as ``"worker 0"``."""
 
     feed: int
     rows: dict[str, int]
 
 
 class FeedCancelled(Message, frozen=True):
-    """A feed failed; what was received of it is dropped."""
+    """A feed failed; nodes drop the rows that they have received of it."""
 
     feed: int
     reason: str
@@ -455,15 +468,15 @@ class NoMoreFeeds(Message, frozen=True):
 
 
 class TrainingEnded(Message, frozen=True):
-    """All but the evaluator have finished."""
+    """All nodes except the evaluator have finished."""
 
 
 class AllFinished(Message, frozen=True):
-    """Every ``main`` has returned; processes may exit."""
+    """Every ``main`` has returned; the nodes' processes may exit."""
 
 
 class Stop(Message, frozen=True):
-    """Stop now; the process is killed after ``grace_seconds``."""
+    """The node must stop now; its process is killed after ``grace_seconds``."""
 
     grace_seconds: float
     reason: str
@@ -494,12 +507,12 @@ REQUESTS: dict[str, type[Message]] = {cls.__name__: cls for cls in Message.__sub
 
 
 def decode_mark(body: bytes) -> SlotFilled | PutEnd:
-    """Decode what stands between the rows of an upload.
+    """Decode a message that is sent between the rows of an upload.
 
     Raises
     ------
     ValueError
-        If it is neither of the two.
+        If it is neither a `SlotFilled` nor a `PutEnd`.
     """
     mark: Any = msgspec.msgpack.decode(body, type=SlotFilled | PutEnd)
     return mark  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""Times and sizes that a user may need to change: one typed object, with unit, default and consequence of each.
+"""Times and sizes that a user may need to change: one typed object, with unit, default and effect of each.
 
-Of several values the first counts: an argument of ``Cluster``, ``Cluster(settings={...})``, Spark's setting
-``spark.tfspark.NAME``, the environment variable ``TFSPARK_NAME`` of the driver, the default. The driver decides; nodes
-and tasks get the object with what travels to them. `docs/settings.md` is made from this module.
+The order of precedence is: an argument of ``Cluster``, ``Cluster(settings={...})``, Spark's setting
+``spark.tfspark.NAME``, the driver's environment variable ``TFSPARK_NAME``, the default. The driver computes the values
+and sends the object to nodes and tasks. `docs/settings.md` is generated from this module.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ FROM_SETTINGS: Any = type("FromSettings", (), {"__repr__": lambda self: "FROM_SE
 """Default of an argument of ``Cluster`` that is also a setting."""
 
 OTHER_VARIABLES = ("TFSPARK_CACHE", "TFSPARK_CLIENT_HOST", "TFSPARK_JOBS")
-"""Environment variables of tfspark that are no settings of a cluster."""
+"""Environment variables of tfspark that are not settings of a cluster."""
 
 FOR_EVER = "none"
-"""Text for no limit, where a setting may have none."""
+"""Text for "no limit", for settings that may be ``None``."""
 
 _UNITS: dict[str, dict[str, float]] = {
     "s": {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0},
     "bytes": {"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30},
 }
-"""Units in texts, as Spark writes them."""
+"""Factor of each unit in texts; the units are those of Spark."""
 
 _KUBERNETES = re.compile(r"TFSPARK_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
-"""Variables that Kubernetes makes for a service called ``tfspark``."""
+"""Variables that Kubernetes sets for a service called ``tfspark``."""
 
 
 def _setting(group: str, default: float | None, unit: str, meaning: str, *, least: float = 0.0) -> Any:
-    """Describe a setting; seconds must be above `least`, counts and bytes at least that."""
+    """Describe a setting; a time must be greater than `least`, a count or size must be at least `least`."""
     return field(default=default, metadata={"group": group, "unit": unit, "meaning": meaning, "least": least})
 
 
@@ -48,12 +48,12 @@ _LIFE, _SIGNS, _WORK, _ROWS, _LOGS = "Start and stop", "Signs of life", "Trainin
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a cluster; each field says in its metadata what it means.
+    """All settings of a cluster; the metadata of each field contains its meaning.
 
     Raises
     ------
     ConfigurationError
-        If a value is of the wrong type or range, or two do not fit together.
+        If a value has the wrong type or range, or two values do not fit together.
 
     Examples
     --------
@@ -199,7 +199,7 @@ class Settings:
         conf: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Settings:
-        """Return the settings that follow from arguments, Spark's settings and environment variables, in this order.
+        """Return the settings from arguments, Spark's settings and environment variables, in this order of precedence.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class Settings:
         return cls(**{name: value for name, (value, _) in chosen(given, conf, environment).items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Encode for what travels to nodes.
+        """Return the settings as a dict, to send them to nodes.
 
         Examples
         --------
@@ -225,7 +225,7 @@ class Settings:
 
 
 def described() -> tuple[Field[Any], ...]:
-    """Return all settings, in order; their metadata has group, unit, meaning and least value."""
+    """Return the fields of all settings, in order; their metadata has group, unit, meaning and least value."""
     return fields(Settings)
 
 
@@ -234,7 +234,7 @@ def chosen(
     conf: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[Any, str]]:
-    """Return the settings that someone has set: value and origin by name.
+    """Return the settings that have been set explicitly: value and origin by name.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def chosen(
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return environment variables that begin like those of settings and are none."""
+    """Return the environment variables that begin with ``TFSPARK_`` and are not known to tfspark."""
     known = {*OTHER_VARIABLES, *(f"{ENVIRONMENT_PREFIX}{s.name.upper()}" for s in described())}
     ours = (v for v in environment if v.startswith(ENVIRONMENT_PREFIX) and not _KUBERNETES.fullmatch(v))
     return sorted(v for v in ours if v not in known)
@@ -271,7 +271,7 @@ def check(name: str, value: Any) -> None:
     Raises
     ------
     ConfigurationError
-        If it is of the wrong type or range.
+        If it has the wrong type or range.
     """
     setting = _by_name()[name]
     unit, least = setting.metadata["unit"], setting.metadata["least"]
@@ -287,12 +287,12 @@ def check(name: str, value: Any) -> None:
 
 
 def parse(key: str, name: str, text: str) -> float | int | None:
-    """Return the value of a text, such as ``"90"``, ``"90s"``, ``"1.5min"``, ``"512m"`` or ``"none"``.
+    """Parse the text of a setting, such as ``"90"``, ``"90s"``, ``"1.5min"``, ``"512m"`` or ``"none"``.
 
     Raises
     ------
     ConfigurationError
-        If it is not such a text; it is called by its `key`.
+        If the text is not a valid value; the message names the setting by `key`.
     """
     setting = _by_name()[name]
     unit, trimmed = setting.metadata["unit"], text.strip().lower()
@@ -309,7 +309,7 @@ def parse(key: str, name: str, text: str) -> float | int | None:
             check(name, value)
             return value
     except ConfigurationError:
-        # Told below, with the key and the text that the user knows.
+        # The error below names the key and the text that the user wrote.
         pass
     raise ConfigurationError(
         f"{key} must be {_expected(setting)}, got {text!r}.", hint=f"For example {_example(setting)}."
@@ -317,7 +317,7 @@ def parse(key: str, name: str, text: str) -> float | int | None:
 
 
 def shown(name: str, value: Any) -> str:
-    """Return a value with its unit, as `parse` takes it."""
+    """Return a value with its unit, in the format of `parse`."""
     unit = _by_name()[name].metadata["unit"]
     if value is None:
         return FOR_EVER
@@ -357,7 +357,10 @@ def _require_known(key: str, name: str) -> None:
 
 
 def _is_meant(variable: str, name: str) -> bool:
-    """Return whether a variable is a setting; others may begin so, too, but what looks like a slip is an error."""
+    """Return whether an environment variable is a setting.
+
+    Other variables may have the same prefix, but a name that is close to that of a setting raises an error.
+    """
     if name in _by_name():
         return True
     if variable in unknown_variables({variable: ""}) and difflib.get_close_matches(name, _by_name(), 1, 0.8):

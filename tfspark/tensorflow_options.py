@@ -14,12 +14,14 @@ from tfspark.checks import check_whole_number
 from tfspark.errors import ConfigurationError
 
 LEAST_INTER_OP_THREADS = 2
-"""An operation that waits, for rows or for other workers, holds a thread; the step needs another one."""
+"""An operation that waits for rows or for other workers occupies a thread; the step needs another one."""
 
 
 @dataclass(frozen=True)
 class TensorFlowOptions:
-    """Settings of TensorFlow in each node; ``None`` keeps TensorFlow's default, and takes the node's CPUs for threads.
+    """Settings of TensorFlow in each node.
+
+    ``None`` means TensorFlow's default; for the numbers of threads it means the number of the node's CPUs.
 
     Attributes
     ----------
@@ -80,7 +82,7 @@ class TensorFlowOptions:
         return chosen
 
     def sharing(self, cpus: int) -> TensorFlowOptions:
-        """Return the options with threads for so many CPUs, where none are given.
+        """Return the options with numbers of threads for `cpus` CPUs, where none are given.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""Tracebacks of a node's program as text: without the frames of libraries, and without what a log says twice."""
+"""Text of tracebacks and logs of a node: without frames of libraries, and without log lines of the traceback."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LIBRARY = re.compile(
 
 
 def without_colours(text: str) -> str:
-    """Return text without the escape sequences that colour it in a terminal."""
+    """Return `text` without the escape sequences that set colours in a terminal."""
     return _COLOURS.sub("", text)
 
 
 def user_frames(traceback: str) -> str:
-    """Return a formatted traceback with the frames of libraries counted instead of shown.
+    """Return a formatted traceback in which the frames of libraries are counted instead of shown.
 
-    A traceback that has only such frames is returned whole. Colours are taken out.
+    A traceback that contains only such frames is returned whole. Colours are removed.
 
     Examples
     --------
