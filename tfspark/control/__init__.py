@@ -1,1 +1,1 @@
-"""The control plane in the driver: the life of the nodes from launch to stop, and what happens when one fails."""
+"""The control plane in the driver: starts and stops the nodes, detects failures and restarts the nodes."""

@@ -1,6 +1,7 @@
-"""The address at which this program listens, and the one by which Spark's executors reach it.
+"""The address on which this program listens, and the address at which Spark's executors reach it.
 
-Spark's settings name the driver's. A client of Spark Connect has none: a small job tries those that it may have.
+Spark's settings contain the driver's addresses, but not those of a client of Spark Connect. For a client, a small Spark
+job tries the possible addresses.
 """
 
 from __future__ import annotations
@@ -36,38 +37,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOST_VARIABLE = "TFSPARK_CLIENT_HOST"
-"""Environment variable of a client of Spark Connect: the address or name by which executors reach it."""
+"""Environment variable of a client of Spark Connect: the address or name at which executors reach it."""
 
 PROBES = 4
-"""Tasks that try to reach the client; they need not be on different executors."""
+"""Number of tasks that try to reach the client; they need not run on different executors."""
 
 PROBE_SECONDS = 5.0
-"""How long a task tries each address."""
+"""Timeout of a task's call to each address."""
 
 _ELSEWHERE = "192.0.2.1"
-"""An address that nobody has (RFC 5737): the way to it is the way out of this machine's network. Nothing is sent."""
+"""An address that no host has (RFC 5737): the route to it is the default route of this machine. Nothing is sent."""
 
 _PROBE_DDL = "host string, address int, fault string"
 
 Addresses = tuple[str, str]
-"""What to bind, and how executors reach it."""
+"""The address to bind, and the address at which executors reach it."""
 
 _found: WeakKeyDictionary[Any, Addresses] = WeakKeyDictionary()
 _finding = threading.Lock()
 
 
 def driver_addresses(spark: SparkSession, ports: Ports | None = None) -> Addresses:
-    """Return the address to bind, and the one by which executors reach it; on Spark Connect, tried once a session.
+    """Return the address to bind, and the address at which executors reach it.
+
+    On Spark Connect, a job tries the addresses once per session.
 
     Parameters
     ----------
     ports
-        Range of ports that executors can reach; any by default.
+        Range of ports that executors can reach; any port by default.
 
     Raises
     ------
     ConfigurationError
-        If executors do not reach this client of Spark Connect.
+        If executors cannot reach this client of Spark Connect.
     """
     if not connect.is_connect(spark):
         return conf.driver_addresses(spark)
@@ -79,16 +82,16 @@ def driver_addresses(spark: SparkSession, ports: Ports | None = None) -> Address
 
 
 def candidates(server: str, master: str, chosen: str | None) -> list[Addresses]:
-    """Return the addresses that this client may have for executors, the likeliest first.
+    """Return the addresses at which executors may reach this client, the most likely first.
 
     Parameters
     ----------
     server
         Host of the Spark Connect server.
     master
-        Spark's master; executors of a local one are on the server's host.
+        Spark's master; with a local master, executors are on the server's host.
     chosen
-        What the user says, by `HOST_VARIABLE`.
+        Value of `HOST_VARIABLE`, or None.
     """
     if chosen:
         host = chosen.strip("[]")
@@ -102,7 +105,7 @@ def candidates(server: str, master: str, chosen: str | None) -> list[Addresses]:
 
 
 def _is_here(host: str) -> bool:
-    """Return whether this machine can listen at an address; a name or address that a router translates it cannot."""
+    """Return whether this machine can listen on an address; it cannot if a router translates the address."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as s:
@@ -143,7 +146,7 @@ def _find(spark: SparkSession, ports: Ports | None) -> Addresses:
 
 
 def _probe(spark: SparkSession, targets: Sequence[_Target], secret: Secret) -> list[list[str]]:
-    """Have tasks call each target; return, for each, what those say that did not reach it."""
+    """Run tasks that call each target; return the errors of each target, one for each task that could not reach it."""
     job = map_in_arrow(spark.range(0, PROBES, 1, PROBES), partial(_call_all, targets, secret), _PROBE_DDL)
     try:
         rows = job.collect()
@@ -168,7 +171,7 @@ def _call_all(
 
 
 def _call(target: _Target, secret: Secret) -> str:
-    """Call a target; return what is wrong, ``""`` if nothing is."""
+    """Call a target; return the first line of the error, or ``""`` if it answered."""
     client = MessageClient(target.host, target.port, secret)
     try:
         client.ask(Probe(), ProbeAnswer, PROBE_SECONDS)

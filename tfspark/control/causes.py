@@ -1,4 +1,4 @@
-"""What the end of a process means, in words: pure functions for `control/lifecycle.py`."""
+"""Describe the end of a process and its likely cause: pure functions for `control/lifecycle.py`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ KILLED_HINT = (
 PEER_ERROR = re.compile(
     r"\b(Unavailable|Aborted|Cancelled|DeadlineExceeded|FailedPrecondition|Internal|Unknown)Error\b"
 )
-"""TensorFlow's errors in the workers that are left when one of them is lost."""
+"""TensorFlow's errors in the remaining workers when one worker is lost."""
 
 
 def tells_of_a_peer(reason: str) -> bool:
-    """Tell whether an exception may come from the loss of another node, rather than from this one."""
+    """Return whether the loss of another node may have caused an exception, instead of an error in this node."""
     return PEER_ERROR.search(reason.split(":")[0]) is not None
 
 
 def describe_exit(code: int, out_of_memory: bool = False) -> tuple[str, str | None]:
-    """Say in words how a process ended, and the likely cause."""
+    """Return a description of how a process ended, and a hint about the likely cause or None."""
     if code >= 0:
         return f"its process exited with code {code} before main returned", None
     try:

@@ -1,7 +1,7 @@
-"""The driver's server: rendezvous, liveness, the feed ledger and the event log that nodes follow.
+"""The driver's server: registration, liveness, the feed ledgers and the event log that nodes follow.
 
-It turns messages into lifecycle events and carries out the instructions that come back. Nodes and Spark tasks call
-it; it calls nobody.
+It turns messages into lifecycle events and carries out the instructions that the lifecycle returns. Nodes and Spark
+tasks call it; it never calls them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,21 @@ TICK_SECONDS = 0.25
 KEPT_LOG_LINES = 200
 
 MANY_NODES = 100
-"""So many nodes, and more, send their signs of life together: waking up for each costs more than the sign itself."""
+"""From this number of nodes on, nodes send heartbeats and pulses at common times.
+
+Waking up for each message would cost the driver more than handling it.
+"""
 
 TOGETHER_SECONDS = 0.25
-"""Pause between two times at which they send."""
+"""Interval of the common times."""
 
 LOOK_SECONDS = 0.25
-"""Pause between two looks at a condition that is waited for."""
+"""Longest pause between two evaluations of a condition in `Coordinator.wait`."""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """The newest metrics a node has reported."""
+    """The last metrics that a node has reported."""
 
     step: int
     metrics: dict[str, float]
@@ -58,22 +61,22 @@ class Reported:
 
 
 class Coordinator:
-    """Serves one cluster.
+    """The server of one cluster.
 
     Parameters
     ----------
     host
         Address to bind.
     secret
-        The cluster's.
+        The secret of the cluster.
     nodes
-        Its nodes.
+        The nodes of the cluster.
     settings
-        Those of the cluster.
+        The settings of the cluster.
     cancel_job
         Cancels the Spark job; called from the coordinator's own thread.
     ports
-        Range of the port to listen on; any by default.
+        Range to take the port from; any port by default.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class Coordinator:
         self._forgotten = 0
         self._polled = dict.fromkeys(nodes, 0)
         self._exits: dict[NodeId, tuple[int, m.ExitedAnswer]] = {}
-        # Few wait for a change, in the driver; every node waits for what is published.
+        # Few threads, all of the driver, wait for a change; a call of every node waits for the next published event.
         lock = threading.RLock()
         self._changed, self._published = threading.Condition(lock), threading.Condition(lock)
         self._closing = threading.Event()
@@ -160,13 +163,13 @@ class Coordinator:
     # --- for the cluster handle
 
     def post(self, event: ev.Event) -> None:
-        """Feed an event to the lifecycle and carry out what follows."""
+        """Pass an event to the lifecycle and carry out the instructions that it returns."""
         cancel, rejoined = False, None
         with self._changed:
             try:
                 instructions = self.lifecycle.handle(event, time.monotonic())
             except IllegalTransition as e:
-                # Such as the late word of a node that was given up.
+                # For example a late message of a node that counts as lost.
                 logger.warning("%s", e)
                 return
             for instruction in instructions:
@@ -206,9 +209,10 @@ class Coordinator:
             self._on_rejoin(rejoined)
 
     def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition` holds; it is evaluated under the coordinator's lock.
+        """Wait until `condition` holds; return whether it does. It is evaluated under the coordinator's lock.
 
-        Changes that come often, such as reports and commits, wake nobody; they are seen within `LOOK_SECONDS`.
+        Frequent changes, such as reports and commits, do not wake the waiting threads; these detect such changes within
+        `LOOK_SECONDS`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
@@ -220,13 +224,13 @@ class Coordinator:
             return True
 
     def look(self, at: Callable[[], T]) -> T:
-        """Return what `at` returns, called while nothing changes."""
+        """Call `at` under the coordinator's lock and return its result."""
         with self._changed:
             return at()
 
     @property
     def feeding(self) -> bool:
-        """Whether a feed is under way."""
+        """Whether a feed is running."""
         return self._feed >= 0
 
     @property
@@ -236,7 +240,7 @@ class Coordinator:
         return ClusterSpec(tuple(addresses))
 
     def begin_feed(self, message: m.FeedBegins, targets: Sequence[Target], shapes: Shapes | None = None) -> FeedLedger:
-        """Open the books of a feed and announce it, and what is settled of its `shapes`."""
+        """Open the ledger of a feed; announce the feed to the nodes, and its `shapes` if they are settled."""
         with self._changed:
             shapes = self._shapes[message.feed] = shapes or Shapes(message.columns)
             shapes.begin()
@@ -252,12 +256,12 @@ class Coordinator:
             return self.ledger
 
     def end_feed(self, feed: int) -> bool:
-        """Announce that a feed is complete; false if rows are missing because a worker was lost.
+        """Announce that a feed is complete; return False if rows are missing because a worker was lost.
 
         Raises
         ------
         SchemaError
-            If all rows together settle shapes that some of them do not have.
+            If some rows do not fit the shapes that result from all rows.
         """
         with self._changed:
             ledger = self.ledgers[feed]
@@ -269,7 +273,7 @@ class Coordinator:
             self._feed = -1
             ledger.end()
             if not self.lifecycle.rejoining:
-                # For the word of an upload that has been counted and comes again, as its answer got lost.
+                # A commit that has been counted arrives again if its answer got lost.
                 self._ended = {feed: ledger}
                 del self.ledgers[feed], self._shapes[feed]
             rows = ledger.rows
@@ -279,7 +283,7 @@ class Coordinator:
             return True
 
     def cancel_feed(self, feed: int, reason: str) -> None:
-        """Announce that a feed was given up."""
+        """Announce that a feed has failed or was cancelled."""
         with self._changed:
             self._feed = -1
             del self.ledgers[feed], self._shapes[feed]
@@ -296,21 +300,21 @@ class Coordinator:
             self._changed.notify_all()
 
     def on_rejoin(self, call: Callable[[NodeId], None]) -> None:
-        """Have `call` called with each node that has come back."""
+        """Register `call`, which is called with each lost node that has come back."""
         self._on_rejoin = call
 
     @property
     def away(self) -> set[NodeId]:
-        """Nodes that were lost and are awaited."""
+        """Lost nodes that are expected to come back."""
         return {n for n, r in self.lifecycle.records.items() if r.away_since is not None}
 
     @property
     def feed_begun(self) -> int:
-        """Number of the feed that a chief with parameter servers has begun to read; -1 before the first."""
+        """Number of the feed that a chief with parameter servers has last begun to read; -1 before the first feed."""
         return self._position.feed
 
     def publish(self, event: m.Event) -> None:
-        """Append an event for every node."""
+        """Append an event to the event log of all nodes."""
         with self._changed:
             self._publish(event)
 
@@ -328,12 +332,12 @@ class Coordinator:
         )
 
     def wake(self) -> None:
-        """Have everyone who waits look at their condition again."""
+        """Make all threads in `wait` evaluate their conditions again."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the ticker, wake all waiters and stop serving."""
+        """End the ticker, wake all waiting threads and stop the server."""
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
@@ -374,7 +378,7 @@ class Coordinator:
         )
 
     def _interval(self, usual: float) -> float:
-        """Return the seconds until a node's next sign of life of one kind: many nodes send each fewer."""
+        """Return the seconds until a node's next heartbeat or pulse; with many nodes the interval is longer."""
         settings = self._settings
         seconds = max(usual, min(len(self.histories) / settings.signs_per_second, settings.longest_interval))
         if len(self.histories) < MANY_NODES:
@@ -387,7 +391,7 @@ class Coordinator:
             return known[1]
         self.post(ev.NodeExited(msg.node, msg.code, tuple(msg.log_tail), msg.stopped_by_us, msg.out_of_memory))
         record = self.lifecycle.records[msg.node]
-        # TensorFlow knows it by its address.
+        # A new process must listen on the same port, because TensorFlow in the other nodes knows this address.
         again = record.address.port if record.exited is None and record.address is not None else None
         answer = m.ExitedAnswer(again)
         self._exits[msg.node] = (msg.process, answer)
@@ -406,10 +410,10 @@ class Coordinator:
             return m.Events(self._events[max(0, msg.since - self._forgotten) :])
 
     def _forget_events(self, node: NodeId, since: int) -> None:
-        """Let go of events that all nodes have: a stream makes two with each of its batches."""
+        """Delete events that all nodes have received; a stream adds two events for each of its micro-batches."""
         self._polled[node] = max(self._polled[node], since)
         if not self.lifecycle.rejoining:
-            # A node that comes back asks for all of them.
+            # A node that comes back needs all events.
             had_by_all = min(self._polled.values())
             del self._events[: max(0, had_by_all - self._forgotten)]
             self._forgotten = max(self._forgotten, had_by_all)
@@ -423,20 +427,20 @@ class Coordinator:
 
     def _on_finished(self, msg: m.Finished) -> None:
         if msg.node in self.results:
-            # The first answer got lost.
+            # The node sends the message again because the first answer got lost.
             return
         self.results.complete(msg.node, msg.result_bytes)
         with self._changed:
             self.histories[msg.node].finished(time.monotonic(), msg.rows_read)
             warning = self._unread.returned(msg.node, msg.rows_read, msg.is_reading)
-        # A chief with a loop of its own has its workers count what they read.
+        # If the chief runs a custom loop with parameter servers, the workers count the rows that they read.
         reads_itself = self._position.feed >= 0 or not any(h.latest.rows_read for h in self.histories.values())
         if warning is not None and (reads_itself or not self.lifecycle.rejoining):
             logger.warning("%s", warning)
         self.post(ev.NodeFinished(msg.node))
         with self._changed:
             self._agree_on_resuming()
-            # Nodes may wait for a directory that the chief has not exported to.
+            # Nodes may wait for an export that the chief has not written.
             self._published.notify_all()
 
     def _on_raised(self, msg: m.Raised) -> None:
@@ -455,7 +459,7 @@ class Coordinator:
 
     @property
     def undecided(self) -> list[NodeId]:
-        """Nodes that have still to say which epoch they can go on from."""
+        """Nodes that have not yet reported the epochs from which they can resume."""
         records = self.lifecycle.records
         needed = [n for n in resuming_nodes(self.lifecycle.nodes) if records[n].state is not lc.NodeState.FINISHED]
         return [n for n in needed if n not in self._proposals]
@@ -552,5 +556,5 @@ class Coordinator:
             where = f"Feeding partition {msg.partition} failed: "
             self.feed_error = self.feed_error or cls(where + msg.message, hint=msg.hint or None)
             self._changed.notify_all()
-        # Before the task has its answer and fails, so that Spark does not try it again.
+        # Cancel the job before the task gets its answer and fails, so that Spark does not retry the task.
         self.on_feed_error()

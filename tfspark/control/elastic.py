@@ -1,4 +1,4 @@
-"""How many workers go on after a failure when executors may not come back."""
+"""The number of workers after a failure if Spark may not get all executors back."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import time
 from collections.abc import Callable
 
 LOOK_SECONDS = 0.5
-"""Pause between two looks at what Spark has room for."""
+"""Pause between two checks of the room that Spark has."""
 
 
 def workers_that_fit(
     has_room: Callable[[int], bool], most: int, least: int, patience: float, given_up: Callable[[], bool]
 ) -> int:
-    """Wait for room for all workers; return how many there is room for when the time has passed.
+    """Wait until Spark has room for all workers; after `patience` seconds, return the number that it has room for.
 
     Parameters
     ----------
     has_room
-        Tells whether Spark has room for so many workers now.
+        Returns whether Spark has room for this number of workers now.
     most, least
-        Numbers of workers that are wanted and that will do. Without room for `least` ones, these are waited for later.
+        The wanted and the smallest acceptable number of workers. If there is no room for `least` workers either,
+        `least` is returned, and the start of the nodes waits for room.
     patience
-        Seconds to wait for `most` ones.
+        Seconds to wait for room for `most` workers.
     given_up
-        Tells whether nobody needs the answer any more.
+        Returns whether the caller does not need the answer any more.
     """
     deadline = time.monotonic() + patience
     pause = threading.Event()

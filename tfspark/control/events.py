@@ -1,4 +1,4 @@
-"""What happens to a cluster, and what is to be done: events and instructions of its state machine (`lifecycle.py`)."""
+"""Events and instructions of a cluster's state machine (`lifecycle.py`)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class TaskAttached:
 
 @dataclass(frozen=True)
 class NodeRegistered:
-    """A node's process listens."""
+    """A node's process listens on its ports."""
 
     address: NodeAddress
 
 
 @dataclass(frozen=True)
 class NodeEntered:
-    """A node calls ``main``."""
+    """A node is about to call ``main``."""
 
     node: NodeId
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A sign of life of a node's supervising task, which sees whether the process is held by a signal."""
+    """The supervising task of a node is alive; `stopped` is true if a signal or a debugger holds the node's process."""
 
     node: NodeId
     stopped: bool = False
@@ -42,7 +42,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A sign of life of a node's own process, and how long its dataset has waited for rows.
+    """A node's own process is alive; `waiting` is the number of seconds that its dataset has waited for rows.
 
     `step_seconds`, `busy` and `stack` are those of `tfspark.messages.Pulse`.
     """
@@ -74,7 +74,7 @@ class NodeRaised:
 
 @dataclass(frozen=True)
 class NodeExited:
-    """A node's process is gone."""
+    """A node's process has ended."""
 
     node: NodeId
     code: int
@@ -87,7 +87,7 @@ class NodeExited:
 class JobEnded:
     """The Spark job that holds the nodes has ended.
 
-    If it did not succeed, ``error`` says why, and ``blamed`` whose task was to blame, if Spark names one.
+    If it failed, ``error`` is the reason, and ``blamed`` the node whose task caused the failure, if Spark names it.
     """
 
     error: str | None = None
@@ -96,7 +96,7 @@ class JobEnded:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """Someone wants the cluster gone."""
+    """The user or the program wants the cluster to stop."""
 
     reason: str
     grace: float | None = None
@@ -104,7 +104,7 @@ class StopAsked:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time passes."""
+    """Time has passed; deadlines are checked."""
 
 
 Event = (
@@ -118,12 +118,12 @@ Event = (
 
 @dataclass(frozen=True)
 class PublishSpec:
-    """Tell every node the addresses of all."""
+    """Send the addresses of all nodes to every node."""
 
 
 @dataclass(frozen=True)
 class PublishTrainingEnded:
-    """Tell the evaluator that there is one checkpoint more to look at, and no other."""
+    """Tell the evaluator that training has ended, so that the newest checkpoint is the last one."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PublishRelease:
 
 @dataclass(frozen=True)
 class PublishStop:
-    """Tell every node to stop, and every supervisor to kill after the grace."""
+    """Tell every node to stop, and every supervising task to kill its node after `grace` seconds."""
 
     grace: float
     reason: str
@@ -141,7 +141,7 @@ class PublishStop:
 
 @dataclass(frozen=True)
 class WarnOfStall:
-    """Tell the user that a node waits for rows."""
+    """Warn the user that a node has waited for rows for `seconds`."""
 
     node: NodeId
     seconds: float
@@ -149,7 +149,7 @@ class WarnOfStall:
 
 @dataclass(frozen=True)
 class WarnOfSilence:
-    """Tell the user that nothing is heard of the task that supervises a node whose process answers."""
+    """Warn the user that a supervising task has been silent for `seconds`, although its node's process answers."""
 
     node: NodeId
     seconds: float
@@ -157,7 +157,7 @@ class WarnOfSilence:
 
 @dataclass(frozen=True)
 class PublishLoss:
-    """A node was lost that the others can do without for a while: forget what it held; it is started again."""
+    """A node was lost that is started again while the others continue: drop the ledgers' records of its rows."""
 
     node: NodeId
     reason: str
@@ -165,7 +165,7 @@ class PublishLoss:
 
 @dataclass(frozen=True)
 class PublishRejoined:
-    """Tell every node that one is back."""
+    """Tell every node that a lost node has come back."""
 
     node: NodeId
 
@@ -177,7 +177,7 @@ class CancelJob:
 
 @dataclass(frozen=True)
 class Conclude:
-    """The fate of the cluster is known: wake everyone who waits for it."""
+    """The cluster has succeeded or, with `error`, failed: wake all threads that wait for this."""
 
     error: TFSparkError | None
 

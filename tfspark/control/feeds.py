@@ -1,4 +1,4 @@
-"""Runs the feeds of one cluster, one at a time: a Spark job beside the nodes', its books, and what may go wrong."""
+"""Runs the feeds of one cluster, one at a time: the Spark job of each feed, its ledger and its errors."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tfspark")
 
 CLOSE_SECONDS = 5.0
-"""How long a cancelled feed job may take to end."""
+"""Seconds to wait for a cancelled feed job to end."""
 
 
 class NobodyReads(FeedError):
-    """Every ``main`` has returned, so that the rest of a feed was not sent."""
+    """Every ``main`` has returned, so the rest of a feed was not sent."""
 
     def __init__(self, arrived: int) -> None:
         super().__init__(
@@ -50,17 +50,17 @@ class Feeding:
     Parameters
     ----------
     spark
-        The session.
+        The Spark session.
     tag
-        Beginning of the tags of the feeds' Spark jobs.
+        Prefix of the tags of the feeds' Spark jobs.
     nodes
         All nodes of the cluster.
     secret
-        What feeding tasks present.
+        The credentials of the feed tasks.
     settings
-        Those of the cluster.
+        The settings of the cluster.
     progress
-        Shows it.
+        Shows the progress of feeds.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Feeding:
         Raises
         ------
         FeedError
-            If rows could not be delivered, or there are none.
+            If rows could not be delivered, or the data has no rows.
         SchemaError
             If a value breaks the rule of its column.
         NodeFailed
-            If a node failed meanwhile.
+            If a node failed during the feed.
         NobodyReads
-            If every ``main`` returned before.
+            If every ``main`` returned before all rows were sent.
         """
         with self._one_at_a_time:
             number = entry.terms.number
@@ -113,19 +113,19 @@ class Feeding:
             return FeedReport(sum(rows.values()), ledger.nbytes, seconds, by_worker, entry.epochs)
 
     def again(self, coordinator: Coordinator, entry: FeedEntry) -> None:
-        """Send a worker that was lost and is back its rows of a feed that had ended.
+        """Send a worker that has come back its rows of a feed that had already ended.
 
         Raises
         ------
         FeedError
-            If they could not be delivered.
+            If the rows could not be delivered.
         """
         ledger = coordinator.ledgers.get(entry.terms.number)
         while ledger is not None and ledger.ended and ledger.missing:
             self._deliver(coordinator, entry, shown=False)
 
     def _deliver(self, coordinator: Coordinator, entry: FeedEntry, shown: bool = True) -> None:
-        """Run the Spark job that sends what has not arrived, again if a worker that comes back was lost meanwhile."""
+        """Run the Spark job that sends the missing partitions; repeat it if a worker was lost that comes back."""
         life = coordinator.lifecycle
         while True:
             losses = coordinator.losses
@@ -134,7 +134,7 @@ class Feeding:
             except FeedError:
                 if coordinator.losses == losses or life.concluded:
                     raise
-            # There are partitions that only the lost worker can take.
+            # Only the lost worker can take some of the partitions.
             coordinator.wait(lambda: life.concluded or not coordinator.away, self._settings.start_timeout)
             if life.error is not None:
                 raise life.error
@@ -181,12 +181,12 @@ class Feeding:
         if coordinator.feed_error is not None:
             raise coordinator.feed_error
         if error is not None and not life.concluded:
-            # A worker's death breaks its uploads a moment before the coordinator knows of it.
+            # When a worker dies, its uploads fail shortly before the coordinator detects its death.
             coordinator.wait(lambda: life.concluded, self._settings.last_words_timeout)
-        # A job that does not even end when it is cancelled has not sent all rows.
+        # A job that has not ended, although it was cancelled, has not sent all rows.
         if life.concluded and (life.error is not None or error is not None or not ended):
             if error is not None and failed_by_data(error):
-                # Spark may kill Python workers with a job, and the nodes that they supervise with them.
+                # When Spark ends a job, it may kill Python workers, and with them the nodes that they supervise.
                 if life.error is not None:
                     logger.warning("While the feed job failed: %s", first_line(life.error))
                 raise FeedError(f"The feed job failed: {describe_job_error(error)}") from error

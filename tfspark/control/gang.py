@@ -1,6 +1,6 @@
-"""One incarnation of a cluster's nodes: its coordinator, the Spark job that holds the nodes, and what they are fed.
+"""The nodes of a cluster between two restarts: their coordinator, the Spark jobs that hold them, and their feeds.
 
-`Cluster` starts another gang when a node has failed and restarts are left.
+`Cluster` starts another gang after a node has failed, if restarts are left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GangSpec:
-    """What each incarnation of a cluster's nodes is made of."""
+    """Everything that a gang is started from."""
 
     nodes: tuple[NodeId, ...]
     resources: Resources
@@ -50,7 +50,7 @@ class GangSpec:
 
     @property
     def resumes(self) -> bool:
-        """Whether nodes say, before they are fed, which epoch they go on from."""
+        """Whether nodes report the epoch from which they resume before they are fed."""
         return self.options.get("checkpoint_dir") is not None
 
 
@@ -60,15 +60,15 @@ class Gang:
     Parameters
     ----------
     spark
-        The session.
+        The Spark session.
     spec
-        What they are made of.
+        What the nodes are started from.
     tag
-        Tag of its Spark jobs; unique.
+        Tag of the gang's Spark jobs; unique.
     restarts
-        How many gangs there were before.
+        Number of earlier gangs of the cluster.
     progress
-        Shows it.
+        Shows the progress.
     """
 
     def __init__(self, spark: SparkSession, spec: GangSpec, tag: str, restarts: int, progress: ProgressDisplay) -> None:
@@ -92,7 +92,7 @@ class Gang:
 
     @property
     def life(self) -> lc.Lifecycle:
-        """What is known of the nodes."""
+        """The state machine of the nodes."""
         return self.coordinator.lifecycle
 
     def start(self, description: str | None = None) -> None:
@@ -101,20 +101,20 @@ class Gang:
         Parameters
         ----------
         description
-            Describes their Spark jobs in Spark's UI.
+            Description of the nodes' Spark jobs in Spark's UI.
 
         Raises
         ------
         ResourceError
             If Spark has too few task slots or GPUs.
         StartTimeout
-            If nodes did not come up in time.
+            If nodes did not start in time.
         NodeFailed
-            If a node failed on its way up.
+            If a node failed while it started.
         ClusterStopped
-            If the cluster is stopped meanwhile.
+            If the cluster was stopped while it started.
         """
-        # After a failure Spark may have to start executors first.
+        # After a failure, Spark may have to start executors first.
         groups = self._spec.resources.groups(patience=self._spec.settings.start_timeout if self._restarts else None)
         self._job = self._launch(groups, description)
         life = self.life
@@ -144,18 +144,19 @@ class Gang:
         return NodeJobs(spark, self._tag, launch, groups, spec.resources, coordinator.post, description)
 
     def feed(self, entry: FeedEntry) -> FeedReport:
-        """Send what nodes have not yet seen of a feed; waits, if there are checkpoints, until they say where they are.
+        """Send the epochs of a feed that the nodes have not read yet.
 
-        If every ``main`` returns before all rows were sent, a warning says so; a stream ends then.
+        With a checkpoint directory, it first waits until the nodes agree on the epoch from which they resume. If every
+        ``main`` returns before all rows were sent, it logs a warning; for a stream it raises, which ends the stream.
 
         Raises
         ------
         FeedError
-            If rows could not be delivered, or there are none.
+            If rows could not be delivered, or the data has no rows.
         SchemaError
             If a value breaks the rule of its column.
         NodeFailed
-            If a node failed meanwhile.
+            If a node failed during the feed.
         """
         try:
             return self._feed(entry)
@@ -177,7 +178,7 @@ class Gang:
 
     @property
     def nobody_reads(self) -> bool:
-        """Whether every ``main`` has returned, so that what is fed now is dropped."""
+        """Whether every ``main`` has returned, so that rows fed now are dropped."""
         return self.life.phase is lc.Phase.FINISHED and self.life.error is None and not self._closed
 
     def _resumed_epochs(self) -> int:
@@ -200,12 +201,12 @@ class Gang:
         return coordinator.resume_at
 
     def open_columns(self) -> Sequence[str]:
-        """Wait until the chief has said whose arrays may have any length, which a ``main`` of `tfspark.ml` does.
+        """Wait for the chief to report which columns have arrays of any length; a ``main`` of `tfspark.ml` does this.
 
         Raises
         ------
         NodeFailed, ClusterStopped
-            If a node failed, or the cluster was stopped, before.
+            If a node failed, or the cluster was stopped, before the report.
         """
         coordinator, life = self.coordinator, self.life
         self._progress.begin()
@@ -217,7 +218,7 @@ class Gang:
         return coordinator.open_columns
 
     def _feed_back(self, node: NodeId) -> None:
-        """Feed a node that was lost, and is back, what it had held; in a thread, as Flight's are waiting."""
+        """Feed a node that has come back its rows again; runs in a thread, because the caller is a thread of Flight."""
 
         def run() -> None:
             try:
@@ -229,7 +230,7 @@ class Gang:
         threading.Thread(target=run, name=f"{self._tag}-again", daemon=True).start()
 
     def silent_tasks(self) -> list[SilentTask]:
-        """Return the supervising tasks that have not been heard of for a while."""
+        """Return the supervising tasks that have been silent for longer than `suspicion_timeout`."""
         life = self.life
         return [
             SilentTask(r.stage, r.attempt)
@@ -241,19 +242,19 @@ class Gang:
         ]
 
     def grow(self) -> None:
-        """Have these nodes stop, because more of them can be started in their place."""
+        """Stop these nodes, because a gang with all workers can be started instead."""
         self.growing = True
         self.coordinator.post(ev.StopAsked("all workers start again", 0.0))
 
     def stop(self, reason: str, grace: float | None = None) -> None:
-        """Have the nodes stop, and wait until everything is gone; safe to call twice and from any thread."""
+        """Stop the nodes and wait until all resources are freed. Any thread may call it, also more than once."""
         if not self._closed:
             if not self.life.concluded:
                 self.coordinator.post(ev.StopAsked(reason, grace))
             self.close()
 
     def close(self) -> None:
-        """Wait for the job to end, cancel it if it does not, and free everything."""
+        """Wait for the Spark jobs to end, cancel them if they do not, and free all resources."""
         with self._closing:
             if self._closed:
                 return
@@ -270,7 +271,7 @@ class Gang:
 
     @property
     def closed(self) -> bool:
-        """Whether everything is gone."""
+        """Whether all resources are freed."""
         return self._closed
 
     def _cancel_job(self) -> None:

@@ -1,10 +1,10 @@
-"""The life of a cluster as a pure state machine: events in, instructions out, no I/O.
+"""The lifecycle of a cluster as a pure state machine: events in, instructions out, no I/O.
 
     STARTING --all nodes registered--> RUNNING --every main returned--> FINISHED
         \\____________ a node failed, or a stop was asked ____________/--> STOPPING
 
-The cluster is over (`Lifecycle.over`) when its Spark job has ended. Whoever feeds events in carries the
-instructions out (`control/coordinator.py`); time comes in with the events, so that tests need no clock.
+The cluster is over (`Lifecycle.over`) when its Spark job has ended. The caller (`control/coordinator.py`) passes events
+in and carries the instructions out. The time comes with each event, so tests need no clock.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from tfspark.settings import Settings
 from tfspark.spec import NodeAddress, NodeId, resuming_nodes
 
 STANDSTILL_SECONDS = 2.0
-"""A tick that is late by more has found the driver itself standing still: what was sent meanwhile is still unread."""
+"""If a tick is late by more than this, the driver itself was stopped, and messages of that time are still unread."""
 
 SPARK_IS_GONE = "Spark's JVM is gone"
 
 CANCELLED = re.compile(rf"Job \d+ cancelled|has been cancelled|SparkContext was shut down|{SPARK_IS_GONE}")
-"""Spark's words for a job that someone has ended."""
+"""Spark's error messages for a job that was cancelled from outside."""
 
 
 class Phase(str, Enum):
-    """Where a cluster is in its life."""
+    """The phase of a cluster."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -64,7 +64,7 @@ class Phase(str, Enum):
 
 
 class NodeState(str, Enum):
-    """Where a node is in its life."""
+    """The state of a node."""
 
     PENDING = "pending"
     LAUNCHED = "launched"
@@ -80,12 +80,12 @@ MAY_BECOME = {
     NodeState.RUNNING: {NodeState.REGISTERED, NodeState.RUNNING},
     NodeState.FINISHED: {NodeState.REGISTERED, NodeState.RUNNING, NodeState.FINISHED},
 }
-"""States from which a node's own word takes it to another."""
+"""For each state that a node reports, the states that it may be in before."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Deadlines, in seconds, and how often a node may come back; `tfspark.settings` has what each means."""
+    """Deadlines in seconds, and how often a node may come back; `tfspark.settings` documents each."""
 
     start: float = Settings.start_timeout
     silence: float = Settings.silence_timeout
@@ -119,12 +119,12 @@ class Limits:
         )
 
 
-# --- events
+# --- state
 
 
 @dataclass
 class NodeRecord:
-    """What is known of one node."""
+    """The state of one node and the times of its last messages."""
 
     node: NodeId
     state: NodeState = NodeState.PENDING
@@ -150,10 +150,10 @@ class NodeRecord:
 
 @dataclass
 class Lifecycle:
-    """All that is known of a cluster, and what follows from each event.
+    """The state of a cluster, and the transition that follows from each event.
 
-    With `tick_seconds`, how often a tick is due, time in which this process itself stood still counts for nobody's
-    silence.
+    `tick_seconds` is the interval of ticks. If it is given, a time in which this process itself was stopped does not
+    count as silence of the nodes.
     """
 
     nodes: Sequence[NodeId]
@@ -179,12 +179,12 @@ class Lifecycle:
         self.story = Story(self.now)
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
-        """Take note of an event and say what to do about it.
+        """Handle an event and return the instructions that follow from it.
 
         Raises
         ------
         IllegalTransition
-            If the event cannot follow what happened before; it changes no state.
+            If the event is not possible in the node's state; the state then stays the same.
         """
         out = self._handle(event, now)
         self.story.add(now, event, out)
@@ -194,7 +194,7 @@ class Lifecycle:
         self.now = now
         self._allow_for_standstill(isinstance(event, Tick))
         node = getattr(event, "node", None) or getattr(getattr(event, "address", None), "node", None)
-        # A process that was stopped cannot speak for its supervisor, nor the other way round.
+        # A pulse proves only that the node's process is alive, not that its supervising task is.
         if node is not None and not isinstance(event, Pulse):
             self.records[node].last_seen, self.records[node].silence_told = now, False
         out: list[Instruction] = []
@@ -204,7 +204,7 @@ class Lifecycle:
             case NodeRegistered(address):
                 record = self.records[address.node]
                 if record.address == address and record.state not in (NodeState.PENDING, NodeState.LAUNCHED):
-                    # It comes again if the first answer got lost.
+                    # A node registers again if the first answer got lost.
                     return out
                 self._require(record, NodeState.REGISTERED)
                 if self.phase is Phase.RUNNING and record.address is not None:
@@ -246,7 +246,7 @@ class Lifecycle:
             )
 
     def _allow_for_standstill(self, tick: bool) -> None:
-        """Move all that deadlines count from by the time in which the driver stood still."""
+        """Shift the start times of all deadlines by the time in which the driver was stopped."""
         late = 0.0 if self.tick_seconds is None else self.now - self._ticked_at - self.tick_seconds
         stood_still = late > STANDSTILL_SECONDS
         if tick or stood_still:
@@ -266,7 +266,7 @@ class Lifecycle:
 
     @property
     def patience(self) -> float:
-        """Seconds in which the Spark job ends by itself once a stop was asked, or a node has failed."""
+        """Seconds that the Spark job has to end by itself after a stop was requested or a node has failed."""
         if self._failed is not None:
             return self.limits.job_end
         return (self.limits.grace if self._grace is None else self._grace) + self.limits.job_end
@@ -345,7 +345,7 @@ class Lifecycle:
         return out
 
     def _stands_in_step(self, record: NodeRecord) -> bool:
-        """Whether a worker has waited too long in a step, though nobody waits for rows, compiles or saves."""
+        """Return whether a worker has been in a step for too long, while no running node waits for rows or is busy."""
         if self.limits.step is None or record.step_seconds <= self.limits.step:
             return False
         return not any(r.waiting > 0 or r.busy for r in self.records.values() if r.state is NodeState.RUNNING)
@@ -400,7 +400,7 @@ class Lifecycle:
     def _raised(self, event: NodeRaised) -> list[Instruction]:
         if self.phase is Phase.RUNNING:
             for r in self.records.values():
-                # TensorFlow gives up on a peer that does not answer and fails in those that do.
+                # If a node does not answer, TensorFlow fails in the nodes that do: the silent node is the cause.
                 if r.node != event.node and self._is_silent(r, self.limits.suspicion):
                     return self._hung(self._to_blame(r))
         record = self.records[event.node]
@@ -409,7 +409,10 @@ class Lifecycle:
         return self._fail(event.node)
 
     def _to_blame(self, silent: NodeRecord) -> NodeRecord:
-        """Return the node that the others wait for: TensorFlow may hold Python's lock while it waits for a peer."""
+        """Return the cause of a silence: a silent node whose process is stopped, else `silent`.
+
+        Other nodes may be silent only because TensorFlow holds Python's lock while it waits for the stopped one.
+        """
         silents = [r for r in self.records.values() if self._is_silent(r, self.limits.suspicion)]
         return next((r for r in silents if r.stopped), silent)
 
@@ -422,19 +425,19 @@ class Lifecycle:
         return alive and r.last_pulse is not None and self.now - r.last_pulse > seconds
 
     def _is_unheard(self, r: NodeRecord, seconds: float) -> bool:
-        """Tell whether not even the task that supervises a node has been heard of."""
+        """Return whether nothing except pulses has arrived from a node and its supervising task for `seconds`."""
         return r.last_seen is not None and r.exited is None and self.now - r.last_seen > seconds
 
     def _pulses(self, r: NodeRecord) -> bool:
-        """Tell whether a node's own process has been heard of lately."""
+        """Return whether a pulse of the node has arrived within the last `suspicion` seconds."""
         return r.last_pulse is not None and self.now - r.last_pulse <= self.limits.suspicion
 
     def _is_lost(self, r: NodeRecord) -> bool:
-        """Tell whether a node has been silent for too long; its task alone may be silent for longer."""
+        """Return whether a node has been silent for too long; the limit is longer if its process still pulses."""
         return self._is_unheard(r, self.limits.patience if self._pulses(r) else self.limits.silence)
 
     def _silences_to_tell(self) -> list[Instruction]:
-        """Return warnings of tasks that are silent, though their nodes answer; each silence is told once."""
+        """Return a warning for each task that is silent while its node pulses; each silence is reported once."""
         silent = [r for r in self.records.values() if not r.silence_told and r.state is not NodeState.FINISHED]
         silent = [r for r in silent if self._pulses(r) and self._is_unheard(r, self.limits.silence)]
         for r in silent:
@@ -445,7 +448,7 @@ class Lifecycle:
         if self._is_unheard(record, self.limits.suspicion):
             return self._unheard(record)
         if self._may_rejoin(record):
-            # Its exit will tell the rest.
+            # The supervising task kills the process, and `NodeExited` follows.
             record.kill = True
             return []
         record.state = NodeState.FAILED
@@ -469,7 +472,7 @@ class Lifecycle:
         return out + self._conclude_if_clear()
 
     def _conclude_if_clear(self) -> list[Instruction]:
-        """Name the node that failed once its process has ended, and no other can have been the cause."""
+        """Conclude with the failed node if its process has ended and no other node can be the cause."""
         if self._failed is None or self.records[self._failed].exited is None:
             return []
         if self._only_noticed() and any(self._is_unaccounted(r) for r in self.records.values()):
@@ -477,7 +480,7 @@ class Lifecycle:
         return self._conclude(self._node_failed(self._failed))
 
     def _only_noticed(self) -> bool:
-        """Tell whether what failed first may only have noticed the loss of another node."""
+        """Return whether the error of the failed node may only be a consequence of the loss of another node."""
         raised = self.records[self._failed].raised if self._failed is not None else None
         return raised is not None and tells_of_a_peer(raised.reason)
 
@@ -486,7 +489,7 @@ class Lifecycle:
         return r.exited is None and r.attempt is not None and r.state is not NodeState.FINISHED
 
     def _blame_instead(self, node: NodeId, reason: str = "", hint: str = KILLED_HINT) -> None:
-        """Take another node for the cause of the failure, if the one that raised first may only have noticed."""
+        """Make `node` the cause of the failure, if the first error may only be a consequence of its loss."""
         if node == self._failed or self.concluded or not self._only_noticed():
             return
         record = self.records[node]
@@ -524,7 +527,7 @@ class Lifecycle:
             self._lost(event.blamed, "its Spark task was lost")
             return self._conclude(self._node_failed(event.blamed))
         if event.error is not None and CANCELLED.search(event.error):
-            # By cancelAllJobs, cancelJobGroup, spark.stop() or the web page: someone wants it gone.
+            # A user cancelled it: by cancelAllJobs, cancelJobGroup, spark.stop() or on Spark's web page.
             reason = event.error.splitlines()[0]
             return self._conclude(ClusterStopped(f"The Spark job that held the cluster was cancelled: {reason}"))
         if event.error is not None and self.phase is not Phase.STOPPING:
@@ -571,7 +574,11 @@ class Lifecycle:
         return out
 
     def _wait_for_last_words(self, failed: NodeId) -> list[Instruction]:
-        """Name the node that failed without its last words, or another one that has fallen silent meanwhile."""
+        """Conclude after the deadline for the failed node's last log lines.
+
+        If its error may be a consequence of the loss of another node, wait longer, and blame a node that becomes silent
+        in this time.
+        """
         waited = self.now - self._failed_at
         suspects = [r for r in self.records.values() if r.node != failed and self._is_unaccounted(r)]
         if self._only_noticed() and suspects and waited < self.limits.silence + self.limits.last_words:
@@ -584,7 +591,7 @@ class Lifecycle:
         return self._conclude(self._node_failed(self._failed or failed))
 
     def _only_unheard_left(self) -> bool:
-        """Tell whether all nodes have gone that can be told to: nothing is heard of those that are left."""
+        """Return whether, after a stop, some nodes have not exited and all of these are silent."""
         left = [r for r in self.records.values() if r.exited is None]
         unheard = all(self._is_unheard(r, self.limits.silence) for r in left)
         return self._stop_at is not None and bool(left) and unheard

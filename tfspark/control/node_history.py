@@ -1,6 +1,6 @@
-"""What nodes have said of themselves, over time: the numbers behind every view of a cluster. No I/O, no threads.
+"""The history of what nodes report: the numbers that all views of a cluster show. No I/O, no threads.
 
-Views read while threads of the coordinator write: each read copies a list whole, and takes no lock.
+Views read while threads of the coordinator write: each read copies a whole list and takes no lock.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass, replace
 from tfspark.spec import NodeId
 
 WINDOW_SECONDS = 10.0
-"""Rates are those of so much time; more is calmer, less is quicker to show a change."""
+"""Time over which rates are computed: a longer time gives steadier rates, a shorter time shows changes sooner."""
 
 CURVE_POINTS = 400
-"""Points kept of a curve; when it has more, every second one is dropped."""
+"""Number of points of a curve at which every second one is dropped."""
 
 BY_EPOCH = " by epoch"
-"""End of the name of a curve that has one point for each epoch."""
+"""Suffix of the name of a curve that has one point per epoch."""
 
 KEPT_EPOCHS = 100
-"""Ended epochs kept of each node."""
+"""Number of ended epochs kept per node."""
 
 KEPT_LINES = 20
-"""Log lines kept of each node."""
+"""Number of log lines kept per node."""
 
 
 @dataclass(frozen=True)
 class InputTimes:
-    """Where the time of an input went, in seconds; see `InputState`."""
+    """Seconds that an input has spent in each state; see `InputState`."""
 
     waiting: float = 0.0
     preparing: float = 0.0
@@ -37,12 +37,12 @@ class InputTimes:
 
     @property
     def total(self) -> float:
-        """Seconds in which an epoch was being read."""
+        """Seconds in which an epoch was read."""
         return self.waiting + self.preparing + self.ahead
 
     @property
     def waiting_share(self) -> float | None:
-        """Share of the time in which there were no rows, ``None`` if no epoch was read."""
+        """Share of the time in which the input waited for rows; ``None`` if no epoch was read."""
         return self.waiting / self.total if self.total > 0 else None
 
     def __sub__(self, other: InputTimes) -> InputTimes:
@@ -54,7 +54,7 @@ NO_TIME = InputTimes()
 
 @dataclass(frozen=True)
 class Sample:
-    """One pulse."""
+    """The numbers of one pulse."""
 
     time: float
     rows_read: int = 0
@@ -64,16 +64,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a node is now.
+    """The current speed of a node.
 
     Attributes
     ----------
     rows_per_second
-        Rows that its dataset has taken.
+        Rows per second that its dataset has read.
     step_seconds
-        Seconds per step, waiting included; ``None`` if no step ended.
+        Seconds per step, including waiting; ``None`` if no step ended.
     times
-        Where the time of its input went.
+        Seconds that its input has spent in each state.
     """
 
     rows_per_second: float = 0.0
@@ -88,11 +88,11 @@ class EndedEpoch:
     Attributes
     ----------
     number, of
-        Counted from 1, and how many there are.
+        Number of the epoch, counted from 1, and the number of epochs.
     time
         When it ended, by ``time.monotonic()``.
     metrics
-        Over all rows of the epoch, and of the validation after it.
+        Metrics over all rows of the epoch, and of the validation after it.
     """
 
     number: int
@@ -102,7 +102,7 @@ class EndedEpoch:
 
 
 class Curve:
-    """Metrics by step, thinned out as they become many; the newest point is always there."""
+    """Metrics by step; every second point is dropped when there are `most` points. The newest point is always kept."""
 
     def __init__(self, most: int = CURVE_POINTS) -> None:
         self._most = most
@@ -123,22 +123,22 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[int, Mapping[str, float]]]:
-        """Steps and their metrics."""
+        """Pairs of a step and its metrics."""
         kept, newest = self._kept, self._newest
         return [*kept, newest] if newest is not None and (not kept or kept[-1] is not newest) else list(kept)
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """Return the points that have this metric."""
+        """Return the step and value of each point that has this metric."""
         return [(step, metrics[name]) for step, metrics in self.points if name in metrics]
 
     @property
     def names(self) -> list[str]:
-        """Metrics, in the order in which they first came."""
+        """Names of the metrics, in the order in which they were first reported."""
         return list(dict.fromkeys(name for _, metrics in self.points for name in metrics))
 
 
 class NodeHistory:
-    """What one node has said of itself."""
+    """The history of what one node has reported."""
 
     def __init__(self) -> None:
         self.curve, self.epoch_curve = Curve(), Curve()
@@ -150,14 +150,14 @@ class NodeHistory:
         self._recent: deque[Sample] = deque()
 
     def epoch_ended(self, epoch: EndedEpoch) -> None:
-        """Take note of the end of an epoch."""
+        """Add an epoch that has ended."""
         self.epochs.append(epoch)
         self.epoch_curve.add(epoch.number, epoch.metrics)
 
     def pulse(self, sample: Sample) -> None:
-        """Take note of a pulse."""
+        """Add a pulse."""
         if sample.rows_read < self.latest.rows_read or sample.times.total < self.latest.times.total:
-            # The node was started again, and counts anew.
+            # The node was started again and counts from 0.
             self._recent.clear()
         self.latest = sample
         self._recent.append(sample)
@@ -165,13 +165,13 @@ class NodeHistory:
             self._recent.popleft()
 
     def finished(self, now: float, rows_read: int) -> None:
-        """Take note of all that a node has read, which its last pulse need not have told."""
+        """Set the total number of rows read at the end; the last pulse may have had a smaller number."""
         if rows_read > self.latest.rows_read:
             self.pulse(replace(self.latest, time=now, rows_read=rows_read))
 
     @property
     def rates(self) -> Rates:
-        """How fast the node was in the window before its latest pulse."""
+        """Speed of the node in the `WINDOW_SECONDS` before its latest pulse."""
         recent = list(self._recent)
         if len(recent) < 2:
             return Rates()
@@ -185,10 +185,10 @@ class NodeHistory:
 
 
 def curves_of(histories: Mapping[NodeId, NodeHistory]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return ``{metric: {node: [(step, value), ...]}}`` of all that was reported.
+    """Return ``{metric: {node: [(step, value), ...]}}`` of all reported metrics.
 
-    Where epochs have ended, a metric is that of whole epochs, by epoch. What was reported within them are Keras'
-    running averages, which begin anew with each epoch: a curve with another name.
+    Metrics of ended epochs are curves by epoch, with the suffix `BY_EPOCH`. Metrics that Keras reports within an epoch
+    are running averages that start again with each epoch; they are separate curves with other names.
     """
     out: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for node, history in histories.items():
@@ -197,7 +197,7 @@ def curves_of(histories: Mapping[NodeId, NodeHistory]) -> dict[str, dict[str, li
     for node, history in histories.items():
         running = bool(history.epoch_curve.names) or "epoch" in history.curve.names
         for name in history.curve.names:
-            # What comes only with the end of an epoch has its curve.
+            # Validation metrics are reported only at the end of an epoch and already have a curve by epoch.
             if name not in history.epoch_curve.names or not name.startswith("val_"):
                 shown = f"{name} within the epoch" if running and name != "epoch" else name
                 out.setdefault(shown, {})[str(node)] = history.curve.series(name)

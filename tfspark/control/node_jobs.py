@@ -1,4 +1,4 @@
-"""The Spark jobs that hold the nodes: one barrier job for each group of nodes with the same needs."""
+"""The Spark jobs that hold the nodes: one barrier job for each group of nodes with the same resource needs."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ if TYPE_CHECKING:
 class NodeJobs:
     """The Spark jobs that hold the nodes, one for each group, all under one tag.
 
-    A barrier stage starts all nodes of a group together or none. With dynamic allocation, for which Spark has no
-    barrier stages, the nodes are ordinary tasks: they wait for each other in any case.
+    A barrier stage starts all nodes of a group together, or none of them. Spark does not support barrier stages with
+    dynamic allocation, so the nodes are ordinary tasks there; nodes wait for each other in both cases.
 
     Parameters
     ----------
     spark
-        The session.
+        The Spark session.
     tag
         Spark job tag; unique.
     launch
-        What all nodes need to know.
+        The launch data of all nodes.
     groups
-        Who goes together.
+        The nodes of each job.
     resources
-        Knows the profiles of the groups.
+        Has the resource profiles of the groups.
     on_end
-        Called, in a thread, when the first of the jobs has failed, which cancels the others, or when all have ended.
+        Called once, in a thread: when the first job has failed (the other jobs are then cancelled), or when all jobs
+        have ended.
     description
-        Describes them in Spark's UI.
+        Description of the jobs in Spark's UI.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class NodeJobs:
         self._failed = False
         self._lock = threading.Lock()
         barrier = not resources.settings.dynamic
-        # Spark's own check of a barrier stage counts only profiles that it has heard of.
+        # Spark's check of a barrier stage knows only profiles that exist already, so all of them are made first.
         jobs = [(group, resources.profile(group.need)) for group in groups]
         with self._lock:
             self._jobs = [
@@ -98,25 +99,25 @@ class NodeJobs:
             self._on_end(job_ended(error, launch.held))
 
     def cancel(self) -> None:
-        """Cancel all jobs; nothing happens to those that have ended."""
+        """Cancel all jobs; jobs that have ended are not affected."""
         self._jobs[0].cancel()
 
     def join(self, timeout: float) -> bool:
-        """Wait for all threads; tell whether they have ended."""
+        """Wait for all threads, at most `timeout` seconds in total; return whether they have ended."""
         deadline = time.monotonic() + timeout
         return all([job.join(max(0.0, deadline - time.monotonic())) for job in self._jobs])
 
 
 def launch_of(launch: Launch, group: Group, resources: Resources) -> Launch:
-    """Return what the nodes of a group need to know."""
+    """Return the launch data of the nodes of a group."""
     gpus = float(group.need.gpus) if resources.asks_for_gpus else None
-    # Nobody can ask for CPUs there, and 1 is what Spark says when nobody has set it.
+    # A local master cannot reserve CPUs, and 1 is Spark's default if nothing is set.
     shared = resources.settings.manager is Manager.LOCAL and group.need.cpus == 1
     return replace(launch, held=group.nodes, gpus=gpus, cpus=None if shared else float(group.need.cpus))
 
 
 def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | None, barrier: bool) -> DataFrame:
-    """Return the job that holds nodes, one task each."""
+    """Return the job that holds nodes: one task per node."""
     from tfspark.executor.task import RESULT_DDL
 
     def hold_node(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -129,12 +130,12 @@ def node_job(spark: SparkSession, launch: Launch, profile: ResourceProfile | Non
 
 
 def job_ended(error: BaseException | None, nodes: Sequence[NodeId]) -> JobEnded:
-    """Say how a job that held `nodes` ended."""
+    """Return the event for the end of a job that held `nodes`."""
     if error is None:
         return JobEnded()
     if is_connection_error(error):
         return JobEnded(f"{SPARK_IS_GONE}: {error}")
-    # Spark's words when one task of a barrier stage is lost; the number is its partition, which is the node's.
+    # Spark's message when a task of a barrier stage is lost; the number is its partition, which is the node's position.
     blamed = re.search(r"barrier task ResultTask\(\d+, (\d+)\)", str(error))
     lost = "PythonException" not in str(error)
     return JobEnded(describe_job_error(error), nodes[int(blamed[1])] if blamed and lost else None)

@@ -1,4 +1,4 @@
-"""What the control plane wants of a view while the driver waits; `tfspark.monitoring.display` has the one there is."""
+"""The progress display that the control plane needs while the driver waits; see `tfspark.monitoring.display`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ProgressDisplay(Protocol):
-    """Shows how a cluster gets on while its driver waits for something."""
+    """Shows the progress of a cluster while its driver waits for a condition."""
 
     def begin(self) -> float:
         """Start the clock of a new phase; return its time."""
@@ -18,7 +18,7 @@ class ProgressDisplay(Protocol):
     def until(
         self, coordinator: Coordinator, phase: str, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        """Wait for a condition, showing progress; return whether it came true within `timeout` seconds."""
+        """Wait for a condition and show progress; return whether it became true within `timeout` seconds."""
 
     def final(self, coordinator: Coordinator, phase: str) -> None:
         """Show the end of a phase."""

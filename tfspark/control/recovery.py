@@ -1,4 +1,4 @@
-"""After a failure: whether starting the nodes again can help, and having Spark replace executors that are lost."""
+"""Recovery from a failure: decide whether a restart of the nodes can help, and replace lost executors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def worth_a_restart(error: TFSparkError, elastic: bool = False) -> bool:
-    """Tell whether the same nodes, started again, might do better: not after a stop, or a mistake in the program.
+    """Return whether a restart of the nodes can help: not after a stop or an error in the program.
 
-    Fewer nodes, as an `elastic` cluster starts them, may do better where not all came in time.
+    After a `StartTimeout` a restart can help only an `elastic` cluster, because it may start fewer nodes.
     """
     if isinstance(error, NodeFailed):
         return not error.final
@@ -29,27 +29,27 @@ def worth_a_restart(error: TFSparkError, elastic: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class SilentTask:
-    """A supervising task that is not heard of any more, by Spark's numbers of it."""
+    """A supervising task that has become silent: its Spark stage id and task attempt id."""
 
     stage: int
     task: int
 
 
 def replace_executors(spark: SparkSession, tasks: Sequence[SilentTask]) -> None:
-    """Have Spark give up the executors of tasks that are not heard of any more, and start others.
+    """Make Spark remove the executors of silent tasks and start other executors.
 
-    Spark itself notices the loss of a host only after ``spark.network.timeout``, two minutes, and would start nodes
-    there again until then.
+    Spark itself detects the loss of a host only after ``spark.network.timeout``, two minutes by default, and would
+    start nodes on it again until then.
     """
     if not tasks or is_connect(spark) or spark.sparkContext.master.startswith("local["):
-        # A client of Spark Connect has no say in executors: the next start takes as long as Spark needs.
+        # A client of Spark Connect cannot replace executors: the next start takes as long as Spark needs.
         return
     sc = spark.sparkContext
     try:
-        # What executors call themselves here does not help: Spark's own lists have other ports for them.
+        # The addresses of executors cannot identify them: Spark's own lists have other ports.
         for executor in sorted({e for t in tasks for e in executors_of_task(sc, t.stage, t.task)}):
             logger.warning("Executor %s does not answer. Spark replaces it.", executor)
             replace_executor(sc, executor)
     except Exception as e:
-        # These are internal calls; without them the next start merely takes longer.
+        # These are internal calls of Spark; if they fail, the next start only takes longer.
         logger.warning("Spark could not replace executors: %s", e)

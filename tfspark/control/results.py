@@ -1,4 +1,4 @@
-"""The pickled return values of ``main``, as they arrive from the nodes in parts."""
+"""The pickled return values of ``main``, which arrive from the nodes in parts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import cloudpickle
 from tfspark.spec import NodeId
 
 MEMORY_BYTES = 4 << 20
-"""A result that is larger waits in a temporary file until it is asked for."""
+"""A larger result is kept in a temporary file until it is loaded."""
 
 
 class ResultStore:
-    """Results by node: written part by part, unpickled once, and only if someone asks.
+    """Results by node: written in parts, unpickled at most once, on first use.
 
     Examples
     --------
@@ -34,12 +34,12 @@ class ResultStore:
         self._lock = threading.Lock()
 
     def write(self, node: NodeId, offset: int, part: bytes) -> None:
-        """Keep a part; one that comes twice changes nothing.
+        """Store a part of a result; storing the same part twice changes nothing.
 
         Raises
         ------
         ValueError
-            If parts before it are missing, or the result is already complete.
+            If an earlier part is missing, or the result is already complete.
         """
         with self._lock:
             if node in self._sizes:
@@ -52,12 +52,12 @@ class ResultStore:
             file.write(part)
 
     def complete(self, node: NodeId, size: int) -> None:
-        """Note that all parts have arrived.
+        """Mark a result as complete.
 
         Raises
         ------
         ValueError
-            If they are not of this size together.
+            If the parts do not have `size` bytes in total.
         """
         with self._lock:
             there = self._files[node].seek(0, 2) if node in self._files else 0
@@ -66,7 +66,7 @@ class ResultStore:
             self._sizes[node] = size
 
     def __contains__(self, node: object) -> bool:
-        """Whether a node's result has arrived whole."""
+        """Return whether a node's result is complete."""
         return node in self._sizes
 
     def load(self, node: NodeId) -> Any:

@@ -1,4 +1,4 @@
-"""What happened to a cluster: its last events and what followed from each, for errors and bug reports."""
+"""The last events of a cluster and the instructions that followed from each, for errors and bug reports."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tfspark.control.events import Event, Instruction, Pulse, Seen, Tick
 from tfspark.errors import TFSparkError
 
 KEPT_ENTRIES = 200
-"""Events that are remembered; signs of life and ticks that nothing follows from are not."""
+"""Number of events kept. Heartbeats, pulses and ticks without instructions are not kept."""
 
 LONGEST_ENTRY = 300
-"""Characters of an event or instruction; the rest, such as of a traceback, is left out."""
+"""Characters kept of an event or instruction; the rest, for example of a traceback, is cut off."""
 
 SHOWN_ENTRIES = 20
-"""Events that an `IllegalTransition` tells."""
+"""Number of events in the message of an `IllegalTransition`."""
 
 
 class IllegalTransition(TFSparkError):
@@ -25,25 +25,25 @@ class IllegalTransition(TFSparkError):
 
 @dataclass(frozen=True)
 class Entry:
-    """When something happened, what it was, and what was done because of it."""
+    """An event, its time in seconds since the cluster began, and the instructions that followed."""
 
     seconds: float
     event: str
     instructions: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return a line of the story."""
+        """Return the entry as one line."""
         done = "; ".join(self.instructions)
         return f"{self.seconds:9.2f} s  {self.event}" + (f"  ->  {done}" if done else "")
 
 
 class Story:
-    """The last events of a cluster; times count from its beginning.
+    """The last events of a cluster, with times in seconds since it began.
 
     Parameters
     ----------
     began
-        When it began.
+        Time when the cluster began, by the clock of the events.
     """
 
     def __init__(self, began: float) -> None:
@@ -51,13 +51,13 @@ class Story:
         self._entries: deque[Entry] = deque(maxlen=KEPT_ENTRIES)
 
     def add(self, now: float, event: Event, instructions: Sequence[Instruction]) -> None:
-        """Note an event and what followed."""
+        """Add an event and the instructions that followed."""
         if instructions or not isinstance(event, (Seen, Pulse, Tick)):
             done = tuple(_short(i) for i in instructions)
             self._entries.append(Entry(now - self._began, _short(event), done))
 
     def tell(self, last: int = KEPT_ENTRIES) -> str:
-        """Return the last entries, one a line."""
+        """Return the last entries, one per line."""
         return "\n".join(map(str, list(self._entries)[-last:]))
 
 

@@ -1,4 +1,4 @@
-"""The control groups that this process is in, of both versions of Linux's interface."""
+"""The control groups of this process, for both versions of Linux's interface."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MOUNTED = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """A directory whose files say what its processes may use.
+    """A directory whose files contain the limits of its processes.
 
     Attributes
     ----------
     path
         The directory; it may be missing.
     version
-        1, where each controller has a tree of its own, or 2.
+        Version of the interface: 1, in which each controller has a separate tree, or 2.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class ControlGroup:
 
 
 def of_this_process() -> str:
-    """Return the text of ``/proc/self/cgroup``; empty where there is no such file."""
+    """Return the text of ``/proc/self/cgroup``, or an empty text if the file cannot be read."""
     try:
         return Path("/proc/self/cgroup").read_text()
     except OSError:
@@ -41,20 +41,22 @@ def of_this_process() -> str:
 
 
 def control_groups(controller: str, groups: str, mounted: Path = MOUNTED) -> Iterator[ControlGroup]:
-    """Yield the groups that a controller, such as ``cpu`` or ``memory``, may limit: own ones and those around them.
+    """Yield the control groups in which a controller may limit this process: its own groups and their parents.
 
     Parameters
     ----------
+    controller
+        For example ``cpu`` or ``memory``.
     groups
         The text of ``/proc/self/cgroup``.
     mounted
-        Where control groups are mounted.
+        Directory where control groups are mounted.
     """
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # Version 1 has a tree for each controller, and its name may be that of two: cpu,cpuacct.
+        # Version 1 has a tree per controller; the name of a tree may list two controllers: cpu,cpuacct.
         roots = [mounted / n for n in (controllers, controller)] if controllers else [mounted]
         for root in roots:
             # In a container the path may be the one on the host, and the container's group is mounted at the root.

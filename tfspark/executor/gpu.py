@@ -1,4 +1,4 @@
-"""Which GPUs a process of TensorFlow sees: what Spark assigned to its task, as the variables that CUDA reads."""
+"""Which GPUs a TensorFlow process sees: those that Spark assigned to its task, as variables that CUDA reads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def gpus_of_process(
     addresses, executor_sees
         As for `visible_devices`.
     env
-        Environment of the node; optional settings in it are kept.
+        Environment of the node; ``CUDA_DEVICE_ORDER`` and ``TF_FORCE_GPU_ALLOW_GROWTH`` in it are kept.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How much memory a node may use for rows that wait: little where it is counted, more where there is plenty."""
+"""The memory of a node for waiting rows: a fixed minimum under a memory limit, else a share of available memory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from tfspark.executor.control_groups import MOUNTED, control_groups, of_this_process
 
 LEAST_BYTES = 256 << 20
-"""What every node takes; docs/guide/sizing.md counts with it."""
+"""Bytes that every node may use; docs/guide/sizing.md uses this number."""
 
 SHARE = 8
-"""All nodes together take one part in so many of the memory that is available when they start."""
+"""All nodes together use 1 / `SHARE` of the memory that is available when they start."""
 
 
 def spool_memory(asked: int | None, nodes: int) -> int:
-    """Return the bytes of rows that a node keeps in memory.
+    """Return the number of bytes of rows that a node keeps in memory.
 
     Parameters
     ----------
     asked
-        What the user has set; it is taken as it is.
+        Value that the user has set, which is returned unchanged; or None.
     nodes
-        How many nodes may be on this machine.
+        Number of nodes that may run on this machine.
     """
     if asked is not None:
         return asked
@@ -33,15 +33,15 @@ def spool_memory(asked: int | None, nodes: int) -> int:
 
 
 def is_counted() -> bool:
-    """Whether something ends this process, or the executor that it belongs to, if it takes too much memory.
+    """Return whether this process, or its executor, is killed if it uses more memory than a limit.
 
-    YARN adds up the memory of a container's processes, whatever their control groups are.
+    YARN sums the memory of a container's processes, independently of their control groups.
     """
     return "CONTAINER_ID" in os.environ or limit_of(of_this_process(), MOUNTED) is not None
 
 
 def available_memory(path: Path) -> int | None:
-    """Return the bytes that Linux can give without swapping (``MemAvailable``), or ``None`` if it does not say."""
+    """Return the bytes that Linux can allocate without swapping (``MemAvailable``), or ``None`` if unknown."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -50,7 +50,7 @@ def available_memory(path: Path) -> int | None:
 
 
 def limit_of(groups: str, mounted: Path) -> int | None:
-    """Return the smallest limit of memory, in bytes, of a control group and of those that it is in.
+    """Return the smallest memory limit, in bytes, of the control groups and their parents; ``None`` without a limit.
 
     Parameters
     ----------
@@ -61,5 +61,5 @@ def limit_of(groups: str, mounted: Path) -> int | None:
         g.read("memory.max" if g.version == 2 else "memory.limit_in_bytes")
         for g in control_groups("memory", groups, mounted)
     )
-    # Without a limit it is "max", or the largest multiple of the page size that a long holds.
+    # Without a limit the value is "max" (version 2) or the largest multiple of the page size in a long (version 1).
     return min((n for t in texts if t and t.isdecimal() and (n := int(t)) < 1 << 62), default=None)

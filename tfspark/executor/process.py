@@ -21,10 +21,11 @@ LENGTH_BYTES = 8
 def spawn(module: str, directory: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start ``python -m module`` in its own session, with stdout and stderr in one pipe, and send it `payload`.
 
-    `directory` is for its temporary files and is removed when it ends. Returns the process and its lifeline: the file
-    descriptor that wakes the guardian when it is closed.
+    `directory` is for the temporary files of the process and is removed when the process ends. Returns the process and
+    its lifeline: a file descriptor that wakes the guardian when it is closed.
 
-    The payload contains the cluster's token, so it goes through a pipe: other users of the host can see argument lists.
+    The payload contains the cluster's token. So it is sent through a pipe: other users of the host can read argument
+    lists.
     """
     guarded, lifeline = os.pipe()
     process = subprocess.Popen(
@@ -55,7 +56,7 @@ def tell_to_stop(process: subprocess.Popen[bytes]) -> None:
 def close_pipes(process: subprocess.Popen[bytes]) -> None:
     """Close our ends of the pipes of a process that has ended.
 
-    Python 3.13 reports what still waits to be written when it collects a pipe whose reader is gone.
+    Otherwise Python 3.13 reports an error when it garbage-collects a pipe with unwritten data and without a reader.
     """
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

@@ -39,12 +39,12 @@ from tfspark.transport.client import MessageClient
 from tfspark.transport.ports import Ports
 
 EXIT_POLL_SECONDS = 0.1
-"""Pause between two looks at whether the process has ended, where the kernel cannot tell."""
+"""Longest pause between two checks whether the process has ended, if the kernel cannot report it."""
 
 NATIVE_CHATTER = re.compile(
     r"I\d{4} \d|WARNING: All log messages before absl::InitializeLog|[EW]\d{4} .*(cuda_platform|cudart_stub)"
 )
-"""Lines that TensorFlow's native code prints at every start, at any log level; the driver's log leaves them out."""
+"""Lines that TensorFlow's native code prints at every start, at any log level; the driver's log omits them."""
 
 MAX_LINE_BYTES = 8192
 
@@ -56,23 +56,23 @@ A = TypeVar("A", bound=Message)
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything that a supervising task needs; part of the task's closure.
+    """The data that a supervising task needs; part of the task's closure.
 
     Attributes
     ----------
     nodes
         All nodes of the cluster.
     held
-        The nodes of this Spark job, by partition.
+        The nodes of this Spark job; the position of a node is its partition.
     gpus
         GPUs of each node; less than 1 is a share of one GPU. ``None`` if Spark does not manage GPUs: a node then sees
         what its executor sees.
     cpus
-        CPUs that Spark sets aside for each node; ``None`` on ``local[n]``, where all nodes share one machine.
+        CPUs that Spark reserves for each node; ``None`` on ``local[n]``, where all nodes share one machine.
     ports
         Range of the ports that nodes listen on.
     settings
-        Those of the cluster.
+        The settings of the cluster.
     """
 
     nodes: tuple[NodeId, ...]
@@ -90,7 +90,7 @@ class Launch:
 
 
 def supervise(launch: Launch, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of the task, for ``DataFrame.mapInArrow``."""
+    """Supervise one node: the body of the task, for ``DataFrame.mapInArrow``."""
     from pyspark import TaskContext
 
     for _ in batches:
@@ -133,7 +133,7 @@ class Supervisor:
         self._settings = settings = launch.settings
         secret = launch.secret.for_clients()
         self.client = MessageClient(launch.coordinator_host, launch.coordinator_port, secret, settings.call_timeout)
-        # After a crash of native code Python writes the stack of each of its threads.
+        # The limit must be large enough for a crash of native code: Python then prints the stack of each thread.
         self.tail: deque[str] = deque(maxlen=settings.log_tail_lines)
         self._pending: list[str] = []
         self._left_out = 0
@@ -176,7 +176,7 @@ class Supervisor:
             self._end()
 
     def _insist(self, message: Message, answer: type[A]) -> A:
-        """Ask the coordinator, again and again until it has not been reached for as long as a node may wait."""
+        """Ask the coordinator, and retry until it has not been reached for `driver_timeout` seconds."""
         got = self.client.insist(message, answer, self._reached_at + self._settings.driver_timeout - time.monotonic())
         self._reached_at = time.monotonic()
         return got
@@ -213,7 +213,7 @@ class Supervisor:
                 "nodes": [[n.role, n.index] for n in launch.nodes],
                 "coordinator": [launch.coordinator_host, launch.coordinator_port],
                 "secret": launch.secret.to_json(),
-                # The first one, of its own, is removed with it. Spools have only files without names.
+                # The first directory belongs to the node and is removed with it. Spools use only unnamed files.
                 "spool_directories": [self._directory, *local_directories()[1:]],
                 "spool_memory_bytes": spool_memory(launch.settings.spool_memory_bytes, len(launch.nodes)),
                 "options": {**launch.options, "gpus": list(gpus), "cpus": cpus_of_node(launch.cpus, len(launch.nodes))},
@@ -249,7 +249,7 @@ class Supervisor:
                         if key.fileobj is process.stdout and not self._read_output(process):
                             selector.unregister(process.stdout)
                     if time.monotonic() - last_beat >= self._interval:
-                        # From its beginning: one that was not answered has taken longer than a pause.
+                        # Measured from the start of a heartbeat: an unanswered one takes longer than the interval.
                         last_beat = time.monotonic()
                         self._beat()
                     self._enforce_stop(process)
@@ -282,7 +282,7 @@ class Supervisor:
 
     def _line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
-        # In local mode this is the driver's terminal, where the progress display shows them.
+        # In local mode stderr is the driver's terminal, where the progress display already shows the lines.
         if not sys.stderr.isatty():
             sys.stderr.write(f"[{self.node}] {text}\n")
         if not NATIVE_CHATTER.match(text):
@@ -293,7 +293,10 @@ class Supervisor:
                 self._left_out += 1
 
     def _beat(self) -> None:
-        """Send printed lines and learn whether to stop. Lines are kept until the coordinator has confirmed them."""
+        """Send a heartbeat with the printed lines and do what the answer says.
+
+        Lines are kept until the coordinator has confirmed them.
+        """
         lines = self._pending[: self._settings.log_lines_per_heartbeat]
         pid = self._process.pid if self._process else 0
         message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid))

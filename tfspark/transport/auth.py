@@ -1,7 +1,8 @@
 """Authentication: a bearer token in every Flight call, checked before the body is parsed; optional TLS.
 
-The driver makes a token, and with TLS a certificate and a key, for each cluster. They travel in the closures of Spark
-tasks, which Spark encrypts if it is configured to. They are never in an argument list, an environment or a log.
+The driver makes a token, and with TLS a certificate and a key, for each cluster. They are sent in the closures of Spark
+tasks, which Spark encrypts if it is configured to. They are never in an argument list, an environment variable or a
+log.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _certificate() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # The clocks of the hosts differ.
+        # The clocks of the hosts may differ, so the certificate is already valid for a day.
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)

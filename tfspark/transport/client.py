@@ -16,12 +16,12 @@ from tfspark.transport.server import location_of
 A = TypeVar("A", bound=Message)
 
 FIRST_PAUSE_SECONDS = 0.1
-"""Pause before a call is made a second time; each further pause is twice as long."""
+"""Pause before the second try of a call; each further pause is twice as long, up to `LONGEST_PAUSE_SECONDS`."""
 
 LONGEST_PAUSE_SECONDS = 2.0
 
 MAY_PASS = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError)
-"""Errors of a server that does not answer now; any other error would come again."""
+"""Errors of a server that does not answer now. Only these calls are retried: other errors would occur again."""
 
 
 class MessageClient:
@@ -34,7 +34,8 @@ class MessageClient:
     secret
         The credentials of the cluster.
     timeout
-        Seconds in which a call must be answered that says nothing else; then the server counts as ended or stopped.
+        Seconds within which the server must answer a call that has no other timeout; after that the server counts as
+        ended or stopped.
     """
 
     def __init__(self, host: str, port: int, secret: Secret, timeout: float = Settings.call_timeout) -> None:
@@ -46,7 +47,7 @@ class MessageClient:
         self.flight = flight.FlightClient(location_of(host, port, tls), generic_options=options, **trust)
 
     def send(self, message: Message, timeout: float | None = None) -> bytes:
-        """Send `message` and return the answer, still encoded.
+        """Send `message` and return the encoded answer.
 
         Raises
         ------
@@ -65,9 +66,9 @@ class MessageClient:
         Raises
         ------
         pyarrow.flight.FlightError
-            As `send`.
+            As for `send`.
         ValueError
-            If the answer is of another type.
+            If the answer has another type.
         """
         return answer.decode(self.send(message, timeout))
 
@@ -79,21 +80,21 @@ class MessageClient:
         timeout: float | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> A:
-        """Send `message` until the server answers; the server must handle a message that comes twice.
+        """Send `message` until the server answers; the server must handle a message that arrives twice.
 
         Parameters
         ----------
         message, answer, timeout
-            As for `ask`; `timeout` is that of each try.
+            As for `ask`; `timeout` is the timeout of each try.
         patience
             Seconds after which no further try is made.
         pause
-            Waits for some seconds between two tries; if it returns true, no further try is made.
+            Called between two tries with the number of seconds to wait; if it returns true, no further try is made.
 
         Raises
         ------
         pyarrow.flight.FlightError
-            The error of the last try; at once if another try cannot help.
+            The error of the last try; after the first try if another one cannot help (see `MAY_PASS`).
         """
         return answer.decode(self.insist_on_sending(message, patience, timeout, pause))
 

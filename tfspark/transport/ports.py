@@ -1,8 +1,8 @@
 """Ports to listen on: reserved before their server starts, and held until it has ended.
 
-gRPC, which Flight and TensorFlow use, binds with ``SO_REUSEADDR`` and ``SO_REUSEPORT``. So it can bind a port that our
-own socket has bound with ``SO_REUSEADDR`` without listening. Others cannot get that port: the kernel rejects a second
-server while one listens, and never picks a bound port for a socket that asks for any free port.
+gRPC, which Flight and TensorFlow use, binds with ``SO_REUSEADDR`` and ``SO_REUSEPORT``. So it can bind a port that a
+socket of this module has bound with ``SO_REUSEADDR`` without listening. Other programs cannot get that port: the kernel
+rejects a second server while one listens, and never selects a bound port for a socket that requests any free port.
 
 TensorFlow listens on all addresses, whatever address its cluster spec has. So its port must be reserved on all of them:
 a port that is free on one address may be in use on another.

@@ -38,7 +38,7 @@ class MessageServer(flight.FlightServerBase):
     secret
         The cluster's secret; with a certificate, the server accepts TLS only.
     handlers
-        One function per message type; the message that it returns is the answer.
+        One function per message type; it returns the answer, or None for an empty answer.
     ports
         Range to take the port from; any port by default. The attribute ``port`` has the port.
 

@@ -31,7 +31,7 @@ from tfspark.messages import SlotFilled, SlotsGranted
 logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4 << 20
-"""Bytes of rows in a message: messages that fit the processor's caches are copied fastest."""
+"""Most bytes of rows in a message: messages that fit into the processor's caches are copied fastest."""
 
 SLOT_BYTES = MESSAGE_BYTES + (64 << 10)
 """Bytes of a slot: a message with its headers; a multiple of the page size."""
@@ -62,7 +62,7 @@ class SlotPool:
     Parameters
     ----------
     nbytes
-        Its size; pages that are never used take no memory.
+        Size of the memory in bytes; pages that are never used occupy no memory.
     """
 
     def __init__(self, nbytes: int) -> None:

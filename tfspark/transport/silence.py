@@ -1,9 +1,9 @@
-"""Closes connections that would otherwise use up the file descriptors of a server's process.
+"""Close connections that would otherwise use up the file descriptors of a server's process.
 
-gRPC keeps a connection that never says anything for two minutes, and one that has begun to talk for ever; Flight has no
-way to limit their number. So the kernel is asked of each connection how much it has brought, and how long ago
-(``TCP_INFO``, Linux). gRPC sees a connection that is shut down here as one that its client has closed. A client whose
-connection was idle connects again with its next call.
+gRPC keeps a connection for two minutes if the client never sends anything, and for an unlimited time otherwise. Flight
+cannot limit the number of connections. So this module asks the kernel (``TCP_INFO``, Linux) how many bytes each
+connection has received, and how long ago. If it shuts a connection down, gRPC behaves as if the client had closed it. A
+client whose idle connection was shut down connects again with its next call.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 SILENT_SECONDS = 10.0
-"""A client that has said nothing for so long after it connected never will: gRPC's begin to talk at once."""
+"""A connection that has received nothing for longer than this is closed: gRPC clients send data at once."""
 
 LOOK_SECONDS = 2.0
-"""Pause between two looks at all connections."""
+"""Pause between two checks of all connections."""
 
 SHARE_OF_DESCRIPTORS = 0.5
-"""Share of the process's file descriptors for connections; beyond it those are closed that were idle longest."""
+"""Share of the process's file descriptors for connections; if there are more, those idle longest are closed."""
 
 _LAST_RECEIVED_MS = 8 + 4 * 11
-"""Offset of ``tcpi_last_data_recv`` in ``struct tcp_info``: it counts from the begin of the connection, at first."""
+"""Offset of ``tcpi_last_data_recv`` in ``struct tcp_info``; before the first data, it counts from the connection."""
 
 _BYTES_RECEIVED = 8 + 4 * 24 + 8 * 3
 """Offset of ``tcpi_bytes_received``."""
@@ -35,7 +35,17 @@ _BYTES_RECEIVED = 8 + 4 * 24 + 8 * 3
 
 @dataclass(frozen=True)
 class Connection:
-    """What the kernel says of a connection: a duplicate of its descriptor, bytes received, seconds since the last."""
+    """A connection as the kernel reports it.
+
+    Attributes
+    ----------
+    socket
+        A duplicate of its file descriptor.
+    received
+        Number of bytes received.
+    idle
+        Seconds since the last bytes were received.
+    """
 
     socket: socket.socket
     received: int
@@ -50,9 +60,9 @@ class SilenceWatch:
     port
         The port.
     silent_seconds
-        How long a connection may stay without having said anything.
+        Seconds that a connection may exist without having received anything.
     most
-        How many connections there may be; by default a share of the process's limit of file descriptors.
+        Largest number of connections; by default `SHARE_OF_DESCRIPTORS` of the process's limit of file descriptors.
     """
 
     def __init__(self, port: int, silent_seconds: float = SILENT_SECONDS, most: int | None = None) -> None:
@@ -74,7 +84,7 @@ class SilenceWatch:
             self.look()
 
     def look(self) -> int:
-        """Close the connections that are silent or too many; return how many."""
+        """Close the connections that are silent, and those above the limit; return the number of closed ones."""
         with contextlib.ExitStack() as duplicates:
             found = []
             for c in connections(self._port):
@@ -96,14 +106,14 @@ class SilenceWatch:
 
 
 def connections(port: int) -> Iterator[Connection]:
-    """Yield the connections that this process has accepted at a port; the caller closes their sockets."""
+    """Yield the connections that this process has accepted on a port; the caller must close their sockets."""
     for name in os.listdir("/proc/self/fd"):
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
             fd = os.dup(int(name))
         except OSError:
-            # It has been closed meanwhile.
+            # The descriptor has been closed meanwhile.
             continue
         try:
             duplicate = socket.socket(fileno=fd)
@@ -126,5 +136,5 @@ def connections(port: int) -> Iterator[Connection]:
 def _is_accepted(s: socket.socket, port: int) -> bool:
     if s.family not in (socket.AF_INET, socket.AF_INET6) or s.type != socket.SOCK_STREAM:
         return False
-    # Of a listening socket there is no peer: this raises.
+    # A listening socket has no peer: getpeername raises.
     return bool(s.getsockname()[1] == port and s.getpeername())
