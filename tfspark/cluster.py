@@ -100,8 +100,8 @@ class Cluster:
     ports
         ``(first, last)`` of the ports that nodes and driver listen on; any port by default.
     max_restarts
-        How often all nodes may be started again after a node has failed. `main` is then called again. If it saves
-        checkpoints (`checkpoint_dir`), it continues from one, and only the data after that checkpoint is fed again.
+        How often all nodes may be started again after a node has failed. `main` is then called again, and the data is
+        fed again. With checkpoints (`checkpoint_dir`), `main` continues from one and is fed only the data after it.
     min_workers
         Least number of workers after a restart. If Spark has no room for all workers within the setting
         ``shrink_timeout``, the cluster continues with fewer, but at least this many; each further restart tries to
@@ -161,7 +161,7 @@ class Cluster:
         Serve a live page and Prometheus metrics; by default if Spark serves its UI (``spark.ui.enabled``).
     report
         HTML file on the driver's host that contains the last state of the live page, also after a failure: curves,
-        figures of feeds, restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if
+        numbers of feeds, restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if
         `log_dir` is given.
 
     Raises
@@ -751,7 +751,7 @@ class Cluster:
         return self.results
 
     def _raise_failure(self, life: lc.Lifecycle) -> None:
-        """Raise the error of the cluster, or of the stream whose rows could not be fed and stopped the cluster."""
+        """Raise the error of the cluster, or of a stream that stopped it because rows could not be fed, if any."""
         if life.error is not None and not isinstance(life.error, ClusterStopped):
             raise life.error
         if life.error is not None:

@@ -172,7 +172,7 @@ class ClusterOptions:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
 
     def decided(self, spark: SparkSession) -> ClusterOptions:
-        """Return these options with those filled in that follow from Spark's settings unless the user passes them.
+        """Return these options with `ui`, `tls` and `resolved` set: the user's values, else those of Spark's settings.
 
         Raises
         ------

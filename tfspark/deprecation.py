@@ -1,4 +1,4 @@
-"""How public names are deprecated. docs/stability.md says what is public and how long deprecated names stay."""
+"""Deprecation of public names. docs/stability.md defines what is public and how long deprecated names stay."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def deprecated(instead: str, *, since: str, removal: str) -> Callable[[F], F]:
 
 
 def warn(message: str, own: str = PACKAGE, depth: int = 2) -> None:
-    """Issue a `DeprecationWarning` that points to the code which uses a deprecated name.
+    """Issue a `DeprecationWarning` that points to the code that uses a deprecated name.
 
     Parameters
     ----------

@@ -3,12 +3,12 @@
 TFSparkError
 ├── ConfigurationError      arguments or settings that cannot work; nothing was launched
 │   ├── ResourceError       Spark has fewer task slots, CPUs or GPUs than the cluster needs
-│   ├── DependencyError     Java, Spark or a Python package is missing or of a wrong version
+│   ├── DependencyError     Java, Spark or a Python package is missing or has the wrong version
 │   ├── OutputError         the output directory holds files that this job did not write
 │   └── SchemaError         a column has no tensor form, or its values break the rule for nulls
 ├── ClusterError            a running cluster failed
 │   ├── StartTimeout        nodes did not register in time
-│   ├── NodeFailed          one TensorFlow process failed; carries its traceback and last log lines
+│   ├── NodeFailed          one TensorFlow process failed; contains its traceback and last log lines
 │   ├── StepTimeout         workers waited too long for each other within a training step
 │   └── ClusterStopped      the cluster had stopped already, or its job was cancelled
 ├── FeedError               rows could not be delivered
@@ -102,7 +102,7 @@ class ResourceError(ConfigurationError):
 
 
 class DependencyError(ConfigurationError):
-    """Java, Spark, TensorFlow or another package is missing or of a wrong version.
+    """Java, Spark, TensorFlow or another package is missing or has the wrong version.
 
     Examples
     --------

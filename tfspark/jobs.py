@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
 def run_id(text: str) -> str:
     """Check a run id and return it. Use it as ``type=`` of an argument.
 
-    A run id is a plain directory name on Linux, Hadoop, object stores and in Spark.
+    A run id is a valid directory name on Linux, in Hadoop, in object stores and in Spark.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def execute(main: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def session(name: str, master: str | None, **settings: str) -> Iterator[SparkSession]:
-    """Make a Spark session for a ``with`` block and stop it at the end of the block.
+    """Create a Spark session for a ``with`` block and stop it at the end of the block.
 
     Parameters
     ----------
@@ -218,11 +218,11 @@ def session(name: str, master: str | None, **settings: str) -> Iterator[SparkSes
 
 
 class RunDirectory:
-    """The directory that a run of a job writes to: ``OUTPUT/RUN_ID``, or OUTPUT itself.
+    """The directory to which a run of a job writes: ``OUTPUT/RUN_ID``, or OUTPUT itself.
 
-    The job marks its directory with a file that holds the job's name. In a directory with the mark, the job replaces
-    the files that it writes. In a directory without the mark, existing files of these names are an error. Other files
-    stay. Nothing changes before `claim`.
+    The job marks its directory with a file that contains the job's name. In a directory with the mark, the job replaces
+    the files that it writes. In a directory without the mark, existing files with these names are an error. Other files
+    are kept. Nothing changes before `claim`.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ class RunDirectory:
     name
         A run id, see `run_id`; None for OUTPUT itself.
     writes
-        Names or shell patterns of the files and directories that the job writes besides its result.
+        Names or shell patterns of the files and directories that the job writes in addition to its result.
     alone
         Whether other files are an error, because readers of the directory would read them too.
 
@@ -298,7 +298,7 @@ class RunDirectory:
         Raises
         ------
         OutputError
-            If the directory belongs to another job, or has no mark and holds files with names that the job writes.
+            If the directory belongs to another job, or has no mark and contains files with names that the job writes.
 
         Examples
         --------
@@ -321,7 +321,7 @@ class RunDirectory:
         return name in names
 
     def claim(self, keep: Collection[str] = ()) -> None:
-        """Make and mark the directory, and remove the files that an earlier run of the job wrote.
+        """Create and mark the directory, and remove the files that an earlier run of the job wrote.
 
         Parameters
         ----------
@@ -398,7 +398,7 @@ class RunDirectory:
         raise OutputError(f"{self._options}: {self._path} {why}.", hint="Use another directory, or move it away.")
 
     def _names(self) -> dict[str, bool]:
-        """Return the names in the directory, each with whether it is a directory."""
+        """Return the names in the directory, and for each name whether it is a directory."""
         from pyarrow import fs
 
         try:

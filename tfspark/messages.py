@@ -22,7 +22,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Base of all messages."""
+    """Base class of all messages."""
 
     def encode(self) -> bytes:
         """Return the message as MessagePack."""
@@ -86,8 +86,8 @@ class HeartbeatAnswer(Message, frozen=True):
 class Exited(Message, frozen=True):
     """The node's process ended. ``code`` is negative for a signal, as in `subprocess`.
 
-    ``out_of_memory`` is true if the kernel killed a process of the task's control group, while the node ran, because
-    memory was short. ``process`` is the number of processes that the task had started before this one; it identifies a
+    ``out_of_memory`` is true if, while the node ran, the kernel killed a process of the task's control group because it
+    was out of memory. ``process`` is the number of processes that the task had started before this one; it identifies a
     message that arrives twice.
     """
 
@@ -326,7 +326,7 @@ class LengthVariesAnswer(Message, frozen=True):
 
 
 class FeedFailed(Message, frozen=True):
-    """A feed task has rows that cannot be fed; another attempt would not help."""
+    """A feed task has found rows that cannot be fed; another attempt would not help."""
 
     feed: int
     partition: int
@@ -427,7 +427,7 @@ class NodeRejoined(Message, frozen=True):
 
 
 class FeedBegins(Message, frozen=True):
-    """A feed of rows with these columns begins; made from `tfspark.feeding.terms.FeedTerms`, which documents it."""
+    """A feed of rows with these columns begins; `tfspark.feeding.terms.FeedTerms`, its source, documents the fields."""
 
     feed: int
     columns: tuple[ColumnSpec, ...]
@@ -443,7 +443,7 @@ class FeedBegins(Message, frozen=True):
 
 
 class ShapesSettled(Message, frozen=True):
-    """The shapes of a feed's open columns are known: ``columns`` are its columns. Nodes read the feed only after it."""
+    """The shapes of a feed's open columns are known: ``columns`` are its columns. Nodes do not read the feed before."""
 
     feed: int
     columns: tuple[ColumnSpec, ...]

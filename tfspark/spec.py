@@ -57,7 +57,7 @@ class NodeId:
 
 @dataclass(frozen=True)
 class NodeAddress:
-    """Where a node listens: ``port`` is for TensorFlow, ``data_port`` for the rows that are fed."""
+    """The address on which a node listens: ``port`` is for TensorFlow, ``data_port`` for the rows that are fed."""
 
     node: NodeId
     host: str
@@ -118,7 +118,7 @@ def plan_strategy(strategy: str, nodes: Sequence[NodeId]) -> StrategyName:
 
 
 def training_nodes(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """Return the nodes that get fed rows: with parameter servers the workers, else the workers and the chief."""
+    """Return the nodes that are fed rows: with parameter servers the workers, else the workers and the chief."""
     if any(n.role == Role.PS.value for n in nodes):
         return tuple(n for n in nodes if n.role == Role.WORKER.value)
     return tuple(n for n in nodes if n.role != Role.EVALUATOR.value)
@@ -149,7 +149,7 @@ class ClusterSpec:
     nodes: tuple[NodeAddress, ...]
 
     def address(self, node: NodeId) -> NodeAddress:
-        """Return where `node` listens."""
+        """Return the address of `node`."""
         for address in self.nodes:
             if address.node == node:
                 return address

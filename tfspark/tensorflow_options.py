@@ -1,6 +1,6 @@
 """Settings that TensorFlow accepts only before its first use: threads, GPU memory, logical devices.
 
-tfspark uses TensorFlow before it calls ``main``, so ``main`` cannot make these settings. Pass them to the cluster
+tfspark uses TensorFlow before it calls ``main``, so ``main`` cannot change these settings. Pass them to the cluster
 instead: ``Cluster(tensorflow_options={"intra_op_threads": 4})``.
 """
 
@@ -82,7 +82,7 @@ class TensorFlowOptions:
         return chosen
 
     def sharing(self, cpus: int) -> TensorFlowOptions:
-        """Return the options with numbers of threads for `cpus` CPUs, where none are given.
+        """Return the options with the numbers of threads that are not given set for `cpus` CPUs.
 
         Examples
         --------

@@ -157,7 +157,7 @@ class WarnOfSilence:
 
 @dataclass(frozen=True)
 class PublishLoss:
-    """A node was lost that is started again while the others continue: drop the ledgers' records of its rows."""
+    """A lost node is started again while the others continue: drop the records of its rows in the ledgers."""
 
     node: NodeId
     reason: str

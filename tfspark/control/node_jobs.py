@@ -111,7 +111,7 @@ class NodeJobs:
 def launch_of(launch: Launch, group: Group, resources: Resources) -> Launch:
     """Return the launch data of the nodes of a group."""
     gpus = float(group.need.gpus) if resources.asks_for_gpus else None
-    # A local master cannot reserve CPUs, and 1 is Spark's default if nothing is set.
+    # On a local master CPUs cannot be requested, and 1 is the value of Spark if nothing is set.
     shared = resources.settings.manager is Manager.LOCAL and group.need.cpus == 1
     return replace(launch, held=group.nodes, gpus=gpus, cpus=None if shared else float(group.need.cpus))
 

@@ -1,1 +1,1 @@
-"""Code that runs in Spark's Python workers: the task that supervises a node, its processes, GPUs and host."""
+"""Code that runs in Spark's Python workers: the supervising task, and the process, resources and host of a node."""

@@ -1,4 +1,4 @@
-"""Which GPUs a TensorFlow process sees: those that Spark assigned to its task, as variables that CUDA reads."""
+"""The GPUs that a TensorFlow process sees: those that Spark assigned to its task, as CUDA's environment variables."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Start a node's process and make sure that it ends when its supervisor ends.
 
 Four things end it: a line ``stop`` on its standard input; SIGTERM and SIGKILL to its process group; the kernel's
-parent-death signal; and a guardian process. The node forks the guardian first of all. When the supervisor's end of a
-pipe closes, the guardian kills the process group and removes its files. The parent-death signal alone would kill the
-node, but not the processes that the node has started.
+parent-death signal; and a guardian process. The node forks the guardian before anything else. When the supervisor's end
+of a pipe closes, the guardian kills the process group and removes its files. The parent-death signal alone would kill
+the node, but not the processes that the node has started.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def tell_to_stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def close_pipes(process: subprocess.Popen[bytes]) -> None:
-    """Close our ends of the pipes of a process that has ended.
+    """Close this side of the pipes of a process that has ended.
 
     Otherwise Python 3.13 reports an error when it garbage-collects a pipe with unwritten data and without a reader.
     """

@@ -182,7 +182,7 @@ class Supervisor:
         return got
 
     def close(self) -> None:
-        """Kill the process and everything that it started."""
+        """Kill the process and all processes that it started."""
         self._end()
         self.client.close()
 

@@ -48,7 +48,7 @@ class Secret:
         return replace(self, key="")
 
     def to_json(self) -> dict[str, str]:
-        """Encode for a node's standard input."""
+        """Return the credentials as a dict, to send them to a node's standard input."""
         return asdict(self)
 
     @classmethod
@@ -77,7 +77,7 @@ def _certificate() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # The clocks of the hosts may differ, so the certificate is already valid for a day.
+        # The clocks of the hosts may differ, so the certificate is valid from one day before now.
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)

@@ -21,7 +21,7 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 
 MAY_PASS = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError)
-"""Errors of a server that does not answer now. Only these calls are retried: other errors would occur again."""
+"""Errors of a server that does not answer now. Only after these a call is retried: others would occur again."""
 
 
 class MessageClient:

@@ -66,7 +66,7 @@ class Sender:
             return False
         while not self._slots and self._answers_due:
             self._next_answer()
-        # If the node has granted no slot, the rest of the upload goes on the stream.
+        # If the node has granted no slot, the rest of the upload is sent on the stream.
         filled = memory.write(self._slots[-1], piece) if self._slots else None
         if filled is None:
             return False

@@ -37,7 +37,7 @@ SLOT_BYTES = MESSAGE_BYTES + (64 << 10)
 """Bytes of a slot: a message with its headers; a multiple of the page size."""
 
 LEAST_BYTES = MESSAGE_BYTES // 4
-"""Smaller messages go on the stream, because each message takes a whole slot."""
+"""Smaller messages are sent on the stream, because each message occupies a whole slot."""
 
 SLOTS_IN_HAND = 2
 """Slots per feed task: it fills one while the node reads the other."""
@@ -173,8 +173,8 @@ class GrantedSlots:
     def close(self, orderly: bool) -> None:
         """Take back the slots that were not filled.
 
-        If the upload did not end in order, its task may still write into its slots, so nobody gets these slots again.
-        An upload has few of them, and without slots rows go on the stream.
+        If the upload did not end in order, its task may still write into its slots, so they are not granted again. An
+        upload has few slots, and without slots rows are sent on the stream.
         """
         if orderly:
             for slot in self._granted:

@@ -27,7 +27,7 @@ SHARE_OF_DESCRIPTORS = 0.5
 """Share of the process's file descriptors for connections; if there are more, those idle longest are closed."""
 
 _LAST_RECEIVED_MS = 8 + 4 * 11
-"""Offset of ``tcpi_last_data_recv`` in ``struct tcp_info``; before the first data, it counts from the connection."""
+"""Offset of ``tcpi_last_data_recv`` in ``struct tcp_info``; before the first data, it counts from the start."""
 
 _BYTES_RECEIVED = 8 + 4 * 24 + 8 * 3
 """Offset of ``tcpi_bytes_received``."""
@@ -113,7 +113,7 @@ def connections(port: int) -> Iterator[Connection]:
                 continue
             fd = os.dup(int(name))
         except OSError:
-            # The descriptor has been closed meanwhile.
+            # Another thread has closed the descriptor.
             continue
         try:
             duplicate = socket.socket(fileno=fd)
