@@ -1,4 +1,4 @@
-"""The data that `Cluster.feed` takes: each kind as an Arrow schema and a Spark job that gives its rows to feed tasks."""
+"""The data that `Cluster.feed` takes: each kind as an Arrow schema and a Spark job that gives rows to feed tasks."""
 
 from __future__ import annotations
 
