@@ -98,7 +98,7 @@ def batches_in_slots(rows: Iterator[pa.RecordBatch], schema: pa.Schema) -> Itera
         If the executor has taken a slot back while it was read, because the task has ended there.
     """
     for slots in rows:
-        # What comes with the place of a message only fills Spark's buffer.
+        # In a row with a path, the column "message" is only padding, which fills Spark's buffer.
         places, inline = slots.drop_columns("message").to_pylist(), slots.column("message")
         for i, row in enumerate(places):
             hold = None
