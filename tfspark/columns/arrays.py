@@ -50,7 +50,7 @@ def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = Fal
 
 
 def _inner_values(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    """Return the values of arrays of a dense shape; a column that was open has arrays of variable length type."""
+    """Return the values of arrays of a dense shape; the Arrow lists of a column that was open have no fixed size."""
     for size in spec.shape:
         if pa.types.is_list(array.type):
             lengths = np.diff(array.offsets.to_numpy())

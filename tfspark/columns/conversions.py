@@ -1,8 +1,8 @@
 """Convert numbers from one dtype to another; the rounding of floats is the only change of a value that is allowed.
 
 These are errors, as in `tfspark serve`: an integer out of range, a fraction that an integer would lose, and a whole
-number that a float cannot hold. Whole arrays are converted at a time. If every value of a dtype fits the other dtype,
-the check costs nothing.
+number that a float cannot hold. Each call converts a whole array. If every value of a dtype fits the other dtype, the
+check costs nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructField
 
 Columns = Sequence[str] | Mapping[str, str]
-"""Names of columns; a mapping has the names under which columns are fed as keys, and the columns as values."""
+"""Names of columns, or a mapping: its keys are the names under which columns are fed, its values the columns."""
 
 
 def leaves_of(

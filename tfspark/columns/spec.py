@@ -31,7 +31,7 @@ from tfspark.columns.types import dtype_of, is_list, list_levels
 from tfspark.errors import SchemaError
 
 Shape = Sequence[int | None] | int | None
-"""Shape of one row; ``None`` in it is a dimension of any length, ``None`` alone means that all dimensions are."""
+"""Shape of one row. A dimension of ``None`` may have any length; ``None`` instead of a shape means that all may."""
 
 _PATH = b"tfspark.path"
 

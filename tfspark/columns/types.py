@@ -102,7 +102,7 @@ def list_levels(t: pa.DataType) -> tuple[list[int | None], pa.DataType]:
 
 
 def leaf_of(t: pa.DataType) -> pa.DataType:
-    """Return the type of the innermost values of an array type; any other type is returned itself."""
+    """Return the type of the innermost values of an array type, or the type itself if it is not an array type."""
     return list_levels(t)[1]
 
 

@@ -47,7 +47,7 @@ class BatchSender:
     driver_timeout: float
 
     def __call__(self, batch: DataFrame, _: int) -> None:
-        """Have the client feed a micro-batch; for ``foreachBatch``.
+        """Ask the client to feed a micro-batch, and wait until it is fed; for ``foreachBatch``.
 
         Raises
         ------
@@ -114,7 +114,7 @@ class BatchDesk:
         atexit.register(self.close)
 
     def sender(self, feed: Callable[[DataFrame, int], Any], driver_timeout: float) -> BatchSender:
-        """Return the function for ``foreachBatch`` of a stream; it has `feed` called here with each micro-batch."""
+        """Return the function for ``foreachBatch`` of a stream; it makes this client `feed` each micro-batch."""
         stream = uuid.uuid4().hex
         self._feeds[stream] = feed
         return BatchSender(self._host, self._server.port, self._secret.for_clients(), stream, driver_timeout)

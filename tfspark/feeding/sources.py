@@ -76,7 +76,7 @@ def source_of(
     Parameters
     ----------
     columns
-        Columns to feed; a mapping gives for each name under which a column is fed the name of the column.
+        Columns to feed, or a mapping: its keys are the names under which columns are fed, its values the columns.
     mask
         Columns that get a mask column, which says where they are null.
     sparse

@@ -68,7 +68,7 @@ class Streams:
     begun
         Whether a stream feeds or has fed the cluster.
     ended
-        Whether all queries have ended as far as is known: none was started since the last wait that saw their end.
+        Whether no query has been started since the last `wait` that saw all queries end.
     """
 
     def __init__(self) -> None:

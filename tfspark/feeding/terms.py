@@ -29,7 +29,7 @@ class FeedTerms:
     reproducible
         Whether that order depends on the seed alone, and not on the order in which partitions arrive.
     in_memory
-        Whether rows are kept in memory as long as there is room; if not, all after the first 256 MB are kept on disk.
+        Whether rows are kept in memory as long as there is room; if false, rows after the first 256 MB go to disk.
     name
         Name of rows that do not belong to epochs and can be read any number of times; ``""`` for rows to train on.
     number

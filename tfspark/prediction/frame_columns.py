@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def path_of(schema: StructType, name: str) -> tuple[str, ...] | None:
-    """Return the path to a column, or to a field of a struct, whose `name` has dots; ``None`` if there is none.
+    """Return the path to a column, or to a struct field named like ``outer.inner``; ``None`` if neither exists.
 
     A column whose own name has dots takes precedence over fields.
     """

@@ -129,7 +129,7 @@ def _narrowed(name: str, column: str, dims: Dims | None, shape: Any, depth: int)
 
 
 def _check_depth(name: str, column: str, info: TensorInfo, dims: Dims | None, depth: int, ragged: int) -> None:
-    """Raise an error for arrays if the input takes single values, or for arrays of the wrong depth."""
+    """Raise an error for arrays if the input takes single values, for the reverse case, or if the depth is wrong."""
     if dims is None:
         return
     holds = "single values" if not depth else "arrays" if depth == 1 else f"arrays of depth {depth}"

@@ -109,7 +109,7 @@ def describe(call: ModelCall) -> Signature:
 
 @functools.cache
 def start_tensorflow() -> None:
-    """Start TensorFlow, once per process, with the CPUs and GPUs that Spark gave the task.
+    """Import TensorFlow, once per process, and limit it to the CPUs and GPUs that Spark gave the task.
 
     A task without GPUs computes on CPUs, unless ``CUDA_VISIBLE_DEVICES`` says otherwise. Later tasks reuse the Python
     worker, which keeps the GPU of its first task: CUDA cannot be started twice.

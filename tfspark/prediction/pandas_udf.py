@@ -1,7 +1,7 @@
 """A model as a pandas UDF, for Spark before 4.1, which has no Arrow UDFs; slower, as values are converted to pandas.
 
-pandas does not tell NaN from null. Both count as null here, which `tfspark.predict_udf` refuses, so that no value is
-silently taken for another.
+pandas does not distinguish NaN and null. Both count as null here, and `tfspark.predict_udf` refuses nulls, so that no
+value is silently taken for another.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def input_is_complete() -> bool:
     """Return whether Spark has sent all rows of the task that this Python worker runs; call it after the last row.
 
     If the JVM part of a task fails, Spark closes the stream to Python. If it does so between two messages, the reader
-    takes this for the end of the rows. Only the next bytes tell the cases apart: Spark sends some when it is done.
+    takes this for the end of the rows. Only what follows shows the difference: Spark sends more bytes when it is done.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -89,7 +89,7 @@ class Resources:
         return other
 
     def has_room(self, feeding: bool) -> bool:
-        """Return whether Spark has room for the nodes now, and if `feeding` for a feed task beside them."""
+        """Return whether Spark has room now for the nodes and, if `feeding`, for a feed task beside them."""
         beside = self.settings.task if feeding else None
         try:
             groups, _ = self._fitting(beside, or_without_gpus=feeding, patience=0.0)
@@ -175,7 +175,7 @@ class Resources:
 
 
 def require_room(spark: SparkSession, workers: int, feeding: bool = True) -> None:
-    """Make sure that a number of workers, and if `feeding` a feed task beside them, can run at once.
+    """Make sure that `workers` workers and, if `feeding`, a feed task beside them can run at once.
 
     Raises
     ------

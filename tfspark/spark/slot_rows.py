@@ -33,7 +33,7 @@ def in_slots(df: DataFrame) -> DataFrame | None:
 
 
 def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
-    """Return a DataFrame of columns that stay in the JVM and a task's results for slots; ``None`` if not available.
+    """Return a DataFrame of columns that stay in the JVM and a task's results; ``None`` if this is not possible.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
         The result of ``mapInArrow`` on `in_slots` of a ``select``. The task must return as many rows as it gets, in
         the same order.
     kept
-        Positions of the kept columns in the DataFrame that was selected from.
+        Positions of the columns to keep in the DataFrame of the ``select``.
     """
     jvm = jvm_of(mapped.sparkSession)
     assert jvm is not None
