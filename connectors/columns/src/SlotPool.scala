@@ -17,8 +17,8 @@ import org.slf4j.LoggerFactory
 
 /** Memory that this executor shares with other processes of its user: slots, into which tasks write columns.
   *
-  * It is an unlinked file in /dev/shm, which others open as `/proc/<pid>/fd/<n>`. The file begins with a key, by which a
-  * reader checks that its path is this file. Then comes a word for each slot: the ticket of the message that a reader
+  * It is an unlinked file in /dev/shm, which others open as `/proc/<pid>/fd/<n>`. The file begins with a key, by which
+  * a reader checks that its path is this file. Then comes a word for each slot: the ticket of the message that a reader
   * may still read, or 0. The reader sets the word to 0 when it is done.
   *
   * Each slot is written once before it is used through the map. Otherwise, if /dev/shm is full, access to a page would
