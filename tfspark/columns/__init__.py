@@ -1,1 +1,1 @@
-"""Columns: which tensor a Spark or Arrow column becomes, and the forms in which it travels."""
+"""Columns: which tensor a Spark or Arrow column becomes, and in which forms it is sent."""

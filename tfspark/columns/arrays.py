@@ -1,4 +1,4 @@
-"""Arrow columns as numpy arrays and back, without copying where Arrow's layout allows it."""
+"""Convert Arrow columns to numpy arrays and back, without copying where Arrow's layout allows it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tfspark.errors import SchemaError
 
 
 def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = False) -> list[np.ndarray]:
-    """Return a column, in the form in which it travels, as numpy arrays.
+    """Return a prepared column as numpy arrays.
 
     Parameters
     ----------
     column
-        Its rows.
+        Rows of the column, as `prepare_batch` returns them.
     spec
-        The tensor that it becomes.
+        The tensor that the column becomes.
     copy
-        Whether arrays must not share memory with `column`.
+        Whether the arrays must not share memory with `column`.
 
     Returns
     -------
     list
-        One array for a dense column; the flat values and the row splits of each dimension, outermost first, for a
-        ragged one; values, indices within their row and row splits for a sparse one.
+        One array for a dense column. The flat values, then the row splits of each dimension, outermost first, for a
+        ragged column. The values, their indices within the row, and the row splits for a sparse column.
     """
-    # Chunks are combined into memory of their own, also if there is but one. Strings and booleans are converted anyway.
+    # combine_chunks allocates new memory, also for a single chunk. Strings and booleans are copied later in any case.
     shared = column.num_chunks == 1 and (not copy or spec.dtype in ("string", "bool"))
     array = column.chunk(0) if shared else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
@@ -50,7 +50,7 @@ def column_arrays(column: pa.ChunkedArray, spec: ColumnSpec, *, copy: bool = Fal
 
 
 def _inner_values(array: pa.Array, spec: ColumnSpec) -> pa.Array:
-    """Return the values of arrays of a dense shape; a column that was open has them in arrays of any length."""
+    """Return the values of arrays of a dense shape; the Arrow lists of a column that was open have no fixed size."""
     for size in spec.shape:
         if pa.types.is_list(array.type):
             lengths = np.diff(array.offsets.to_numpy())
@@ -78,24 +78,24 @@ def _flat(array: pa.Array, spec: ColumnSpec) -> np.ndarray:
 
 
 def to_arrow(values: Any, rows: int, name: str, t: pa.DataType | None = None) -> pa.Array:
-    """Return what a model gave for some rows as a column.
+    """Return an output of a model for some rows as a column.
 
     Parameters
     ----------
     values
         An array or tensor of shape ``(rows, ...)``, a ``RaggedTensor``, or a list.
     rows
-        How many rows there must be.
+        Required number of rows.
     name
-        Of the output, for errors.
+        Name of the output, for errors.
     t
-        Type that the column must have; by default it follows from `values`: a scalar for shape ``(rows,)`` or
+        Type that the column must have. By default it follows from `values`: a scalar for shape ``(rows,)`` or
         ``(rows, 1)``, else a list of all values of the row.
 
     Raises
     ------
     SchemaError
-        If there are not as many rows, or they do not fit `t`.
+        If `values` has another number of rows, or does not fit `t`.
     """
     if hasattr(values, "row_splits"):
         return _fitting(_from_ragged(values, name, t), rows, name, t)
@@ -122,7 +122,7 @@ def to_arrow(values: Any, rows: int, name: str, t: pa.DataType | None = None) ->
 
 
 def _as_leaf(array: np.ndarray, t: pa.DataType, name: str, of_rows: bool = True) -> np.ndarray:
-    """Return numbers as those that a column of arrays, or of single values, holds."""
+    """Return numbers converted to the dtype of the innermost values of `t`."""
     leaf = leaf_of(t)
     if array.dtype.kind not in "iufb" or not (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
         return array

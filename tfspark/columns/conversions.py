@@ -1,7 +1,8 @@
-"""Numbers of one dtype as another: a value changes by the rounding of floats, and by nothing else.
+"""Convert numbers from one dtype to another; the rounding of floats is the only change of a value that is allowed.
 
-An integer that leaves its range, a fraction that an integer would lose, and a whole number that a float cannot hold are
-errors, as they are to `tfspark serve`. Whole arrays at a time, and free where every value of a dtype fits the other.
+These are errors, as in `tfspark serve`: an integer out of range, a fraction that an integer would lose, and a whole
+number that a float cannot hold. Each call converts a whole array. If every value of a dtype fits the other dtype, the
+check costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PRECISION = {
     "float32": 24,
     "float64": 53,
 }
-"""Bits of the significand of each dtype of floats, from the least precise to the most."""
+"""Bits of the significand of each float dtype, from the least precise to the most precise."""
 
 _EXPONENT = {
     "float8_e4m3fn": 4,
@@ -29,16 +30,16 @@ _EXPONENT = {
     "float64": 11,
     "float128": 15,
 }
-"""Bits of the exponent of each dtype of floats."""
+"""Bits of the exponent of each float dtype."""
 
 
 class DoesNotFit(ValueError):
-    """A value has no equal in the dtype that it is to become.
+    """The target dtype cannot hold a value.
 
     Parameters
     ----------
     index
-        Position of the first such value in the array, taken flat.
+        Position of the first such value in the flattened array.
     value
         The value itself.
     """
@@ -55,14 +56,14 @@ def converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     Parameters
     ----------
     values
-        Of any shape.
+        Array of any shape.
     dtype
-        Of booleans, integers, floats or complex numbers; those of ``ml_dtypes`` too.
+        Booleans, integers, floats or complex numbers, including the dtypes of ``ml_dtypes``.
 
     Raises
     ------
     DoesNotFit
-        If a value is out of range, or an integer, and not held exactly.
+        If a value is out of range, or if a conversion from or to integers would change it.
 
     Examples
     --------
@@ -84,7 +85,7 @@ def converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _require(fits: np.ndarray, values: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Return what was made of values if all of them fit."""
+    """Return the converted values `made` if all `values` fit; otherwise raise `DoesNotFit`."""
     if not fits.all():
         index = int(np.argmin(fits.reshape(-1)))
         raise DoesNotFit(index, values.reshape(-1)[index].item())
@@ -97,13 +98,13 @@ def _integers(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         if not np.can_cast(values.dtype, dtype, "safe") and not (
             limits.min <= int(values.min()) and int(values.max()) <= limits.max
         ):
-            # Python's own whole numbers compare across signs; this is on the way to an error only.
+            # Python integers compare correctly across signed and unsigned. This slow path only leads to an error.
             fits = [limits.min <= v <= limits.max for v in values.reshape(-1).tolist()]
             return _require(np.array(fits), values, values)
         return values.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         made = values.astype(dtype)
-        # The first number beyond the range is a power of two, which every dtype of floats holds.
+        # The first number beyond the range is a power of two, which every float dtype holds exactly.
         fits = (values >= float(limits.min)) & (values < float(limits.max + 1)) & (made == values)
     return _require(fits, values, made)
 
@@ -127,7 +128,7 @@ def _floats_of_floats(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if _EXPONENT[dtype.name] >= _EXPONENT[values.dtype.name]:
         return made
     wide = made if dtype.kind == "f" else made.astype(np.float32)
-    # Two passes without memory of their own; NaN, which both give if there is one, needs a closer look.
+    # max and min make two passes and allocate no arrays. With a NaN both return NaN, and each value is checked below.
     if np.isfinite(wide.max()) and np.isfinite(wide.min()):
         return made
     return _require(np.isfinite(wide) | ~np.isfinite(values), values, made)

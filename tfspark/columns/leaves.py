@@ -1,4 +1,4 @@
-"""The columns in which a DataFrame is fed: fields of structs, ML vectors as arrays, masks beside their values."""
+"""The columns in which a DataFrame is fed: fields of structs, ML vectors as arrays, and mask columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructField
 
 Columns = Sequence[str] | Mapping[str, str]
-"""Names of columns; as a mapping, the name under which each is fed and the name that it has."""
+"""Names of columns, or a mapping: its keys are the names under which columns are fed, its values the columns."""
 
 
 def leaves_of(
@@ -47,7 +47,7 @@ def leaves_of(
 
 
 def _described(df: DataFrame, leaves: Sequence[Leaf]) -> tuple[pa.Schema, dict[str, tuple[int, ...]]]:
-    """Return the Arrow schema of a DataFrame of leaves, and the shapes that are known of them."""
+    """Return the Arrow schema of a DataFrame of leaves, and the known shapes of leaves by name."""
     import pyarrow as pa
 
     fields = [
@@ -64,11 +64,11 @@ class FedColumns:
     Attributes
     ----------
     columns
-        By name, of the DataFrame as it is.
+        The fed columns by name, as expressions of the original DataFrame.
     frame
-        They alone.
+        A DataFrame of these columns only.
     schema, shapes
-        Their Arrow schema, and the shapes that are known.
+        Arrow schema of `frame`, and the known shapes by column.
     """
 
     columns: dict[str, Column]
@@ -86,7 +86,7 @@ def fed_columns(df: DataFrame, columns: Columns | None, mask: Sequence[str], spa
 
 @dataclass(frozen=True)
 class Leaf:
-    """A column as it is fed, of which a struct column gives several."""
+    """A column as it is fed; a struct column becomes several leaves."""
 
     path: tuple[str, ...]
     column: Column
@@ -98,17 +98,17 @@ class Leaf:
 
 
 def _inside(name: str) -> str:
-    """Return what a column is called on its way: Spark takes dots apart in the names of what it hands to Python."""
+    """Return the name of a column while it is fed, without dots: Spark splits names at dots when it calls Python."""
     return name.replace(".", "/")
 
 
 def _refuse_ambiguous(df: DataFrame, wanted: Collection[str]) -> None:
-    """Refuse columns of whose name there are several.
+    """Raise an error if a wanted name belongs to several columns.
 
     Raises
     ------
     SchemaError
-        If there are any.
+        If there are such names.
     """
     matters = df.sparkSession.conf.get("spark.sql.caseSensitive", "false") == "true"
     names = Counter(c if matters else c.lower() for c in df.columns)
@@ -156,7 +156,7 @@ def planned(
     mask: Sequence[str],
     sparse: Sequence[str],
 ) -> tuple[ColumnSpec, ...]:
-    """Decide the tensor of every column from what the data tells and what the caller asks for."""
+    """Decide the tensor of every column from the schema and shapes of the data and the arguments of the caller."""
     there = set(schema.names)
 
     def inside(name: str) -> str:
@@ -169,17 +169,17 @@ def planned(
 
 
 def quoted(column: str) -> str:
-    """Return a column's name as it stands in an expression."""
+    """Return a column's name quoted for a Spark SQL expression."""
     return "`" + column.replace("`", "``") + "`"
 
 
 def choose_columns(columns: Columns, existing: Sequence[str]) -> dict[str, str]:
-    """Return what `columns` asks for: the name under which each column is fed, and the name that it has.
+    """Return the columns to feed: the name under which each is fed, and its name in the data.
 
     Raises
     ------
     SchemaError
-        If there is no such column, or none is asked for.
+        If `columns` names a column that does not exist, the same column twice in a list, or no column.
     """
     if isinstance(columns, str) or not all(isinstance(c, str) for c in columns):
         raise SchemaError(f"columns must be a list of names or a dict of them, got {columns!r}.")

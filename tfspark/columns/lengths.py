@@ -1,7 +1,6 @@
-"""The lengths of the arrays in open columns: what a batch shows, what becomes of it, and which row is of another one.
+"""The lengths of arrays in open columns: read them from a batch, settle shapes by them, find other lengths later.
 
-All of it looks at batches in the form in which they travel (`tfspark/columns/prepare.py`). No Spark and no TensorFlow
-in here.
+All functions take prepared batches (`tfspark/columns/prepare.py`). This module imports neither Spark nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ Lengths = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class OtherLength:
-    """An array that is not as long as those before it.
+    """An array whose length differs from the length of the arrays before it.
 
     Attributes
     ----------
     column, label
-        Its column, and what users call that.
+        Name of its column, and the name that users know it by.
     level
-        Its depth, 0 for the arrays that are rows.
+        Depth of the array; 0 for an array that is a whole row.
     expected, found
-        The lengths.
+        Length of the arrays before it, and its own length.
     """
 
     column: str
@@ -41,7 +40,7 @@ class OtherLength:
     found: int
 
     def error(self) -> SchemaError:
-        """Return what a feed fails of that makes the column dense."""
+        """Return the error of a feed that makes the column dense."""
         where = "" if self.level == 0 else f" at depth {self.level + 1}"
         return SchemaError(
             f"Column {self.label!r} has arrays of length {self.expected} in the first rows{where}, "
@@ -51,7 +50,7 @@ class OtherLength:
 
 
 def lengths_of(batch: pa.RecordBatch, columns: Sequence[ColumnSpec]) -> dict[str, Lengths]:
-    """Return the lengths that a batch shows of each open column."""
+    """Return the lengths of the arrays of each open column in a batch."""
     return {c.name: _lengths(batch.column(c.name), c.ragged) for c in columns if c.open}
 
 
@@ -59,7 +58,7 @@ def _lengths(a: pa.Array, levels: int) -> Lengths:
     out: list[int | None] = []
     for _ in range(levels):
         extent = pc.min_max(pc.list_value_length(a)).as_py()
-        # Dimensions of 0 would hold nothing: whoever has an empty array in each row has not seen the others yet.
+        # Length 0 counts as variable: a dimension of 0 holds no values, and rows that are not empty may follow.
         out.append(extent["min"] if extent["min"] and extent["min"] == extent["max"] else None)
         a = a.flatten()
     return tuple(out)
@@ -83,9 +82,9 @@ def other_length(
 
 
 def settled(c: ColumnSpec, seen: Sequence[Lengths]) -> ColumnSpec:
-    """Return the column that an open one becomes by the lengths that were seen of it.
+    """Return an open column with the shape that follows from the lengths seen.
 
-    A dimension is dense if it and all inside it have one length everywhere.
+    A dimension is dense if it and all dimensions inside it have one length everywhere.
     """
     dims = ragged_first([of_one.pop() if len(of_one := set(level)) == 1 else None for level in zip(*seen, strict=True)])
     ragged = sum(d is None for d in dims) if seen else c.ragged
@@ -94,7 +93,7 @@ def settled(c: ColumnSpec, seen: Sequence[Lengths]) -> ColumnSpec:
 
 
 def expected_lengths(open_: Sequence[ColumnSpec], settled_: Sequence[ColumnSpec]) -> dict[str, Lengths]:
-    """Return the lengths that arrays of open columns must have, once these are settled."""
+    """Return the lengths that arrays of open columns must have after the columns are settled."""
     return {
         before.name: (*[None] * after.ragged, *after.shape[: before.ragged - after.ragged])
         for before, after in zip(open_, settled_, strict=True)

@@ -1,8 +1,8 @@
-"""Arrays of numbers that travel from Spark to Python as bytes.
+"""Arrays of numbers that are sent from Spark to Python as bytes.
 
-Spark writes arrays to Arrow value by value, which takes longer than a small model does. The connector's jar holds an
-expression that makes bytes of them, which are copied whole (``connectors/columns/src/PackedArray.scala``). Where it
-is not to be had (Spark Connect, a session without the jar), arrays travel as they are.
+Spark writes arrays to Arrow value by value, which takes longer than running a small model. The connector's jar has an
+expression that turns arrays into bytes, which Spark copies as a whole (``connectors/columns/src/PackedArray.scala``).
+Where it is not available (Spark Connect, a session without the jar), arrays are sent as they are.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType
 
 SHORTEST = 16
-"""Arrays of fewer values gain nothing by it."""
+"""Fewest values of an array for which packing saves time."""
 
 _PACKED = ("float32", "float64", "int32", "int64")
-"""Dtypes of the values of arrays that the expression takes."""
+"""Dtypes of array values that the expression accepts."""
 
 Packed = Mapping[str, str]
-"""Columns that travel as bytes, and the dtype of the values that they hold."""
+"""Columns that are sent as bytes, and the dtype of their values."""
 
 
 def packed_columns(
     df: DataFrame, columns: Mapping[str, Column], specs: Sequence[ColumnSpec], narrowed: Collection[str] = ()
 ) -> tuple[dict[str, Column], Packed]:
-    """Return the columns as they go to Python, and which of them go as bytes.
+    """Return the columns to send to Python, and which of them are sent as bytes.
 
     Parameters
     ----------
     columns
         Columns of `df` by name.
     specs
-        The tensors that they become.
+        The tensors that the columns become.
     narrowed
-        Columns of which doubles are wanted as floats.
+        Columns whose doubles are wanted as floats.
     """
     pack = _expression(df)
     out: dict[str, Column] = dict(columns)
@@ -75,7 +75,7 @@ def _gains(c: ColumnSpec) -> bool:
 
 
 def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
-    """Return a function that makes the packing column, or None if this session does not have it."""
+    """Return a function that makes the packed column, or None if this session does not have the expression."""
     bridge = bridge_of(df.sparkSession)
     if bridge is None:
         return None
@@ -83,17 +83,19 @@ def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
 
 
 def unpacked(batch: pa.RecordBatch, packed: Packed, row: RowName = in_batch) -> pa.RecordBatch:
-    """Return a batch whose packed columns are arrays again, of fixed size if all have one; nothing is copied.
+    """Return a batch with its packed columns as arrays again, without copying the values.
+
+    A column has a fixed-size type if all its arrays have the same size and none is null.
 
     Parameters
     ----------
     row
-        Names a row in errors.
+        Function that names a row in errors.
 
     Raises
     ------
     SchemaError
-        If an array held a null, or a number that is beyond the range of the dtype.
+        If an array contains a null, or a number that is out of range of the dtype.
     """
     if not packed:
         return batch
@@ -110,7 +112,7 @@ def unpacked(batch: pa.RecordBatch, packed: Packed, row: RowName = in_batch) -> 
 
 
 def unpacked_array(array: pa.Array, dtype: str, name: str, row: RowName = in_batch) -> pa.Array:
-    """Return one packed column as arrays again; see `unpacked`."""
+    """Return one packed column as arrays; see `unpacked`."""
     value = pa.type_for_alias(dtype)
     size = value.bit_width // 8
     _, offsets, data = array.buffers()
@@ -129,7 +131,7 @@ def unpacked_array(array: pa.Array, dtype: str, name: str, row: RowName = in_bat
 
 
 def _not_packed(array: pa.Array, name: str, dtype: str, wrong: np.ndarray, row: RowName) -> SchemaError:
-    """Return the error of arrays that Spark could not pack; see ``PackedArray.scala`` for what stands for them."""
+    """Return the error for arrays that Spark could not pack; ``PackedArray.scala`` defines the bytes in their place."""
     first = int(wrong[0])
     said = array[first].as_py()
     if len(said) > 1:
@@ -145,6 +147,6 @@ def _not_packed(array: pa.Array, name: str, dtype: str, wrong: np.ndarray, row: 
 
 
 def unpacked_schema(schema: pa.Schema, packed: Packed) -> pa.Schema:
-    """Return the schema of what `unpacked` makes of batches with this one."""
+    """Return the schema of the batches that `unpacked` makes of batches with this schema."""
     types = {name: pa.list_(pa.type_for_alias(dtype)) for name, dtype in packed.items()}
     return pa.schema([f.with_type(types.get(f.name, f.type)) for f in schema])

@@ -1,7 +1,7 @@
-"""Rows that are no columns: any Python objects, pickled, each one binary value of an Arrow column.
+"""Rows without columns: each row is any Python object, pickled into one binary value of an Arrow column.
 
-For programs that want back exactly the objects that their RDD holds. Pickles are only ever read from the cluster's own
-authenticated channels. No Spark and no TensorFlow in here.
+They are for programs that need exactly the objects that their RDD holds. Pickles are read only from the cluster's own
+authenticated channels. This module imports neither Spark nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ loads = pickle.loads
 
 
 def dumps(row: Any) -> bytes:
-    """Pickle a row; by value, if its class is not to be found in a module."""
+    """Pickle a row; if its class cannot be imported from a module, pickle the class by value."""
     try:
         return pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -51,7 +51,7 @@ def unpickled(batch: pa.RecordBatch) -> list[Any]:
     Raises
     ------
     ConfigurationError
-        If it holds other columns.
+        If the batch has other columns.
     """
     if batch.schema.names != [COLUMN]:
         raise ConfigurationError(

@@ -1,6 +1,6 @@
-"""Check Arrow batches against the rules of `tfspark/columns/spec.py` and bring them into the form in which they travel.
+"""Check Arrow batches against the rules of `tfspark/columns/spec.py` and convert them to the form that is sent.
 
-Runs in feed tasks. Whole columns at a time, and without a copy where Spark's layout already is the wanted one.
+This runs in feed tasks, on whole columns, and does not copy where Spark's layout is already the right one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tfspark.columns.spec import ColumnSpec
 from tfspark.errors import SchemaError, all_of
 
 SPARSE_VECTOR = 0
-"""What Spark's vectors hold as their ``type`` if they are sparse; a dense one holds 1."""
+"""The ``type`` of a sparse vector of Spark; a dense vector has 1."""
 
 
 def prepare_batch(
@@ -27,19 +27,19 @@ def prepare_batch(
     asked_by: str = "feed",
     row: RowName = in_batch,
 ) -> pa.RecordBatch:
-    """Check a batch against the rules and bring it into the form of `arrow_schema`.
+    """Check a batch against the rules and convert it to the types of `arrow_schema`.
 
     Parameters
     ----------
     asked_by
-        The function of the user that has `fill`, for hints.
+        Name of the function that the user called and that takes `fill`, for hints.
     row
-        Names a row in errors.
+        Function that names a row in errors.
 
     Raises
     ------
     SchemaError
-        If values break the rule of their columns; it names all of these columns.
+        If values break the rules of their columns; the error names all these columns.
     """
     nulls = {c.label: batch.column(c.name) for c in columns if c.fill is None and batch.column(c.name).null_count}
     arrays, problems = [], []
@@ -60,7 +60,7 @@ def prepare_batch(
 
 
 def null_error(nulls: Mapping[str, pa.Array], row: RowName, hint: str) -> SchemaError:
-    """Return the error that names all columns of a batch, by label, that hold nulls although they must not."""
+    """Return the error for columns of a batch, by label, that contain nulls but must not."""
     found = []
     for label, a in nulls.items():
         first = int(np.argmax(a.is_null().to_numpy(zero_copy_only=False)))
@@ -141,7 +141,7 @@ def _values(a: pa.Array, t: pa.DataType) -> pa.Array:
 
 
 def _sparse(a: pa.StructArray, c: ColumnSpec) -> pa.Array:
-    """Bring ML vectors, each of which may be sparse or dense, into indices and values that are not zero."""
+    """Convert ML vectors, each of which may be sparse or dense, to indices and values that are not zero."""
     kinds, sizes, indices, values = (pc.struct_field(a, n) for n in ("type", "size", "indices", "values"))
     (size,) = c.shape
     dense = kinds.to_numpy() != SPARSE_VECTOR

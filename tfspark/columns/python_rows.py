@@ -1,7 +1,7 @@
-"""From Python rows to Arrow columns, in the task that feeds an RDD: tuples, dicts, Rows, numpy arrays, single values.
+"""Convert Python rows to Arrow columns in the feed task of an RDD: tuples, dicts, Rows, numpy arrays, single values.
 
-Column by column, a few megabytes of rows at a time. The driver plans with the same code from a few sample rows. No
-Spark and no TensorFlow in here.
+Rows are converted column by column, a few megabytes of rows at a time. The driver infers the columns with the same
+code from a few sample rows. This module imports neither Spark nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class RowColumn:
     Attributes
     ----------
     name
-        What it is called.
+        Column name.
     source
         Where its values are in a row: a key, a position, or ``None`` for the row itself.
     type
-        Arrow type; of the elements if there is a shape.
+        Arrow type of the values; of the elements if there is a shape.
     shape
-        Shape of the numpy arrays it holds, if all are of one shape; else ``None``.
+        Shape of the numpy arrays in the column if all have the same shape; else ``None``.
     """
 
     name: str
@@ -53,15 +53,15 @@ class RowColumn:
 
     @property
     def field(self) -> pa.Field:
-        """The Arrow field that it becomes."""
+        """The Arrow field of the column."""
         return pa.field(self.name, self.type if self.shape is None else pa.list_(self.type, math.prod(self.shape)))
 
 
 def infer_columns(sample: Sequence[Any]) -> tuple[RowColumn, ...]:
-    """Find the columns of rows from some of them.
+    """Infer the columns of rows from a sample.
 
-    Names are the keys of dicts, the fields of Rows, ``_1``, ``_2``, ... for tuples, and ``value`` for anything else,
-    as in Spark.
+    As in Spark, the names are the keys of dicts, the fields of Rows, ``_1``, ``_2``, ... for tuples, and ``value`` for
+    anything else.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _common_dtype(name: str, arrays: Sequence[np.ndarray]) -> pa.DataType:
     """Return the type to which numpy promotes the values of all arrays."""
     dtypes = sorted({a.dtype for a in arrays}, key=str)
     try:
-        # Numpy also makes strings of numbers.
+        # np.result_type would promote numbers to strings.
         if len({d.kind in "SU" for d in dtypes}) > 1:
             raise TypeError("text and numbers")
         return pa.from_numpy_dtype(np.result_type(*dtypes))
@@ -158,7 +158,7 @@ def _column(c: RowColumn, values: list[Any]) -> pa.Array:
 
 
 def _block(values: list[Any], t: pa.DataType) -> np.ndarray:
-    """Return arrays of one shape as one, of a type to which no value had to change."""
+    """Return arrays of one shape as one array of type `t`; raise an error if a value would change."""
     arrays = [np.asarray(v) for v in values]
     if pa.types.is_string(t) or pa.types.is_binary(t):
         if {a.dtype.kind for a in arrays} - set("SU"):
@@ -171,12 +171,12 @@ def _block(values: list[Any], t: pa.DataType) -> np.ndarray:
 
 
 def exactly(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return an array as another dtype.
+    """Return an array as another dtype with the same values.
 
     Raises
     ------
     ValueError
-        If a value would not be the same.
+        If a value would change.
     """
     if a.dtype == dtype:
         return a
@@ -189,7 +189,7 @@ def exactly(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
         out = converted(a, dtype)
     except DoesNotFit:
         out = None
-    # Rounding, which is no error elsewhere, is one here: the first rows have said what the type is.
+    # Rounding is an error here, unlike elsewhere: the first rows have decided the type.
     if out is None or (a.dtype.kind == "f" and not np.array_equal(a, out.astype(a.dtype), equal_nan=True)):
         raise ValueError(f"an array of {a.dtype} holds values that do not fit")
     return out
@@ -209,7 +209,7 @@ def _array(name: str, values: list[Any], t: pa.DataType | None) -> pa.Array:
 def _exact_array(values: list[Any], t: pa.DataType | None) -> pa.Array:
     if t is None or not _is_number(leaf_of(t)):
         return _natural_array(values) if t is None else pa.array(values, type=t, from_pandas=False)
-    # Arrow cuts a float that it is to write as an integer.
+    # pa.array(values, type=t) truncates floats if `t` is an integer type.
     found = _natural_array(values)
     if found.type == t:
         return found
@@ -223,11 +223,11 @@ def _exact_array(values: list[Any], t: pa.DataType | None) -> pa.Array:
 
 
 def _natural_array(values: list[Any]) -> pa.Array:
-    """Return values as the type that they have in common."""
+    """Return values as an array of their common type."""
     try:
         return pa.array(values, from_pandas=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        # It does not look for what different numpy types have in common, nor into arrays of several dimensions.
+        # Arrow does not promote different numpy types to a common one, and takes no arrays of several dimensions.
         plain = [v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
         return pa.array(plain, from_pandas=False)
 

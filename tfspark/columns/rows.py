@@ -1,18 +1,18 @@
-"""How errors name a row: by its position in its batch, or in its partition where that is known."""
+"""Names of rows in errors: the position in the batch, or in the partition where that is known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 RowName = Callable[[int], str]
-"""Takes the position of a row in a batch, and says where it is."""
+"""Takes the position of a row in a batch and returns text that says where the row is."""
 
 
 def in_batch(index: int) -> str:
-    """Name a row of a batch of which no more is known."""
+    """Return the name of a row by its position in a batch whose partition is not known."""
     return f"row {index} of its batch"
 
 
 def in_partition(partition: int, first: int) -> RowName:
-    """Return what names the rows of a batch that begins with row `first` of a partition."""
+    """Return a function that names the rows of a batch that begins with row `first` of a partition."""
     return lambda index: f"row {first + index} of partition {partition}"

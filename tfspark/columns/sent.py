@@ -1,7 +1,7 @@
-"""Columns on their way from Spark to the Python tasks of a job: in slots of shared memory, else as Arrow.
+"""Send columns from Spark to the Python tasks of a job: in slots of shared memory, else as Arrow.
 
-Slots are the fast way; see `tfspark.spark.slot_rows`. Where a session or a type has no slots, Spark sends Arrow, with
-arrays of numbers as bytes where that can be (`tfspark.columns.packed_arrays`).
+Slots are faster; see `tfspark.spark.slot_rows`. If the session or a type does not support slots, Spark sends Arrow
+batches, with arrays of numbers as bytes where possible (`tfspark.columns.packed_arrays`).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SentColumns:
-    """Columns on their way to Python tasks.
+    """Columns that Spark sends to Python tasks.
 
     Attributes
     ----------
     frame
-        What Spark hands to the tasks.
+        The DataFrame that Spark hands to the tasks.
     names
-        Names of the columns in batches; in `frame` they have others.
+        Names of the columns in batches; in `frame` they have other names.
     slots
-        Schema of the columns if they are in slots.
+        Schema of the columns if they are in slots; else ``None``.
     packed
-        Columns that travel as bytes, and the dtype of the values that they hold.
+        Columns that are sent as bytes, and the dtype of their values.
     """
 
     frame: DataFrame
@@ -49,9 +49,9 @@ class SentColumns:
     packed: Packed
 
     def map(self, task: Task, returned: str | StructType, profile: ResourceProfile | None = None) -> DataFrame:
-        """Return a DataFrame of what `task` makes of the batches of each partition.
+        """Return a DataFrame of the batches that `task` yields for the batches of each partition.
 
-        Batches stay as they are while `task` runs. One that keeps many of them is given the rest through the socket.
+        A batch stays valid while `task` runs. A task that keeps many batches gets further ones through the socket.
         """
         slots, names = self.slots, list(self.names)
 
@@ -69,9 +69,9 @@ class SentColumns:
 def map_beside(
     df: DataFrame, columns: Mapping[str, Column], kept: Sequence[str], task: Task, returned: str | StructType
 ) -> DataFrame | None:
-    """Return `kept` columns of a DataFrame, which stay in the JVM, and what `task` makes of `columns`, row by row.
+    """Return a DataFrame of the `kept` columns, which stay in the JVM, and the results of `task` for `columns`.
 
-    It is ``None`` where columns cannot be sent in slots.
+    `task` returns one row for each row. Return ``None`` if the columns cannot be sent in slots.
     """
     sent = _sent_in_slots(_numbered(df, (), columns), list(columns))
     return None if sent is None else beside(sent.map(task, returned), [df.columns.index(c) for c in kept])
@@ -85,16 +85,16 @@ def sent_columns(
     narrowed: Collection[str] = (),
     kept: Sequence[str] = (),
 ) -> SentColumns:
-    """Send columns of a DataFrame to tasks, under the names that they have in `columns`.
+    """Return columns of a DataFrame to send to tasks, under the names that they have in `columns`.
 
     Parameters
     ----------
     specs
         The tensors that the columns become.
     narrowed
-        Columns of which doubles are wanted as floats.
+        Columns whose doubles are wanted as floats.
     kept
-        Columns that come before these.
+        Names of columns of `df` that are sent before `columns`.
     """
     names = [*kept, *columns]
     wide = _numbered(df, kept, columns)
@@ -113,7 +113,7 @@ def _sent_in_slots(df: DataFrame, names: Sequence[str]) -> SentColumns | None:
 
 
 def _numbered(df: DataFrame, kept: Sequence[str], columns: Mapping[str, Column]) -> DataFrame:
-    """Return the columns under names that ``mapInArrow`` can take, whatever their own are."""
+    """Return the columns under names that ``mapInArrow`` accepts, whatever their own names are."""
     from pyspark.sql import functions as F
 
     sent = [*[F.col(quoted(c)) for c in kept], *columns.values()]

@@ -1,6 +1,6 @@
-"""Columns that a Spark executor has written into shared memory, read in place by a Python task of it.
+"""Columns that a Spark executor has written into shared memory, and that its Python tasks read in place.
 
-The other side is ``connectors/columns``: ``SlotPool`` describes the memory, ``SlotRows`` the rows that lead to them.
+The other side is ``connectors/columns``: ``SlotPool`` describes the memory, ``SlotRows`` the rows that refer to it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _KEY_BYTES = 32
 
 
 class ExecutorMemory:
-    """The memory of an executor.
+    """The shared memory of an executor.
 
     Parameters
     ----------
     path
-        Where it can be opened.
+        Path of the file.
     key
-        What it begins with: in another container the same path may be another file.
+        The first bytes of the file. They are checked because in another container the path may be another file.
 
     Raises
     ------
     OSError
-        If it cannot be opened from here.
+        If the file cannot be opened, or does not begin with `key`.
     """
 
     def __init__(self, path: str, key: bytes) -> None:
@@ -46,25 +46,25 @@ class ExecutorMemory:
         self._address = self._bytes.ctypes.data
 
     def hold(self, word: int, ticket: int) -> Hold:
-        """Return a hold of the slot with this word, to which the message with this ticket was written."""
+        """Return a hold of the slot whose word is at byte `word`, for the message with this ticket."""
         return Hold(self._bytes[word : word + 8].view(np.int64), ticket)
 
     def message(self, start: int, nbytes: int, hold: Hold) -> pa.Buffer:
-        """Return the bytes of a message; they own the hold."""
+        """Return the bytes of a message; the buffer owns the hold."""
         if not 0 <= start <= start + nbytes <= len(self._bytes):
             raise OSError(f"A message of {nbytes} bytes at {start} is beyond the end of {self.path}.")
         return pa.foreign_buffer(self._address + start, nbytes, hold)
 
 
 class Hold:
-    """The right to read a slot, which ends with this object."""
+    """The right to read a slot; it ends when this object is deleted."""
 
     def __init__(self, word: Any, ticket: int) -> None:
         self._word, self._ticket = word, ticket
 
     @property
     def is_mine(self) -> bool:
-        """Whether the slot still has the message: the executor takes it back when the task has ended."""
+        """Whether the slot still has the message: the executor takes the slot back when the task has ended."""
         return int(self._word[0]) == self._ticket
 
     def __del__(self) -> None:
@@ -73,7 +73,7 @@ class Hold:
 
 
 _opened: dict[str, ExecutorMemory] = {}
-"""The memory of this task's executor: a Python worker of Spark runs one task after another."""
+"""The memory of this process's executor, for all its tasks: a Python worker of Spark runs one task after another."""
 
 
 def _memory(path: str, key: bytes) -> ExecutorMemory:
@@ -85,7 +85,7 @@ def _memory(path: str, key: bytes) -> ExecutorMemory:
 
 
 def batches_in_slots(rows: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yield the batches to which the rows of a slot DataFrame lead; their memory is that of the slots.
+    """Yield the batches that the rows of a slot DataFrame refer to; the batches use the memory of the slots.
 
     Parameters
     ----------
@@ -95,10 +95,10 @@ def batches_in_slots(rows: Iterator[pa.RecordBatch], schema: pa.Schema) -> Itera
     Raises
     ------
     RuntimeError
-        If the executor has taken a slot back while it was read, since the task has ended there.
+        If the executor has taken a slot back while it was read, because the task has ended there.
     """
     for slots in rows:
-        # What comes with the place of a message only fills Spark's buffer.
+        # In a row with a path, the column "message" is only padding, which fills Spark's buffer.
         places, inline = slots.drop_columns("message").to_pylist(), slots.column("message")
         for i, row in enumerate(places):
             hold = None

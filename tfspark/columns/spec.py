@@ -1,18 +1,19 @@
 """From Arrow columns to tensors: which dtype and shape a column has, and whether a batch keeps the rule.
 
-`tfspark/columns/types.py` has the dtypes. No Spark and no TensorFlow in here: the driver plans with it, feed tasks
-prepare batches by it (`tfspark/columns/prepare.py`), and nodes read tensor specs from it.
+`tfspark/columns/types.py` has the dtypes. This module imports neither Spark nor TensorFlow: the driver plans with it,
+feed tasks prepare batches by it (`tfspark/columns/prepare.py`), and nodes read tensor specs from it.
 
 The rules
 ---------
-- numbers and booleans keep their type; strings and binary become ``tf.string``; a date becomes the ``int32`` day
-  since 1970-01-01, a timestamp the ``int64`` microsecond since 1970-01-01 UTC, a decimal a ``float64``.
-- an array column, or one of arrays of arrays, has the shape that is declared for it; ``None`` makes it a
+- Numbers and booleans keep their type. Strings and binary become ``tf.string``. A date becomes an ``int32``, the days
+  since 1970-01-01; a timestamp an ``int64``, the microseconds since 1970-01-01 UTC; a decimal a ``float64``.
+- An array column, also of arrays of arrays, has the shape that is declared for it; ``None`` makes it a
   ``RaggedTensor``. Without a declared shape it is open: a feed settles it by the lengths of the first rows
-  (`tfspark/columns/lengths.py`), and where nothing settles it, it is ragged.
-- a struct column is a dict of its fields' tensors, an ML vector a dense array, or a ``SparseTensor`` if asked for.
-- a null is an error that names the column, unless a fill value or a mask column is asked for. A null inside an array
-  is an error.
+  (`tfspark/columns/lengths.py`); where nothing settles it, it is ragged.
+- A struct column becomes a dict of its fields' tensors. An ML vector becomes a dense array, or a ``SparseTensor`` if
+  the caller lists it in ``sparse``.
+- A null is an error that names the column, unless the caller gives a fill value or asks for a mask column. A null
+  inside an array is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tfspark.columns.types import dtype_of, is_list, list_levels
 from tfspark.errors import SchemaError
 
 Shape = Sequence[int | None] | int | None
-"""Shape of one row; ``None`` for one dimension of any length, or instead of a shape if all are."""
+"""Shape of one row. A dimension of ``None`` may have any length; ``None`` instead of a shape means that all may."""
 
 _PATH = b"tfspark.path"
 
@@ -48,18 +49,18 @@ class ColumnSpec:
     shape
         Shape of one row; ``()`` for a scalar.
     ragged
-        Number of dimensions of any length, which come before those of `shape`.
+        Number of dimensions of any length; they come before those of `shape`.
     sparse
-        Whether it becomes a ``SparseTensor`` with rows of the length that `shape` says.
+        Whether it becomes a ``SparseTensor`` with rows of the length in `shape`.
     levels
-        Depth of the arrays in which the values of `shape` come from Spark: 1 if they come flat.
+        Depth of the arrays in which Spark sends the values of `shape`; 1 if they are flat.
     fill
-        Replaces nulls; ``None`` makes a null an error.
+        Value that replaces nulls; ``None`` makes a null an error.
     path
-        Keys under which it is found in the nested dicts of a dataset; ``()`` for its name alone.
+        Keys of the tensor in the nested dicts of a dataset; ``()`` for its name alone.
     open
-        Whether the first rows decide its shape: those of the `ragged` dimensions that turn out to have one length
-        become dense. It travels as a ragged column.
+        Whether the first rows decide its shape: each `ragged` dimension that turns out to have one length becomes
+        dense. The column is sent as a ragged one.
     """
 
     name: str
@@ -74,17 +75,17 @@ class ColumnSpec:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Where the tensor is in the dict that a dataset gives."""
+        """Keys of the tensor in the nested dicts of a dataset."""
         return self.path or (self.name,)
 
     @property
     def label(self) -> str:
-        """What users call it: a field of a struct is ``outer.inner``."""
+        """The name that users know it by: a field of a struct is ``outer.inner``."""
         return ".".join(self.keys)
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The Arrow type in which the column travels and waits in the spool."""
+        """The Arrow type in which the column is sent and kept in the spool."""
         value = pa.binary() if self.dtype == "string" else pa.type_for_alias(self.dtype)
         if self.sparse:
             return pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(value))])
@@ -95,7 +96,7 @@ class ColumnSpec:
 
     @property
     def on_the_wire(self) -> ColumnSpec:
-        """This column without what concerns only the side that prepares its rows."""
+        """This column without the attributes that only the preparation of rows needs."""
         return replace(self, fill=None, levels=0)
 
 
@@ -112,8 +113,8 @@ def plan_columns(
     schema
         Arrow schema of the rows.
     shapes
-        Shape of one row of array columns; ``None`` for dimensions of any length. Those that are not named are open,
-        if their type leaves a length open.
+        Shape of one row of array columns; ``None`` for dimensions of any length. An array column without an entry is
+        open if its type does not fix all lengths.
     fill
         Value that replaces nulls, by column.
     sparse
@@ -122,7 +123,7 @@ def plan_columns(
     Raises
     ------
     SchemaError
-        If a type has no tensor form, or `shapes` or `fill` do not fit the columns.
+        If a type cannot become a tensor, or `shapes`, `fill` or `sparse` do not fit the columns.
     """
     shapes, fill = dict(shapes or {}), dict(fill or {})
     for what, given in (("shapes", shapes), ("fill", fill), ("sparse", sparse)):
@@ -144,7 +145,7 @@ def plan_columns(
 
 
 def with_path(f: pa.Field, path: Sequence[str]) -> pa.Field:
-    """Return the field with the note that its tensor belongs into nested dicts."""
+    """Return the field with metadata that gives the keys of its tensor in nested dicts."""
     return f.with_metadata({_PATH: json.dumps(list(path)).encode()})
 
 
@@ -188,7 +189,7 @@ def _plan_column(f: pa.Field, shape: Shape | None, fill: Any, sparse: bool) -> C
 
 
 def ragged_first(sizes: Sequence[int | None]) -> tuple[int | None, ...]:
-    """Make ragged also what is around something ragged, as a RaggedTensor wants it."""
+    """Return the sizes with all dimensions outside a ragged one made ragged too, as a RaggedTensor requires."""
     last = max((i for i, s in enumerate(sizes) if s is None), default=-1)
     return (*[None] * (last + 1), *sizes[last + 1 :])
 
@@ -220,5 +221,5 @@ def _plan_sparse(f: pa.Field, shape: Shape | None, fill: Any) -> ColumnSpec:
 
 
 def arrow_schema(columns: Sequence[ColumnSpec]) -> pa.Schema:
-    """Return the schema in which prepared batches travel."""
+    """Return the Arrow schema of prepared batches."""
     return pa.schema([pa.field(c.name, c.arrow_type, nullable=False) for c in columns])

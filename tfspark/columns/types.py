@@ -1,7 +1,8 @@
 """The one table of types: which tensor an Arrow column becomes, and which Arrow and Spark column a tensor becomes.
 
-Spark types reach it through Spark's own Arrow schema. No TensorFlow in here, and Spark only in `arrow_schema_of` and
-`spark_type_of`: the driver plans with it, feed tasks prepare batches by it, and nodes read tensor specs from it.
+Spark types are looked up by Spark's own Arrow schema. This module never imports TensorFlow, and imports Spark only in
+`arrow_schema_of` and `spark_type_of`: the driver plans with it, feed tasks prepare batches by it, and nodes read tensor
+specs from it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputType:
-    """The column that a tensor of one dtype becomes; Spark has no unsigned numbers, and no floats of 16 bits.
+    """The column that a tensor of one dtype becomes; Spark has no unsigned integers and no 16-bit floats.
 
     Attributes
     ----------
     arrow
-        Its Arrow type.
+        Arrow type of the column.
     spark
         Name of the class of its Spark type in ``pyspark.sql.types``.
     """
@@ -52,21 +53,21 @@ OUTPUTS = {
 """The column that a tensor becomes, by the name of its TensorFlow dtype."""
 
 _DTYPES: dict[pa.DataType, str] = {
-    # Where several dtypes become one column, the first that holds all its values and no others is the way back.
+    # If several dtypes become the same column, the column becomes the dtype that has exactly its range of values.
     **{t.arrow: dtype for dtype, t in OUTPUTS.items() if dtype in ("bool", "int8", "int16", "int32", "int64")},
     **{OUTPUTS[dtype].arrow: dtype for dtype in ("float32", "float64", "string")},
-    # No column of Spark has these, but numpy arrays do.
+    # Spark columns do not have these types, but numpy arrays do.
     **{pa.type_for_alias(dtype): dtype for dtype in ("uint8", "uint16", "uint32", "uint64", "float16")},
     pa.string(): "string",
     pa.large_string(): "string",
     pa.large_binary(): "string",
     pa.date32(): "int32",
 }
-"""The dtype of the tensor that a column of values becomes, by its Arrow type."""
+"""The dtype of the tensor that a column becomes, by the Arrow type of its values."""
 
 
 def dtype_of(t: pa.DataType) -> str | None:
-    """Return the name of the dtype of the tensor that values of an Arrow type become; ``None`` if there is none."""
+    """Return the name of the TensorFlow dtype for values of an Arrow type; ``None`` if there is none."""
     if pa.types.is_timestamp(t):
         return "int64"
     if pa.types.is_decimal(t):
@@ -75,7 +76,7 @@ def dtype_of(t: pa.DataType) -> str | None:
 
 
 def spark_type_of(dtype: str) -> DataType:
-    """Return the Spark type of the values that a tensor becomes; `dtype` is one of `OUTPUTS`."""
+    """Return the Spark type for values of a tensor; `dtype` is one of `OUTPUTS`."""
     from pyspark.sql import types
 
     made: DataType = getattr(types, OUTPUTS[dtype].spark)()
@@ -83,12 +84,12 @@ def spark_type_of(dtype: str) -> DataType:
 
 
 def is_list(t: pa.DataType) -> bool:
-    """Return whether an Arrow type is one of arrays."""
+    """Return whether an Arrow type is an array type."""
     return bool(pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t))
 
 
 def list_levels(t: pa.DataType) -> tuple[list[int | None], pa.DataType]:
-    """Return the size of each level of arrays, ``None`` where it varies, and the type of the innermost values."""
+    """Return the size of each array level (``None`` where it varies) and the type of the innermost values."""
     sizes: list[int | None] = []
     while True:
         if pa.types.is_fixed_size_list(t):
@@ -101,12 +102,12 @@ def list_levels(t: pa.DataType) -> tuple[list[int | None], pa.DataType]:
 
 
 def leaf_of(t: pa.DataType) -> pa.DataType:
-    """Return the type of the innermost values of arrays, or the type itself if it is not one of arrays."""
+    """Return the type of the innermost values of an array type, or the type itself if it is not an array type."""
     return list_levels(t)[1]
 
 
 def zero_of(t: pa.DataType) -> Any:
-    """Return what a masked column holds where it is null."""
+    """Return the value that replaces nulls in a masked column."""
     if pa.types.is_string(t) or pa.types.is_large_string(t):
         return ""
     if pa.types.is_binary(t) or pa.types.is_large_binary(t):
@@ -117,17 +118,17 @@ def zero_of(t: pa.DataType) -> Any:
 
 
 def arrow_schema_of(schema: StructType) -> pa.Schema:
-    """Return the Arrow schema in which Spark hands over rows.
+    """Return the Arrow schema in which Spark sends rows to Python.
 
     Raises
     ------
     SchemaError
-        If a type has none.
+        If a column's type has no Arrow type.
     """
     from pyspark.errors import PySparkException
     from pyspark.sql.pandas.types import to_arrow_type
 
-    # Before Spark 4.1 UTC was the default, and the argument another one.
+    # Before Spark 4.1, UTC was the default and the argument was a different one.
     utc = {"timezone": "UTC"} if "timezone" in inspect.signature(to_arrow_type).parameters else {}
     fields = []
     for f in schema.fields:

@@ -1,1 +1,1 @@
-"""Feeding: what can be fed, the books of who got what, and the Spark task that sends the rows."""
+"""Feeding: the data that can be fed, the record of which worker got which rows, and the Spark task that sends them."""

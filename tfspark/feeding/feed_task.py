@@ -1,6 +1,6 @@
-"""The Spark task that feeds one partition to one worker: Arrow in, Arrow Flight out, no row touched in Python.
+"""The Spark task that feeds one partition to one worker: Arrow in, Arrow Flight out, no row is handled in Python.
 
-It runs in a Spark Python worker, in an ordinary job beside the one that holds the nodes, and never imports
+It runs in a Spark Python worker, in an ordinary Spark job while another job holds the nodes. It never imports
 TensorFlow.
 """
 
@@ -53,14 +53,14 @@ RESULT_DDL = "partition int, worker string, rows long, seconds double"
 
 @dataclass(frozen=True)
 class FeedTask:
-    """All that a feed task needs; travels in the task's closure.
+    """All that a feed task needs; it is sent in the task's closure.
 
     Attributes
     ----------
     packed
-        Columns that come from Spark as bytes.
+        Columns that Spark sends as bytes.
     settings
-        Of the cluster; after `driver_timeout` a driver that does not answer counts as gone.
+        Settings of the cluster; a driver that does not answer for `driver_timeout` counts as gone.
     """
 
     feed: int
@@ -73,7 +73,7 @@ class FeedTask:
 
 
 def push(task: FeedTask, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of the feed task, for ``DataFrame.mapInArrow``."""
+    """Run the feed task; this is its body for ``DataFrame.mapInArrow``."""
     from pyspark import TaskContext
 
     context = TaskContext.get()
@@ -91,8 +91,8 @@ def push_partition(
     SchemaError
         If a value breaks the rule of its column.
     RuntimeError
-        If the worker is gone or refuses the rows, or Spark has not sent all of them; the coordinator has been told why,
-        or Spark runs the task again.
+        If the worker is gone or refuses the rows, or Spark has not sent all rows. The coordinator has been told the
+        reason, or Spark runs the task again.
     """
     began = time.monotonic()
     freeze_imports()
@@ -103,7 +103,7 @@ def push_partition(
             return
         lengths = lengths_of(first, task.columns)
         ready = itertools.chain([first], prepared)
-        # Nothing here keeps its memory when it has been sent.
+        # Keep no reference, so that the batch's memory is freed after it is sent.
         del first
         host = address_towards(task.coordinator_host, task.coordinator_port)
         upload = uuid.uuid4().hex
@@ -137,7 +137,7 @@ def _coordinator(task: FeedTask) -> Iterator[MessageClient]:
 
 
 def _prepared(task: FeedTask, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches that have rows in the form in which they travel."""
+    """Yield the batches that have rows, prepared for sending."""
     schema = arrow_schema(task.columns)
     for batch in batches:
         if batch.num_rows:
@@ -152,15 +152,15 @@ def _of_expected_lengths(
     first: Mapping[str, Lengths],
     settled: Sequence[ColumnSpec] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches whose arrays are as long as those of the feed's first rows.
+    """Yield the batches, and check that their arrays are as long as those in the feed's first rows.
 
-    While the coordinator has still to hear of other workers' first rows, it is told of arrays that are not as long as
-    those in this partition's `first` batch: they may make its column ragged, or fail the feed.
+    As long as the coordinator waits for the first rows of other workers (`settled` is ``None``), report to it arrays
+    that are not as long as those in this partition's `first` batch: they may make the column ragged, or fail the feed.
 
     Raises
     ------
     SchemaError
-        If they are not.
+        If an array has another length.
     """
     expected = dict(first) if settled is None else expected_lengths(task.columns, settled)
     for batch in batches:
@@ -198,7 +198,7 @@ def _send(task: FeedTask, header: PutHeader, worker: NodeAddress, batches: Itera
     except SchemaError:
         raise
     except (flight.FlightError, pa.ArrowException, OSError) as e:
-        # Not for good: Spark runs the task again, and the coordinator may know by then that the worker is gone.
+        # Not final: Spark runs the task again, and by then the coordinator may know that the worker is gone.
         raise RuntimeError(f"{worker.node} at {worker.host}:{worker.data_port} did not take the rows: {e}") from e
     finally:
         client.close()

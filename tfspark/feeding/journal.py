@@ -1,6 +1,6 @@
-"""What a cluster was fed, so that nodes that are started again can be fed again, from the epoch they go on with.
+"""The list of feeds of a cluster, so that restarted nodes can be fed again from the epoch at which they continue.
 
-Epochs are counted over all feeds: a checkpoint knows how many of them it has seen. Pure bookkeeping, no I/O.
+Epochs are counted over all feeds: a checkpoint records how many of them it has seen. Pure bookkeeping, no I/O.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class FeedEntry:
     Attributes
     ----------
     source
-        Where its rows come from, as often as they are asked for.
+        Source of its rows, which can be read any number of times.
     terms
-        How they are to be read.
+        How its rows are read.
     profile
-        Spark's resource profile of the tasks that send it; ``None`` for the default one.
+        Spark's resource profile of the feed tasks; ``None`` for the default profile.
     workers
         Indices of the workers that get rows; ``None`` for all.
     streamed
-        Whether it is a micro-batch of a stream: the stream's own checkpoint knows what has been seen of it.
+        Whether it is a micro-batch of a stream: the stream's own checkpoint records what has been read of the stream.
     """
 
     source: Source
@@ -43,11 +43,11 @@ class FeedEntry:
 
     @property
     def epochs(self) -> int:
-        """How many epochs it has."""
+        """Number of epochs of this feed."""
         return self.terms.epochs
 
     def epochs_in(self, completed: int) -> int:
-        """Return how many of its epochs are among the first `completed` of all."""
+        """Return how many epochs of this feed are among the first `completed` epochs of all feeds."""
         return 0 if self.terms.name or self.streamed else min(max(completed - self.terms.base, 0), self.epochs)
 
 
@@ -57,7 +57,7 @@ class Journal:
     Parameters
     ----------
     keep
-        Whether feeds are remembered, to be fed again.
+        Whether feeds are remembered so that they can be fed again.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -72,13 +72,13 @@ class Journal:
         return self._feeds > 0
 
     def open(self, entry: FeedEntry) -> FeedEntry:
-        """Give a feed its number and its place in the count of epochs; `keep` it when it has been delivered."""
+        """Return a feed with its number and its first epoch; call `keep` with it after it has been delivered."""
         numbered = replace(entry, terms=replace(entry.terms, number=self._feeds, base=self._epochs))
         self._feeds += 1
         self._epochs += 0 if entry.terms.name else entry.epochs
         return numbered
 
     def keep(self, entry: FeedEntry) -> None:
-        """Remember a feed that has been delivered, unless it is a batch of a stream, which no restart feeds again."""
+        """Remember a delivered feed, unless it is a micro-batch of a stream, which is never fed again."""
         if self._keep and not entry.streamed:
             self.entries.append(entry)

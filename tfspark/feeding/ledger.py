@@ -1,11 +1,10 @@
 """Which worker gets which partition, and which upload of it counts. Pure bookkeeping, no I/O.
 
-A partition may be uploaded more than once (Spark retries tasks, and runs slow ones twice); the first upload that is
-whole is committed, all others are told that they came late. A partition that is already committed is not assigned
-again.
+A partition may be uploaded more than once (Spark retries tasks, and runs slow ones twice). The first complete upload is
+committed; all others are told that they are late. A committed partition is not assigned again.
 
-An assignment and a commit cost the same however many partitions a feed has: sums are kept, not made, and a partition
-takes 14 bytes.
+The cost of an assignment or a commit does not depend on the number of partitions, because totals are kept up to date
+and not recomputed. Each partition takes 14 bytes.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from tfspark.spec import NodeId
 
 @dataclass(frozen=True)
 class Target:
-    """A worker that takes rows, and the host it runs on."""
+    """A worker that takes rows, and its host."""
 
     node: NodeId
     host: str
 
 
 PAGE_PARTITIONS = 4096
-"""Partitions whose books are allocated together."""
+"""Partitions whose records are allocated together."""
 
 NOBODY = -1
 
 KEPT_REFUSALS = 4096
-"""Uploads that are remembered after they were told that their partition had already arrived."""
+"""Refused uploads that are remembered: uploads whose partition had already arrived."""
 
 
 class _Page:
-    """Books of neighbouring partitions: whose each is, by which upload, and which attempts of its task were seen."""
+    """Records of consecutive partitions: the worker and upload of each, and the attempts of its task that were seen."""
 
     def __init__(self) -> None:
         self.owners = array("h", [NOBODY]) * PAGE_PARTITIONS
@@ -46,28 +45,29 @@ class _Page:
 
 
 class FeedLedger:
-    """The books of one feed.
+    """The ledger of one feed.
 
     Parameters
     ----------
     targets
         The workers to spread rows over; at least one, at most 32,767.
     seed
-        Makes the worker of each partition a matter of its number alone, in balance by partitions instead of rows.
+        If given, the worker of each partition depends on the partition number and the seed alone, and partitions are
+        balanced instead of rows.
 
     Attributes
     ----------
     committed
-        How many partitions have arrived.
+        Number of partitions that have arrived.
     nbytes
-        Committed bytes, in the form in which they travel.
+        Committed bytes, as sent.
     recomputed
-        Whether Spark ran the feeding stage again, because what it reads was lost, after partitions of it had been
-        committed. If its rows then fall into other partitions than before, some are lost and others come twice.
+        Whether Spark ran the feed stage again, because its input was lost, after partitions of it had been committed.
+        If rows then fall into other partitions than before, some rows are lost and others arrive twice.
     missing
-        Partitions that have to come again, as the worker was lost that they were committed to.
+        Partitions that must be sent again because their worker was lost after the commit, and that worker.
     ended
-        Whether all had arrived; a missing partition can then come only to the worker that had it.
+        Whether all partitions have arrived; a missing partition then goes only to the worker that had it.
     """
 
     def __init__(self, targets: Sequence[Target], seed: int | None = None) -> None:
@@ -83,17 +83,17 @@ class FeedLedger:
         self._here = {t.host: [i for i, u in enumerate(self.targets) if u.host == t.host] for t in self.targets}
         self._pages: dict[int, _Page] = {}
         self._uploading: dict[str, tuple[int, int]] = {}
-        # By target: what has arrived, and how many partitions are on their way that have not arrived.
+        # By target: rows, bytes and partitions that have arrived, and partitions that are on their way.
         self._rows, self._bytes, self._arrived, self._coming = ([0] * len(self.targets) for _ in range(4))
         self._coming_to: dict[int, list[int]] = {}
         self._refused: deque[str] = deque(maxlen=KEPT_REFUSALS)
 
     def end(self) -> None:
-        """Every partition has arrived: from now on each belongs to its worker, even if that is lost."""
+        """Note that every partition has arrived: from now on each belongs to its worker, even if the worker is lost."""
         self.ended = True
 
     def forget(self, node: NodeId) -> None:
-        """Note that a worker was lost with all it held."""
+        """Note that a worker was lost with all its rows."""
         place = self._place.get(node)
         if place is None:
             return
@@ -116,7 +116,7 @@ class FeedLedger:
         return {t.node: rows for t, rows in zip(self.targets, self._rows, strict=True)}
 
     def describe(self, node: NodeId) -> str:
-        """Say in a sentence how a worker's share stands."""
+        """Return a sentence about the partitions that have arrived at a worker or are on their way to it."""
         place = self._place.get(node, NOBODY)
         arrived = 0 if place == NOBODY else self._arrived[place]
         coming = sorted(p for p, places in self._coming_to.items() if place in places)
@@ -127,18 +127,19 @@ class FeedLedger:
     def assign(
         self, partition: int, upload: str, host: str, attempt: int = 0, away: Collection[NodeId] = ()
     ) -> NodeId | None:
-        """Choose the worker for an upload, or ``None`` if the partition is already committed.
+        """Return the worker for an upload, or ``None`` if the partition is already committed.
 
-        The worker with the fewest rows, counting uploads under way as average partitions; among workers within
-        one average partition of the fewest, one on the same host. With a seed, a matter of the number alone.
-        Workers that are `away` are passed over if it is not. Asking twice for an upload changes nothing.
+        Without a seed, choose the worker with the fewest rows, where each upload under way counts as an average
+        partition. If workers on the same host are within one average partition of the fewest, choose among them. Skip
+        workers in `away` unless all are away. With a seed, the partition number and the seed alone decide. Asking twice
+        for an upload changes nothing.
         """
         if upload in self._uploading:
             return self.targets[self._uploading[upload][1]].node
         if upload in self._refused:
             return None
         page, i = self._entry(partition)
-        # Attempts of a task are counted anew only when its whole stage runs again.
+        # Attempt numbers of a task begin again only when its whole stage runs again.
         seen = 1 << min(attempt, 31)
         self.recomputed |= bool(page.attempts[i] & seen) and self.committed > 0
         page.attempts[i] |= seen
@@ -179,9 +180,10 @@ class FeedLedger:
         return min(near or places, key=load.__getitem__)
 
     def commit(self, partition: int, upload: str, node: NodeId, rows: int, nbytes: int) -> bool:
-        """Record that an upload is whole; return whether it is the one that counts. Asking twice changes nothing.
+        """Record that an upload is complete, and return whether it is the one that counts.
 
-        An upload to a worker that was lost meanwhile does not count, though its word may come late.
+        Asking twice changes nothing. An upload to a worker that was lost meanwhile does not count, even if the message
+        about it arrives late.
         """
         page, i = self._entry(partition)
         place, name = self._place.get(node, NOBODY), _name(upload)
@@ -194,7 +196,7 @@ class FeedLedger:
             self._bytes[place] += nbytes
             self._arrived[place] += 1
             self.missing.pop(partition, None)
-            # Those that broke off are not taken back: the partition has come another way now.
+            # Uploads that broke off are still counted: stop counting all uploads of this partition, as it has arrived.
             for other in self._coming_to.pop(partition, ()):
                 self._coming[other] -= 1
         return place != NOBODY and page.owners[i] == place and page.uploads[i] == name
@@ -207,5 +209,5 @@ class FeedLedger:
 
 
 def _name(upload: str) -> int:
-    """Return the number under which an upload is remembered; names of uploads are random."""
+    """Return the number that stands for an upload in the ledger; the names of uploads are random."""
     return hash(upload)

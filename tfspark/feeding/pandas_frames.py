@@ -1,4 +1,4 @@
-"""pandas DataFrames as Spark DataFrames, by way of Arrow, whatever dtypes their columns have."""
+"""Convert pandas DataFrames to Spark DataFrames through Arrow, whatever dtypes their columns have."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def is_pandas(data: Any) -> bool:
-    """Tell whether this is a pandas DataFrame, or one of a class derived from it."""
+    """Return whether this is a pandas DataFrame, or an instance of a derived class."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
 def from_pandas(spark: SparkSession, frame: pd.DataFrame, columns: Columns | None = None) -> DataFrame:
-    """Return a Spark DataFrame of the columns of a pandas one that are asked for, without its index.
+    """Return a Spark DataFrame of the requested columns of a pandas DataFrame, without its index.
 
-    Types that Spark does not have become the next wider one: ``uint8`` ``short``, ``float16`` ``float``, a category
-    that of its values.
+    A type that Spark does not have becomes the next wider type: ``uint8`` becomes ``short``, ``float16`` becomes
+    ``float``. A category becomes the type of its values.
 
     Raises
     ------
     SchemaError
-        If columns have the same name, or there is no Spark type for them or for a value.
+        If columns have the same name, or Spark has no type for a column or cannot hold a value.
     """
     by_name = {str(c): c for c in frame.columns}
     wanted = by_name if columns is None else choose_columns(columns, list(by_name)).values()
@@ -64,13 +64,13 @@ def _column(name: str, values: Any) -> pa.Array:
 
 
 def _spark_has(t: pa.DataType) -> pa.DataType:
-    """Return the Arrow type of a column of Spark that holds all values of a type."""
+    """Return the Arrow type of the Spark column that holds all values of a type."""
     if pa.types.is_dictionary(t):
         return _spark_has(t.value_type)
     if is_list(t):
         return pa.list_(_spark_has(t.value_type))
     if pa.types.is_uint64(t):
-        # Spark has nothing wider; a larger value is an error.
+        # Spark has no wider type; a larger value is an error.
         return pa.int64()
     if pa.types.is_unsigned_integer(t) or pa.types.is_float16(t):
         return OUTPUTS["float16" if pa.types.is_float16(t) else str(t)].arrow

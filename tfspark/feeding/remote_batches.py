@@ -1,7 +1,7 @@
-"""Micro-batches of a stream on Spark Connect, whose ``foreachBatch`` runs on Spark's side and not in the client.
+"""Micro-batches of a stream on Spark Connect, whose ``foreachBatch`` runs on the Spark server and not in the client.
 
-There each batch becomes a global temporary view, and the client is asked to feed it. The client reads the view by its
-own session, and answers when the rows have arrived.
+On the server each batch becomes a global temporary view, and the client is asked to feed it. The client reads the view
+with its own session, and answers when the rows have arrived.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 WAIT_SECONDS = 5.0
-"""How long the client keeps a question before it answers that the batch is not fed yet."""
+"""Seconds that the client waits for a feed before it answers that the batch is not fed yet."""
 
 
 @dataclass(frozen=True)
 class BatchSender:
-    """Asks the client to feed a micro-batch; runs on Spark's side, where it travels to.
+    """Asks the client to feed a micro-batch; it is sent to the Spark server and runs there.
 
     Attributes
     ----------
     host, port, secret
-        Where the client's `BatchDesk` listens.
+        Address and secret of the client's `BatchDesk`.
     stream
-        Names the stream for the client.
+        Name of the stream that the client knows it by.
     driver_timeout
         Seconds after which a client that does not answer counts as gone.
     """
@@ -47,12 +47,12 @@ class BatchSender:
     driver_timeout: float
 
     def __call__(self, batch: DataFrame, _: int) -> None:
-        """Have a micro-batch fed; for ``foreachBatch``.
+        """Ask the client to feed a micro-batch, and wait until it is fed; for ``foreachBatch``.
 
         Raises
         ------
         RuntimeError
-            If the client could not feed it.
+            If the client could not feed the batch.
         """
         view = f"tfspark_{uuid.uuid4().hex}"
         batch.createGlobalTempView(view)
@@ -69,7 +69,7 @@ class BatchSender:
 
 
 class _Work:
-    """A micro-batch that is fed in a thread of its own."""
+    """A micro-batch that is fed in its own thread."""
 
     def __init__(self, feed: Callable[[], None]) -> None:
         self._feed, self._error = feed, ""
@@ -89,20 +89,20 @@ class _Work:
 
 
 class BatchDesk:
-    """The client's side: feeds the micro-batches that it is asked for, each once.
+    """The client's side: feeds each micro-batch that it is asked for once.
 
-    It outlives a cluster that has failed until the queries have ended, which have still to be told of it.
+    It outlives a failed cluster until the queries have ended, because they must still be told of the failure.
 
     Parameters
     ----------
     spark
         The client's session.
     bind, host
-        The address to listen at, and the one by which Spark's driver reaches it.
+        The address to listen on, and the address by which Spark's driver reaches it.
     secret
-        The cluster's.
+        Secret of the cluster.
     ports
-        Range of the port to listen on; any by default.
+        Range of ports to listen on; any by default.
     """
 
     def __init__(self, spark: SparkSession, bind: str, host: str, secret: Secret, ports: Ports | None = None) -> None:
@@ -114,18 +114,18 @@ class BatchDesk:
         atexit.register(self.close)
 
     def sender(self, feed: Callable[[DataFrame, int], Any], driver_timeout: float) -> BatchSender:
-        """Return what Spark is to call with each micro-batch of a stream, so that `feed` is called with it here."""
+        """Return the function for ``foreachBatch`` of a stream; it makes this client `feed` each micro-batch."""
         stream = uuid.uuid4().hex
         self._feeds[stream] = feed
         return BatchSender(self._host, self._server.port, self._secret.for_clients(), stream, driver_timeout)
 
     def close(self) -> None:
-        """Stop listening; nothing happens the second time."""
+        """Stop listening; a second call does nothing."""
         atexit.unregister(self.close)
         self._server.close()
 
     def _handle(self, message: StreamBatch) -> StreamBatchAnswer:
-        """Answer whether a micro-batch is fed; the first question for it begins with it."""
+        """Return whether a micro-batch is fed; the first request for it starts the feed."""
         feed = self._feeds.get(message.stream)
         if feed is None:
             return StreamBatchAnswer(True, "The cluster does not know this stream.")

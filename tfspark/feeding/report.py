@@ -1,4 +1,4 @@
-"""What one call of `Cluster.feed` moved."""
+"""The report of one call of `Cluster.feed`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FeedReport:
-    """What one call of `Cluster.feed` moved.
+    """The rows and bytes that one call of `Cluster.feed` delivered, and the time it took.
 
     Attributes
     ----------
     rows, bytes
         Rows delivered, and their size as Arrow.
     seconds
-        From the call until the last partition was committed.
+        Seconds from the call until the last partition was committed.
     rows_by_worker
-        Rows by ``(role, index)``.
+        Rows delivered by ``(role, index)`` of the worker.
     epochs
-        How often workers will see them.
+        How often workers will read the rows.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class FeedReport:
 
     @classmethod
     def total(cls, reports: Sequence[FeedReport]) -> FeedReport:
-        """Return what several feeds, one after the other, have moved.
+        """Return the sum of the reports of several feeds that ran one after the other.
 
         Examples
         --------

@@ -1,8 +1,8 @@
-"""Settles the shapes of array columns that nobody has declared, once for all workers of a feed. Pure, no I/O.
+"""Settles the shapes of array columns without a declared shape, once for all workers of a feed. Pure, no I/O.
 
-The first Arrow batch that each worker is sent says it: a dimension is dense if its arrays have one length in all of
-them. Until then rows travel, but no dataset is made; a worker that gets no rows is not waited for longer than the feed
-lasts. A later array of another length fails the feed.
+The first Arrow batch for each worker decides: a dimension is dense if its arrays have one length in all these batches.
+Until then rows are sent, but no dataset is made. If a worker gets no rows, the shapes are settled when the feed ends at
+the latest. A later array of another length fails the feed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tfspark.spec import NodeId
 
 
 class Shapes:
-    """The columns of a feed, whose shapes the first rows may have to settle.
+    """The columns of a feed; the first rows settle the shapes of those that are open.
 
     Parameters
     ----------
     planned
-        Columns as they are before any row was seen; some may be open.
+        The columns before any row was seen; some may be open.
 
     Attributes
     ----------
     settled
-        The columns as they are read; ``None`` as long as one is open.
+        The columns as workers read them; ``None`` as long as one is open.
     """
 
     def __init__(self, planned: Sequence[ColumnSpec]) -> None:
@@ -36,38 +36,38 @@ class Shapes:
 
     @property
     def has_open(self) -> bool:
-        """Whether rows have to settle, or had to, what became of a column."""
+        """Whether a column is, or was, open: its shape depends on the first rows."""
         return any(c.open for c in self.planned)
 
     def begin(self) -> None:
-        """Forget what was seen of a feed that was not delivered; what is settled stays."""
+        """Forget the lengths seen in a feed that was not delivered; settled shapes stay."""
         self._seen.clear()
         self._others.clear()
 
     def saw(self, node: NodeId, lengths: Mapping[str, Lengths]) -> None:
-        """Note what the first batch for a worker shows; its later partitions do not count."""
+        """Note the lengths in the first batch for a worker; its later partitions do not count."""
         if self.settled is None:
             self._seen.setdefault(node, lengths)
 
     def has_seen(self, nodes: Collection[NodeId]) -> bool:
-        """Tell whether all of these workers have been sent a batch."""
+        """Return whether all of these workers have been sent a batch."""
         return set(nodes) <= set(self._seen)
 
     def saw_other(self, other: OtherLength) -> None:
-        """Note that a partition holds arrays that are not as long as those in its first batch.
+        """Note that a partition has arrays that are not as long as those in its first batch.
 
-        Once shapes are settled its task knows what that means.
+        After the shapes are settled, this does nothing: the feed task itself decides whether it is an error.
         """
         if self.settled is None:
             self._others.append(other)
 
     def settle(self) -> tuple[ColumnSpec, ...]:
-        """Decide by what was seen until now, for good.
+        """Settle the shapes, finally, by the lengths seen until now.
 
         Raises
         ------
         SchemaError
-            If arrays of another length than a column has now were already seen.
+            If arrays whose length differs from the settled one were already seen.
         """
         if self.settled is None:
             columns = tuple(
@@ -81,7 +81,7 @@ class Shapes:
         return self.settled
 
     def found(self) -> dict[str, Shape]:
-        """Return the shapes that were settled, as one would declare them."""
+        """Return the shapes of open columns that were settled, in the form of the argument ``shapes``."""
         return {
             c.name: (*[None] * c.ragged, *c.shape) if c.shape else None
             for before, c in zip(self.planned, self.settled or (), strict=False)

@@ -1,4 +1,4 @@
-"""What `Cluster.feed` takes: each kind of data as an Arrow schema and a Spark job that hands its rows to feed tasks."""
+"""The data that `Cluster.feed` takes: each kind as an Arrow schema and a Spark job that gives rows to feed tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tfspark.feeding.feed_task import FeedTask
 
 SAMPLED_ROWS = 20
-"""Rows of an RDD that are looked at for its columns."""
+"""Rows of an RDD from which its columns are inferred."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class FeedJob:
     Attributes
     ----------
     run
-        Runs it to its end.
+        Runs the job to its end.
     indeterminate
-        Tells whether rows can fall into other partitions when Spark computes them again.
+        Returns whether rows can fall into other partitions when Spark computes them again.
     """
 
     run: Callable[[], Any]
@@ -50,11 +50,11 @@ class Source:
     schema
         Arrow schema of the rows.
     shapes
-        Shapes of array columns that the data itself tells.
+        Shapes of array columns that are known from the data.
     job
-        Makes the feed job of a task, with a resource profile for its tasks.
+        Makes the feed job of a feed task, with the resource profile of its Spark tasks.
     in_one_stage
-        Whether these are all tasks that Spark runs for it.
+        Returns whether the feed tasks are all tasks that Spark runs for the feed.
     """
 
     schema: pa.Schema
@@ -76,18 +76,18 @@ def source_of(
     Parameters
     ----------
     columns
-        Columns to feed; as a mapping, the name under which each is fed and the name that it has.
+        Columns to feed, or a mapping: its keys are the names under which columns are fed, its values the columns.
     mask
-        Columns for which another one tells where they are null.
+        Columns that get a mask column, which says where they are null.
     sparse
         Columns of ML vectors that stay sparse.
     ragged
-        Columns of arrays whose lengths vary, whatever those of the first rows are.
+        Columns of arrays of variable length, whatever the lengths in the first rows are.
 
     Raises
     ------
     ConfigurationError
-        If `data` is nothing that can be fed.
+        If `data` cannot be fed.
     SchemaError
         If a column does not exist or its type is not known.
     """
@@ -112,14 +112,14 @@ def source_of(
 
 
 def is_rdd(data: Any) -> bool:
-    """Tell whether this is an RDD."""
+    """Return whether this is an RDD."""
     from pyspark import RDD
 
     return isinstance(data, RDD)
 
 
 def count_rows(data: Any) -> int:
-    """Count the rows of what can be fed."""
+    """Count the rows of data that can be fed."""
     return len(data) if is_pandas(data) else int(data.count())
 
 
@@ -132,7 +132,7 @@ def dataframe_source(
 
     def job(task: FeedTask, profile: ResourceProfile | None) -> FeedJob:
         sending = feed_job(df, task, profile)
-        # Spark's own word for it; with adaptive execution it is known only when the job has run.
+        # Spark itself reports this; with adaptive execution it is known only after the job has run.
         return FeedJob(sending.collect, lambda: rows_can_move(sending))
 
     return Source(fed.schema, fed.shapes, job, lambda: in_one_stage(df))
@@ -156,12 +156,12 @@ def feed_job(df: DataFrame, task: FeedTask, profile: ResourceProfile | None = No
 
 
 def pickled_source(data: Any) -> Source:
-    """Return the source of an RDD whose rows travel as they are, pickled; see `tfspark/columns/pickled_rows.py`.
+    """Return the source of an RDD whose rows are sent as pickled objects; see `tfspark/columns/pickled_rows.py`.
 
     Raises
     ------
     ConfigurationError
-        If `data` is no RDD.
+        If `data` is not an RDD.
     """
     import pyarrow as pa
     from pyspark import RDD

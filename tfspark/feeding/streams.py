@@ -1,4 +1,4 @@
-"""The streaming queries that feed a cluster, and waiting for them."""
+"""The streaming queries that feed a cluster: start them, and wait for them to end."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
-"""Between two looks at whether a query is still waited for."""
+"""Seconds between two checks of whether to go on waiting for a query."""
 
 PATIENCE_SECONDS = 30.0
-"""After so long it is said what is waited for."""
+"""Seconds of waiting after which a warning says which query is waited for."""
 
 LEAVE_SECONDS = 5.0
-"""How long a thread that talks to a JVM which does not answer is waited for."""
+"""Seconds to wait for a thread that calls a JVM which does not answer."""
 
 
 ForBatch = Callable[["DataFrame", int], None]
-"""What ``foreachBatch`` takes."""
+"""The function that ``foreachBatch`` takes."""
 
 
 class Waitable(Protocol):
-    """Where threads wait for a condition, and are woken to look at it again."""
+    """An object on which threads wait for a condition, and are woken to check it again."""
 
     def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition` holds; return whether it does."""
+        """Wait until `condition` holds, and return whether it does."""
 
     def wake(self) -> None:
-        """Have everyone who waits look at their condition again."""
+        """Make all waiting threads check their conditions again."""
 
 
 @dataclass
 class _Stream:
-    """One query, and why a micro-batch of it could not be fed, if that is so."""
+    """One query, and the errors of its micro-batches that could not be fed."""
 
     query: StreamingQuery
     causes: list[TFSparkError]
 
     @property
     def not_fed(self) -> TFSparkError | None:
-        """Why a micro-batch could not be fed, other than that the cluster was stopped."""
+        """The first error of a micro-batch, other than that the cluster was stopped."""
         return next((e for e in self.causes if not isinstance(e, ClusterStopped)), None)
 
     def failure(self) -> TFSparkError | None:
-        """Return why the query has failed, if it has, in what it does beside feeding."""
+        """Return the error of a query that failed for a reason other than feeding, else ``None``."""
         failed = None if self.causes else self.query.exception()
         return None if failed is None else FeedError(f"The stream that feeds the cluster failed: {first_line(failed)}")
 
@@ -66,9 +66,9 @@ class Streams:
     Attributes
     ----------
     begun
-        Whether a stream feeds the cluster, or did.
+        Whether a stream feeds or has fed the cluster.
     ended
-        Whether no query has been started since they were waited for to the end.
+        Whether no query has been started since the last `wait` that saw all queries end.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Streams:
 
     @property
     def error(self) -> TFSparkError | None:
-        """Why a micro-batch could not be fed, or why a query had failed when they were last waited for."""
+        """The error of a micro-batch that could not be fed, or of a query that had failed at the last `wait`."""
         return next((s.not_fed for s in list(self._streams) if s.not_fed is not None), self._failed)
 
     def start(
@@ -91,12 +91,13 @@ class Streams:
         options: dict[str, Any],
         relayed: Callable[[ForBatch], ForBatch] = lambda f: f,
     ) -> StreamingQuery:
-        """Start a query that feeds each micro-batch which has rows.
+        """Start a query that feeds each micro-batch that has rows.
 
         Parameters
         ----------
         relayed
-            Makes of what is to be done with a micro-batch what Spark calls; on Spark Connect it calls it elsewhere.
+            Takes the function that feeds a micro-batch and returns the function that Spark calls. They differ on Spark
+            Connect, where Spark calls its function on the server.
 
         Raises
         ------
@@ -133,7 +134,7 @@ class Streams:
         except BaseException:
             self.begun, self.ended = before
             raise
-        # What has failed and goes on from its checkpoint has not failed.
+        # A query that continues from its checkpoint replaces its earlier run, whose failure no longer counts.
         self._streams = [s for s in self._streams if s.query.id != query.id] + [_Stream(query, causes)]
         return query
 
@@ -149,7 +150,10 @@ class Streams:
                 self._fed.notify_all()
 
     def settle(self) -> None:
-        """Wait until what failed in a micro-batch is known: it has stopped the cluster, and is still on its way out."""
+        """Wait until running feeds have ended, so that their errors are known: a failed feed has stopped the cluster.
+
+        Wait at most `LEAVE_SECONDS`.
+        """
         with self._fed:
             self._fed.wait_for(lambda: self._busy == 0, LEAVE_SECONDS)
 
@@ -159,11 +163,11 @@ class Streams:
         Parameters
         ----------
         cluster
-            What is waited at, the coordinator.
+            The object to wait on: the coordinator.
         over
-            Whether the cluster needs nothing more; evaluated under its lock.
+            Returns whether the cluster needs nothing more; called under the coordinator's lock.
         timeout
-            Seconds to wait; without end by default.
+            Seconds to wait; ``None`` waits without limit.
 
         Returns
         -------
@@ -184,7 +188,7 @@ class Streams:
             watched.set()
             cluster.wake()
 
-        # In a thread of its own: a signal must not interrupt a conversation with the JVM.
+        # In its own thread: a signal must not interrupt a call to the JVM.
         thread = threading.Thread(target=watch, name="tfspark-streams", daemon=True)
         thread.start()
         try:
@@ -196,7 +200,7 @@ class Streams:
     def after_end(self, call: Callable[[], None]) -> None:
         """Call `call` when all queries have ended: at once, or in a thread that waits for them.
 
-        A query may ask for an answer until it has ended, which can be after the cluster.
+        Until a query has ended it may send requests, and it can end after the cluster.
         """
         if self.ended:
             call()
@@ -205,7 +209,7 @@ class Streams:
         def follow() -> None:
             from pyspark.errors import StreamingQueryException
 
-            # A session that does not answer has no queries any more.
+            # If the session does not answer, its queries have ended.
             with contextlib.suppress(Exception):
                 while (query := self._first_active()) is not None:
                     with contextlib.suppress(StreamingQueryException):

@@ -1,4 +1,4 @@
-"""How a feed is to be read: decided once in the driver, announced to every node by one message."""
+"""How a feed is read: decided once in the driver, and announced to every node in one message."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class FeedTerms:
     Attributes
     ----------
     columns
-        The tensors that its columns become.
+        The tensors that the columns become.
     epochs
-        How often workers read its rows.
+        How often workers read the rows.
     seed
         Seed of the order in which rows are read.
     reproducible
         Whether that order depends on the seed alone, and not on the order in which partitions arrive.
     in_memory
-        Whether rows wait in memory as far as there is room, else on disk after the first 256 MB.
+        Whether rows are kept in memory as long as there is room; if false, rows after the first 256 MB go to disk.
     name
-        Of rows that stand beside the epochs and can be read any number of times; ``""`` for rows to train on.
+        Name of rows that do not belong to epochs and can be read any number of times; ``""`` for rows to train on.
     number
-        Counts the feeds of a cluster; -1 before the feed is opened.
+        Number of the feed in its cluster; -1 before the feed is opened.
     base
-        Epochs of all feeds before this one.
+        Number of epochs of all feeds before this one.
     epochs_to_come
-        Epochs of this feed and of those that repeat it.
+        Number of epochs of this feed and of the feeds that repeat it.
     shapes
-        What the first rows settle of the columns; the same for feeds that repeat it, and after a restart.
+        Shapes that the first rows settle; shared with the feeds that repeat this one, and kept after a restart.
     """
 
     columns: tuple[ColumnSpec, ...]
@@ -57,18 +57,18 @@ class FeedTerms:
     def of(
         cls, columns: tuple[ColumnSpec, ...], epochs: int, cache: str | None, seed: int | None, name: str
     ) -> FeedTerms:
-        """Return the terms of the arguments of `Cluster.feed`, which `check` has checked."""
+        """Return the terms for the arguments of `Cluster.feed`, which `check` has checked."""
         reproducible, in_memory, shapes = seed is not None, cache == "memory", Shapes([c.on_the_wire for c in columns])
         return cls(columns, epochs, seed or 0, reproducible, in_memory, name, epochs_to_come=epochs, shapes=shapes)
 
     @staticmethod
     def check(epochs: int, cache: str | None, name: str, seed: int | None, is_iterator: bool) -> None:
-        """Check the arguments of `Cluster.feed` that are about reading.
+        """Check the arguments of `Cluster.feed` that decide how rows are read.
 
         Raises
         ------
         ConfigurationError
-            If one cannot work.
+            If an argument is invalid.
         """
         check_whole_number("epochs", epochs, 1)
         if cache not in ("disk", "memory", None):
@@ -84,12 +84,12 @@ class FeedTerms:
             )
 
     def each_epoch(self) -> Iterator[FeedTerms]:
-        """Yield the terms of a feed of its own for each epoch, for rows that are sent again instead of kept."""
+        """Yield the terms of one feed for each epoch, for rows that are sent again instead of kept."""
         for e in range(self.epochs):
             yield replace(self, epochs=1, seed=self.seed + e, epochs_to_come=self.epochs - e)
 
     def announcement(self, first_epoch: int) -> FeedBegins:
-        """Return the message that announces the feed, of which `first_epoch` is the first that is still to be read."""
+        """Return the message that announces the feed; `first_epoch` is its first epoch that is still to be read."""
         return FeedBegins(
             feed=self.number,
             columns=tuple(c.on_the_wire for c in self.columns),
@@ -106,6 +106,6 @@ class FeedTerms:
 
     @property
     def fill(self) -> dict[str, Any]:
-        """What replaces nulls, by column, as far as it is a plain value, which a model card can hold."""
+        """Values that replace nulls, by column; only plain values, which a model card can hold."""
         given = {c.label: plain_value(c.fill) for c in self.columns}
         return {label: value for label, value in given.items() if value is not None}

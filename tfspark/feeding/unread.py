@@ -1,7 +1,7 @@
-"""Rows that nobody reads: what nodes were fed against what their ``main`` has read. Pure bookkeeping, no I/O.
+"""Rows that no node reads: rows fed to nodes, compared with rows that their ``main`` has read.
 
-A row counts once for each epoch in which it was to be read. An epoch counts as read when the dataset has come to its
-end.
+A row counts once for each epoch in which it should be read. An epoch counts as read when the dataset has reached its
+end. Pure bookkeeping, no I/O.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ ADVICE = "Iterate ctx.dataset to its end once for each epoch (for _ in ctx.epoch
 
 
 class UnreadRows:
-    """What became of the rows of one cluster.
+    """Counts the rows of one cluster that were fed and not read.
 
     Parameters
     ----------
     nodes
-        All nodes of the cluster; its first one reads for `servers`.
+        All nodes of the cluster; the first one reads the rows of `servers`.
     servers
-        Nodes whose rows another one reads: the workers of parameter servers.
+        Nodes whose rows another node reads: the workers of parameter servers.
     """
 
     def __init__(self, nodes: Collection[NodeId], servers: Collection[NodeId]) -> None:
@@ -31,7 +31,7 @@ class UnreadRows:
         self._returned: set[NodeId] = set()
 
     def fed(self, rows: Mapping[NodeId, int], epochs: int) -> list[str]:
-        """Note a feed that has ended; return a warning for each node that had returned before."""
+        """Note a feed that has ended, and return a warning for each node whose ``main`` had returned before."""
         dropped: Counter[NodeId] = Counter()
         for node, n in rows.items():
             dropped[self._reader[node]] += n * epochs
@@ -43,14 +43,14 @@ class UnreadRows:
         ]
 
     def returned(self, node: NodeId, rows_read: int, is_reading: bool) -> str | None:
-        """Note that ``main`` has returned; return a warning if it has not read all rows.
+        """Note that ``main`` has returned, and return a warning if it has not read all rows.
 
         Parameters
         ----------
         rows_read
-            Rows of the epochs that it has read to their end.
+            Rows of the epochs that ``main`` has read to their end.
         is_reading
-            Whether it has begun to read another one.
+            Whether it has begun to read another epoch.
         """
         self._returned.add(node)
         fed = self._fed[node]

@@ -1,8 +1,8 @@
-"""`predict` and `predict_udf`: batch inference with TensorFlow over Spark DataFrames, lazily, in columns.
+"""`predict` and `predict_udf`: lazy batch prediction with TensorFlow over the columns of Spark DataFrames.
 
-The way of a row: `plan` decides, in the driver, which columns become which inputs; `local` and `udf` hand columns to
-Spark's Arrow UDFs; in the Python worker `inputs` makes tensors of them, and `batches` calls the model that `loading`
-keeps there.
+The modules in the order in which a row passes them: `plan` decides, in the driver, which columns become which inputs;
+`local` and `udf` pass columns to Spark's Arrow UDFs; in the Python worker `inputs` makes tensors of them, and `batches`
+calls the model that `loading` keeps there.
 """
 
 from tfspark.prediction.local import predict

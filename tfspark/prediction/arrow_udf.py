@@ -1,6 +1,6 @@
-"""Arrow UDFs, which Spark has since 4.1: columns go to Python in batches, and as many rows come back beside them.
+"""Arrow UDFs, which Spark has since 4.1: columns are sent to Python in batches, and Python returns as many rows.
 
-All other columns of a DataFrame stay in the JVM meanwhile.
+All other columns of the DataFrame stay in the JVM meanwhile.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType
 
 Answer = Callable[[Iterator["pa.RecordBatch"]], Iterator["pa.Array"]]
-"""Gives as many rows in all as the batches have that it takes."""
+"""Takes batches and yields arrays with as many rows in all as the batches have."""
 
 
 def arrow_udfs() -> bool:
-    """Whether this Spark has Arrow UDFs."""
+    """Return whether this Spark has Arrow UDFs."""
     from pyspark.sql import functions as F
 
     return hasattr(F, "arrow_udf")
 
 
 def arrow_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any:
-    """Make a UDF that takes these columns, or one struct with fields of these names."""
+    """Return a UDF that takes these columns, or one struct with fields of these names."""
     from pyspark.sql import functions as F
 
     names = tuple(columns)
@@ -44,7 +44,7 @@ def arrow_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any
 
 
 def _hints() -> dict[str, Any]:
-    """Return the type hints by which Spark knows what kind of Arrow UDF a function is."""
+    """Return the type hints from which Spark infers the kind of Arrow UDF."""
     from collections.abc import Iterator
 
     import pyarrow as pa
@@ -53,16 +53,16 @@ def _hints() -> dict[str, Any]:
 
 
 FEW = 8
-"""Columns that may go to Python and back, beside what a model takes."""
+"""Kept columns that may be sent to Python and back, in addition to the model's inputs."""
 
 
 def kept_columns(df: DataFrame, keep: Sequence[str] | None) -> list[str]:
-    """Return the columns of `df` that are to be there beside answers; all by default.
+    """Return the columns of `df` that the result keeps beside the answers; all by default.
 
     Raises
     ------
     ConfigurationError
-        If `keep` holds others, or one twice.
+        If `keep` names an unknown column, or a column twice.
     """
     if keep is None:
         return df.columns
@@ -77,10 +77,11 @@ def kept_columns(df: DataFrame, keep: Sequence[str] | None) -> list[str]:
 
 
 def answer_beside(df: DataFrame, kept: Sequence[str], all_kept: bool) -> bool:
-    """Whether answers come by an Arrow UDF, or else by ``mapInArrow``, which takes the kept columns along.
+    """Return whether to use an Arrow UDF; else use ``mapInArrow``, which also sends the kept columns to Python.
 
-    For a UDF Spark lets whole rows wait, inputs and all, until their answers are there; with ``mapInArrow`` all that
-    is to be kept goes to Python and back. That is better if few short columns are kept, and all that Spark 4.0 has.
+    With a UDF, Spark buffers whole rows, including the inputs, until their answers return. With ``mapInArrow``, all
+    kept columns are sent to Python and back. This is better if few short columns are kept. Spark 4.0 has only
+    ``mapInArrow``.
     """
     from pyspark.sql import types as T
 
@@ -90,14 +91,14 @@ def answer_beside(df: DataFrame, kept: Sequence[str], all_kept: bool) -> bool:
 
 
 def add_answers(df: DataFrame, call: Column, kept: Sequence[str], fields: Mapping[str, Any]) -> DataFrame:
-    """Return columns of a DataFrame and the fields of the struct that `call` returns.
+    """Return a DataFrame of the kept columns and the fields of the struct that `call` returns.
 
     Parameters
     ----------
     kept
-        The columns.
+        Names of the kept columns.
     fields
-        For each field the metadata of its column, or ``None``.
+        Metadata of the column of each field, or ``None``.
     """
     from pyspark.sql import functions as F
 
@@ -114,11 +115,11 @@ def argument_batch(names: Sequence[str], arguments: Any) -> pa.RecordBatch:
     Raises
     ------
     SchemaError
-        If there are others than these.
+        If the number of arguments is wrong, or the struct of the inputs is null in some rows.
     """
     import pyarrow as pa
 
-    # Spark hands over a single argument as it is.
+    # Spark passes a single argument without a tuple.
     arrays = list(arguments) if isinstance(arguments, tuple) else [arguments]
     if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and {f.name for f in arrays[0].type} >= set(names):
         fields = {f.name: i for i, f in enumerate(arrays[0].type)}

@@ -1,4 +1,4 @@
-"""The work of a prediction task: Arrow columns in, batches of one size through the model, Arrow columns out."""
+"""The work of a prediction task: take Arrow columns, run the model on batches of one size, return Arrow columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfspark.prediction.tensors import tensors_of
 
 
 def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Cut and join batches so that all have `size` rows, but for the last, which may have fewer."""
+    """Cut and join batches so that all have `size` rows, except the last, which may have fewer."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -43,7 +43,7 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 class Predictor:
-    """Calls the model of a plan; made in each task, while the model itself is shared."""
+    """Calls the model of a plan; each task makes one, but the tasks of a process share the model itself."""
 
     def __init__(self, plan: PredictionPlan, schema: pa.Schema) -> None:
         self._plan = plan
@@ -54,12 +54,12 @@ class Predictor:
         self._rows = 0
 
     def __call__(self, batch: pa.RecordBatch) -> list[pa.Array]:
-        """Return the outputs that are kept for the rows of a batch, which follows the one before in its partition.
+        """Return the kept outputs for the rows of a batch; batches must come in the order of the partition.
 
         Raises
         ------
         SchemaError
-            If values do not fit their inputs, or an output is not one value per row.
+            If values do not fit their inputs, or an output does not have one value per row.
         """
         row = in_partition(self._partition, self._rows)
         self._rows += batch.num_rows
@@ -91,7 +91,7 @@ class Predictor:
 
 
 def partition_of_task() -> int:
-    """Return the number of the partition that this task is for."""
+    """Return the number of this task's partition; 0 outside a task."""
     from pyspark import TaskContext
 
     context = TaskContext.get()

@@ -43,7 +43,7 @@ def predictions(
     sparse: Sequence[str],
     keep: Sequence[str] | None,
 ) -> DataFrame:
-    """Return columns of `df`, and those that the workers answer; see `Cluster.predict`."""
+    """Return a DataFrame of kept columns of `df` and the answers of the workers; see `Cluster.predict`."""
     from pyspark.sql import DataFrame
 
     from tfspark.prediction.worker_task import PredictTask
@@ -85,7 +85,7 @@ def predictions(
 def _with_udf(
     df: DataFrame, task: PredictTask, columns: Mapping[str, Column], kept: Sequence[str], answered: StructType
 ) -> DataFrame:
-    """Return kept columns, which do not leave the JVM, and answers."""
+    """Return a DataFrame of kept columns, which stay in the JVM, and answers."""
     sent, packed = packed_columns(df, columns, task.columns)
     task = replace(task, packed=packed)
 
@@ -94,7 +94,7 @@ def _with_udf(
 
         return ask_for_structs(task, batches)
 
-    # Workers are to be asked once, whatever Spark makes of filters on their answers.
+    # Spark may evaluate a deterministic function twice, for a filter on its result; workers must be asked only once.
     call = arrow_udf(ask_workers, list(sent), answered).asNondeterministic()(*sent.values())
     return add_answers(df, call, kept, dict.fromkeys(answered.names))
 
@@ -102,7 +102,7 @@ def _with_udf(
 def _with_map(
     df: DataFrame, task: PredictTask, columns: Mapping[str, Column], kept: Sequence[str], answered: StructType
 ) -> DataFrame:
-    """Return kept columns, which travel both ways, and answers."""
+    """Return a DataFrame of kept columns, which are sent to Python and back, and answers."""
     from pyspark.sql.types import StructType
 
     sent = sent_columns(df, columns, task.columns, kept=kept)
@@ -111,7 +111,7 @@ def _with_map(
 
 
 def _asking(task: PredictTask) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return what runs in Python: it returns the columns that `task` keeps, and what workers answer."""
+    """Return the function that runs in the Python worker; it yields the columns that `task` keeps, and the answers."""
 
     def ask_workers(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.prediction.worker_task import ask

@@ -1,4 +1,4 @@
-"""Columns of a DataFrame that are predicted on: fields of structs, ML vectors, and names that several columns have."""
+"""Columns of a DataFrame that a model takes: fields of structs, ML vectors, and names that several columns share."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def path_of(schema: StructType, name: str) -> tuple[str, ...] | None:
-    """Return the path to a column, or to a field of a struct with dots between; ``None`` if there is none.
+    """Return the path to a column, or to a struct field named like ``outer.inner``; ``None`` if neither exists.
 
-    A column whose name has dots itself comes before fields.
+    A column whose own name has dots takes precedence over fields.
     """
     from pyspark.sql.types import ArrayType, StructType
 
@@ -35,7 +35,7 @@ def path_of(schema: StructType, name: str) -> tuple[str, ...] | None:
 
 
 def at_path(path: Sequence[str]) -> Column:
-    """Return the column at a path that `path_of` gave."""
+    """Return the column at a path that `path_of` returned."""
     from pyspark.sql import functions as F
 
     column = F.col(quoted(path[0]))
@@ -45,12 +45,12 @@ def at_path(path: Sequence[str]) -> Column:
 
 
 def as_array(column: Column, kind: DataType) -> Column:
-    """Return a column with its ML vectors as arrays of doubles, so that none is too large for its type."""
+    """Return a column with its ML vectors as arrays of doubles, so that no value is too large for its type."""
     return vector_values(column, "float64") if kind.typeName() == "vectorudt" else column
 
 
 def has_repeated(df: DataFrame) -> bool:
-    """Tell whether columns share a name, as far as Spark can tell names apart."""
+    """Return whether columns share a name; names that differ only in case count as the same."""
     return len({c.lower() for c in df.columns}) < len(df.columns)
 
 
@@ -60,21 +60,21 @@ def beside_repeated(
     kept: Sequence[str] | None,
     add: Callable[[DataFrame], DataFrame],
 ) -> DataFrame:
-    """Add columns to a DataFrame of which some share a name: Spark could not tell which of them is meant.
+    """Add columns to a DataFrame in which some columns share a name, which Spark could not tell apart.
 
     Parameters
     ----------
     needed
-        Columns that `add` names.
+        Columns that `add` refers to by name.
     kept
-        Columns that the result has beside what `add` adds; ``None`` for all.
+        Columns of `df` that the result keeps beside the added ones; ``None`` for all.
     add
-        Takes the DataFrame, in which names are unique, and returns its kept columns and others.
+        Takes the DataFrame, with unique names, and returns its kept columns and the added ones.
 
     Raises
     ------
     SchemaError
-        If a column that is needed has its name not for itself.
+        If the name of a needed or kept column belongs to several columns.
     """
     names = df.columns
     unclear = {n: c for n, c in Counter(names).items() if c > 1 and (n in needed or n in (kept or ()))}

@@ -1,6 +1,6 @@
-"""How a column becomes an input: what the signature decides, what is padded, what replaces nulls.
+"""How a column becomes an input: its dtype and shape, its padding, and the values that replace nulls.
 
-The driver makes an `InputRule` of each input when it plans; `tfspark.prediction.tensors` makes tensors by it.
+When the driver plans, it makes an `InputRule` for each input; `tfspark.prediction.tensors` makes tensors by it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class InputRule:
     Attributes
     ----------
     name, column
-        Of the input, and of the column.
+        Name of the input, and name of the column.
     dtype
-        That of the input.
+        Name of the input's dtype.
     dims
-        Shape of one row, ``None`` for dimensions of any length; ``None`` as a whole if even their number is not known.
+        Shape of one row, with ``None`` for dimensions of any length; ``None`` if the number of dimensions is unknown.
     ragged
-        How many of the first dimensions are fed as row splits, to a signature that takes a ``RaggedTensor``.
+        Number of leading dimensions that are passed as row splits, to a signature that takes a ``RaggedTensor``.
     depth
-        Of the column's arrays; 0 for single values.
+        Depth of the column's arrays; 0 for single values.
     kind
         Arrow type of the column's values.
     fill
-        Replaces nulls; ``None`` makes a null an error.
+        Value that replaces nulls; ``None`` makes a null an error.
     padding
-        What arrays are padded with.
+        Value with which arrays are padded.
     """
 
     name: str
@@ -56,13 +56,13 @@ class InputRule:
 
     @property
     def fixed(self) -> tuple[int, ...]:
-        """The shape of a row if all of it is known, else ``()``."""
+        """The shape of a row if it is completely known, else ``()``."""
         dims = self.dims or ()
         return () if self.ragged or None in dims else tuple(d for d in dims if d is not None)
 
     @property
     def fills_values(self) -> bool:
-        """Whether nulls inside of arrays are replaced."""
+        """Whether nulls inside arrays are replaced."""
         return self.depth > 0 and self.fill is not None and not isinstance(self.fill, (list, tuple, np.ndarray))
 
 
@@ -74,16 +74,16 @@ def rule_of(
     Parameters
     ----------
     name, info, ragged
-        Of the input; with `ragged` row splits, `info` is that of its flat values.
+        Name, tensor and number of row splits of the input; with row splits, `info` describes the flat values.
     field
-        The column.
+        Arrow field of the column.
     shape
-        Shape of a row where the signature leaves it open.
+        Shape of a row, for dimensions that the signature leaves open.
 
     Raises
     ------
     SchemaError
-        If the column cannot be that input.
+        If the column cannot become this input.
     """
     if pa.types.is_struct(field.type):
         raise SchemaError(
@@ -109,7 +109,7 @@ def rule_of(
 
 
 def _narrowed(name: str, column: str, dims: Dims | None, shape: Any, depth: int) -> Dims:
-    """Return the shape that the caller declares, where it does not contradict the signature."""
+    """Return the shape that the caller declares; raise an error if it contradicts the signature."""
     declared: Dims = (shape,) if isinstance(shape, int) else tuple(shape)
     if not depth:
         raise SchemaError(f"shapes gives {column!r} the shape {shape}, but it is not an array column.")
@@ -129,7 +129,7 @@ def _narrowed(name: str, column: str, dims: Dims | None, shape: Any, depth: int)
 
 
 def _check_depth(name: str, column: str, info: TensorInfo, dims: Dims | None, depth: int, ragged: int) -> None:
-    """Refuse arrays for an input of single values, and the other way round."""
+    """Raise an error for arrays if the input takes single values, for the reverse case, or if the depth is wrong."""
     if dims is None:
         return
     holds = "single values" if not depth else "arrays" if depth == 1 else f"arrays of depth {depth}"
@@ -149,7 +149,7 @@ def _check_fill(column: str, fill: Any, depth: int) -> None:
 
 
 def shown(dims: Dims | None) -> str:
-    """Return a shape as users write it, ``?`` for dimensions of any length."""
+    """Return a shape as text for messages, with ``?`` for dimensions of any length."""
     if dims is None:
         return "any"
     inner = ", ".join("?" if d is None else str(d) for d in dims)

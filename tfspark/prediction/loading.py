@@ -1,4 +1,4 @@
-"""Models in a Spark Python worker: loaded once, and shared by all tasks and batches that the process serves."""
+"""Models in a Spark Python worker: loaded once, and shared by all tasks and batches of the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfspark.tensorflow_import import import_tensorflow
 logger = logging.getLogger(__name__)
 
 KEPT_MODELS = 4
-"""Models that a process keeps loaded; the one that was not used for longest makes room."""
+"""Models that a process keeps loaded; beyond that, the least recently used model is dropped."""
 
 
 class LoadedModel:
@@ -33,7 +33,7 @@ class LoadedModel:
     def __init__(self, directory: str) -> None:
         import tensorflow as tf
 
-        # The signatures do not keep their model alive.
+        # Keep the model: its signatures hold no reference to it.
         self._model = tf.saved_model.load(directory)
         self.signatures: dict[str, Any] = dict(self._model.signatures)
 
@@ -43,7 +43,7 @@ _lock = threading.Lock()
 
 
 def function_of(call: ModelCall) -> Any:
-    """Return the callable signature; the model is loaded if this process does not hold it.
+    """Return the callable signature; load the model if this process has not loaded it.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _load(source: ModelSource) -> LoadedModel:
 
 
 def _write(source: ModelSource, directory: str) -> dict[str, float]:
-    """Write what is no SavedModel directory as one; return what its inputs mask, as far as that is known."""
+    """Write a model that is not a SavedModel directory as one, and return the mask values of its inputs if known."""
     if isinstance(source, EmbeddedModel):
         source.unpack(directory)
         return {}
@@ -92,7 +92,7 @@ def _write(source: ModelSource, directory: str) -> dict[str, float]:
 
 
 def describe(call: ModelCall) -> Signature:
-    """Describe a signature, without loading the model where it is a SavedModel already.
+    """Return the description of a signature; do not load the model if it is a SavedModel directory.
 
     Raises
     ------
@@ -109,10 +109,10 @@ def describe(call: ModelCall) -> Signature:
 
 @functools.cache
 def start_tensorflow() -> None:
-    """Give TensorFlow, once per process, the CPUs and GPUs that Spark gave the task.
+    """Import TensorFlow, once per process, and limit it to the CPUs and GPUs that Spark gave the task.
 
-    A task without GPUs computes on CPUs, unless ``CUDA_VISIBLE_DEVICES`` says otherwise. A Python worker is reused by
-    later tasks, and keeps the GPU of its first one: CUDA cannot be started twice.
+    A task without GPUs computes on CPUs, unless ``CUDA_VISIBLE_DEVICES`` says otherwise. Later tasks reuse the Python
+    worker, which keeps the GPU of its first task: CUDA cannot be started twice.
 
     Raises
     ------
@@ -132,18 +132,18 @@ def start_tensorflow() -> None:
     tf = import_tensorflow()
     try:
         if context is not None:
-            # All tasks of an executor together would otherwise start as many threads as the square of its cores.
+            # Otherwise each task starts a thread per core, so an executor runs as many threads as its cores squared.
             threads = max(1, int(context.cpus()))
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
             if os.environ[VISIBLE] == NONE:
-                # For a TensorFlow that was imported before.
+                # For the case that TensorFlow was imported before.
                 tf.config.set_visible_devices([], "GPU")
         for device in tf.config.get_visible_devices("GPU"):
-            # Other Python workers may use it at the same time.
+            # Other Python workers may use the GPU at the same time.
             tf.config.experimental.set_memory_growth(device, True)
     except RuntimeError as e:
-        # Other code in this worker has started TensorFlow before.
+        # Other code in this worker has already started TensorFlow.
         logger.warning("TensorFlow has started already; its devices and threads cannot be changed: %s", e)
     if not was_there:
         freeze()

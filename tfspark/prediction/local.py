@@ -1,4 +1,4 @@
-"""`predict`: a model over a DataFrame."""
+"""`predict`: run a model on a DataFrame."""
 
 from __future__ import annotations
 
@@ -41,57 +41,58 @@ def predict(
     """Add a model's predictions to a DataFrame.
 
     The model is loaded once per Python worker and serves all its tasks and batches. A task to which Spark gave GPUs
-    uses them. Only the model's input columns travel to Python; all others stay in Spark as they are.
+    uses them. Only the model's input columns are sent to Python; all others stay in Spark unchanged.
 
     Parameters
     ----------
     df
-        Any DataFrame; on Spark Connect too.
+        Any DataFrame, also of Spark Connect.
     model
-        A SavedModel directory, or one of numbered versions, of which the newest is taken; a ``.keras`` file; or a
-        built Keras model. Executors must be able to read a local path; what is at ``hdfs://``, ``s3a://``, ``gs://``
-        or any other URL that Spark reads is copied to each executor once, and a Keras model travels to them.
+        A SavedModel directory; a directory of numbered versions, of which the newest is used; a ``.keras`` file; or a
+        built Keras model. Executors must be able to read a local path. A model at ``hdfs://``, ``s3a://``, ``gs://``
+        or any other URL that Spark reads is copied to each executor once. A Keras model is sent to the executors.
     inputs
-        Input name of the signature to column name, or to a field of a struct, ``"customer.age"``; by default columns
-        of the same names. The column alone, if there is but one input.
+        Mapping of input names of the signature to column names, or to fields of structs such as ``"customer.age"``; by
+        default columns with the names of the inputs. If there is one input, the column alone.
     outputs
-        Names of the outputs to keep, or output name to column name; by default all, under their own names. The new
-        name alone, if there is but one output. An output in nested dicts is called ``outer/inner``.
+        Names of the outputs to keep, or a mapping of output names to column names; by default all outputs, under their
+        own names. If there is one output, the new name alone. An output in nested dicts is called ``outer/inner``.
     signature
-        Which signature of the SavedModel to call.
+        Name of the signature of the SavedModel to call.
     batch_size
         Rows per call of the model, whatever batches Spark makes.
     shapes
         Shape of one row for array columns, where the signature leaves dimensions open. A fixed dimension of the
         signature is checked.
     fill
-        What replaces nulls, by column; by default what replaced them in training, if the export says so, as one of
-        ``ctx.export`` does. ``{column: None}`` makes a null an error, as it is for other columns. For an array column,
-        a single value replaces nulls inside the arrays too, and a null array becomes one that is full of it, or empty
-        where the signature leaves its length open; an array replaces null arrays.
+        Values that replace nulls, by column. By default these are the values that replaced nulls in training, if the
+        export contains them, as an export of ``ctx.export`` does. ``{column: None}`` makes a null an error, as it is
+        for columns without a value. For an array column, a single value also replaces nulls inside the arrays; a null
+        array becomes an array full of this value, or an empty array where the signature leaves the length open. An
+        array as the value replaces null arrays.
     padding_values
-        What arrays are padded with to the longest of their batch, where the signature leaves their length open, by
-        column; by default what the model masks, as far as that is known (of a Keras model and a ``.keras`` file), or
-        0, or an empty string. A signature that takes a ``RaggedTensor`` is given one.
+        Values with which arrays are padded to the longest array of their batch, by column, where the signature leaves
+        their length open. By default the value that the model masks, if it is known (for a Keras model and a
+        ``.keras`` file), else 0 or an empty string. A signature that takes a ``RaggedTensor`` gets one.
     keep
         Columns of `df` that the result has beside the outputs; by default all. A ``select`` afterwards gives the
-        same; on Spark Connect and without the connector's jar `keep` may be faster, with a few short columns.
+        same result. On Spark Connect and without the connector's jar, `keep` with a few short columns may be faster.
 
     Returns
     -------
     DataFrame
-        Lazy; the columns of `df` that are kept, then one column per output: a scalar for outputs of shape ``(rows,)``
-        or ``(rows, 1)``, else an array, of arrays if need be. Filters on it run after the model; filter `df` to spare
-        the model rows.
+        A lazy DataFrame of the kept columns of `df`, then one column per output: a scalar for outputs of shape
+        ``(rows,)`` or ``(rows, 1)``, else an array, nested if needed. Filters on the result run after the model; to
+        run the model on fewer rows, filter `df`.
 
     Raises
     ------
     ConfigurationError
         If there is no such model, signature, input or output.
     SchemaError
-        If columns have no tensor form, or not that of their inputs. The Spark job fails with one that names column,
-        row and value if a value is not one of its input's type: numbers are cast, but a value changes by the rounding
-        of floats, and by nothing else.
+        If columns cannot become tensors, or not the tensors of their inputs. If a value does not fit the type of its
+        input, the Spark job fails with a `SchemaError` that names column, row and value: numbers are cast, but the
+        rounding of floats is the only change of a value that is allowed.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def predict(
 
 
 def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | None = None) -> DataFrame:
-    """Add what a plan predicts to a DataFrame; see `predict`."""
+    """Add the predictions of a plan to a DataFrame; see `predict`."""
     kept = kept_columns(df, keep)
     clash = sorted(set(plan.outputs.values()) & set(kept))
     if clash:
@@ -138,12 +139,12 @@ def add_predictions(df: DataFrame, plan: PredictionPlan, keep: Sequence[str] | N
 
 
 def _input_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Column], list[InputRule]]:
-    """Return the columns that become inputs by name, and how they do.
+    """Return the columns that become inputs, by name, and the rules for the inputs.
 
     Raises
     ------
     SchemaError
-        If a column does not exist or cannot be its input: that is to be known now, and not when the job runs.
+        If a column does not exist or cannot become its input; the error is raised here, before the job runs.
     """
     import pyarrow as pa
     from pyspark.sql.types import StructType
@@ -173,7 +174,7 @@ def _input_columns(df: DataFrame, plan: PredictionPlan) -> tuple[dict[str, Colum
 
 
 def _travelling(rules: Sequence[InputRule]) -> list[ColumnSpec]:
-    """Return what decides which columns travel as bytes; those with nulls to fill inside of arrays cannot."""
+    """Return specs that decide which columns are sent as bytes; columns with nulls to fill inside arrays cannot be."""
     filled = {r.column for r in rules if r.fills_values}
     return [
         ColumnSpec(r.column, r.dtype, r.fixed, 0 if r.fixed else 1, levels=1 if r.fixed else 0)
@@ -184,13 +185,13 @@ def _travelling(rules: Sequence[InputRule]) -> list[ColumnSpec]:
 
 
 def _narrowed(rules: Sequence[InputRule]) -> set[str]:
-    """Return the columns of which doubles are wanted as floats, and nothing else."""
+    """Return the columns that become ``float32`` inputs only, so that Spark may send their doubles as floats."""
     return {r.column for r in rules} - {r.column for r in rules if r.dtype != "float32"}
 
 
 def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], kept: Sequence[str]) -> DataFrame:
-    """Return kept columns, which do not leave the JVM, and outputs."""
-    # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result.
+    """Return a DataFrame of kept columns, which stay in the JVM, and outputs."""
+    # Spark may evaluate a deterministic function twice: for a filter on its result, and for the result itself.
     call = model_udf(plan, list(columns)).asNondeterministic()(*columns.values())
     return add_answers(df, call, kept, {c: plan.metadata_of(name) for name, c in plan.outputs.items()})
 
@@ -198,7 +199,7 @@ def _with_udf(df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column]
 def _with_map(
     df: DataFrame, plan: PredictionPlan, columns: Mapping[str, Column], rules: Sequence[InputRule], kept: Sequence[str]
 ) -> DataFrame:
-    """Return kept columns, which travel both ways, and outputs."""
+    """Return a DataFrame of kept columns, which are sent to Python and back, and outputs."""
     from pyspark.sql.types import StructType
 
     sent = sent_columns(df, columns, _travelling(rules), narrowed=_narrowed(rules), kept=kept)
@@ -207,7 +208,7 @@ def _with_map(
 
 
 def _task(plan: PredictionPlan, own: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return what runs in Python: it returns the first `own` columns, and outputs for those that follow."""
+    """Return the function that runs in the Python worker: it yields the first `own` columns, and outputs for others."""
 
     def apply(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from tfspark.prediction.udf import predict_beside

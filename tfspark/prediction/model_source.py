@@ -1,4 +1,4 @@
-"""Where a model comes from: a SavedModel or ``.keras`` file that executors can read, or one packed into the task."""
+"""The source of a model: a SavedModel or ``.keras`` file that executors can read, or a model packed into the task."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class StoredModel:
 
     @property
     def is_keras_file(self) -> bool:
-        """Whether Keras has to read it."""
+        """Whether Keras must read it."""
         return self.path.endswith(KERAS_SUFFIXES)
 
     @property
     def key(self) -> str:
-        """What a process knows it by; another one when it has been written anew."""
+        """Key of the model in a process; it changes when the model is written again."""
         stat = os.stat(self.path if self.is_keras_file else os.path.join(self.path, SAVED_MODEL_FILE))
         return f"{self.path}@{stat.st_mtime_ns}-{stat.st_size}"
 
@@ -49,7 +49,7 @@ class StoredModel:
         Raises
         ------
         ConfigurationError
-            If there is none.
+            If it does not exist.
         """
         if not self.is_keras_file:
             return StoredModel(newest_version(self.path))
@@ -66,9 +66,9 @@ class ShippedModel:
     Attributes
     ----------
     name
-        Under which `tfspark.spark.remote_files.ship` has sent it.
+        Name under which `tfspark.spark.remote_files.ship` has sent it.
     file
-        Name of the ``.keras`` file in there, unless it is a SavedModel.
+        Name of the ``.keras`` file in the copied directory; ``""`` for a SavedModel.
     """
 
     name: str
@@ -76,29 +76,29 @@ class ShippedModel:
 
     @property
     def is_keras_file(self) -> bool:
-        """Whether Keras has to read it."""
+        """Whether Keras must read it."""
         return bool(self.file)
 
     @property
     def path(self) -> str:
-        """Where it is on this executor."""
+        """Path of the model on this executor."""
         return os.path.join(shipped(self.name), self.file) if self.file else shipped(self.name)
 
     @property
     def key(self) -> str:
-        """What a process knows it by; a model that is written anew is shipped under another name."""
+        """Key of the model in a process; a model that is written again is shipped under another name."""
         return self.name
 
     def found(self) -> ShippedModel:
-        """Return itself: it is complete."""
+        """Return the model itself: nothing needs to be looked up."""
         return self
 
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A SavedModel that travels with the task: the directory as an archive.
+    """A SavedModel that is sent with the task: its directory as an archive.
 
-    `signature` describes it, if it is known; else it is read from the archive.
+    `signature` is the description of the model's signature; if it is ``None``, it is read from the archive.
     """
 
     archive: bytes = field(repr=False)
@@ -113,7 +113,7 @@ class EmbeddedModel:
             for parent, _, files in os.walk(directory):
                 for name in sorted(files):
                     path = os.path.join(parent, name)
-                    # A fixed date, so that the same model packed twice has one key.
+                    # ZipInfo has a fixed date, so that the same model packed twice has the same key.
                     info = zipfile.ZipInfo(os.path.relpath(path, directory))
                     with open(path, "rb") as f:
                         z.writestr(info, f.read())
@@ -121,7 +121,7 @@ class EmbeddedModel:
 
     @classmethod
     def holding(cls, archive: bytes, signature: Signature | None = None) -> EmbeddedModel:
-        """Name an archive by what it holds."""
+        """Return the model in an archive; its key is a hash of the archive."""
         return cls(archive, hashlib.sha256(archive).hexdigest(), signature)
 
     def unpack(self, directory: str) -> None:
@@ -137,12 +137,12 @@ _shipped: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def brought(spark: SparkSession, url: str) -> ShippedModel:
-    """Copy a model at a URL, or its newest version, to the executors; nothing is copied again while it stays the same.
+    """Copy a model at a URL, or its newest version, to the executors; an unchanged model is copied only once.
 
     Raises
     ------
     ConfigurationError
-        If there is none, or it cannot be read.
+        If there is no model, or it cannot be read.
     """
     url = url.rstrip("/")
     files = remote_files(spark, url)
@@ -165,7 +165,7 @@ def brought(spark: SparkSession, url: str) -> ShippedModel:
 
 
 def _remote_version(url: str, files: Sequence[RemoteFile]) -> str:
-    """Return the URL of a SavedModel, or of the newest version in a directory of some."""
+    """Return the URL of a SavedModel, or of the newest version in a directory of versions."""
     found = {f.path.removesuffix(f"/{SAVED_MODEL_FILE}") for f in files if f.path.endswith(f"/{SAVED_MODEL_FILE}")}
     if url in found:
         return url
@@ -179,13 +179,13 @@ def _remote_version(url: str, files: Sequence[RemoteFile]) -> str:
 
 
 def version_number(base: str, path: str) -> int | None:
-    """Return the version that a directory in another one is, or ``None`` if its name is not a number."""
+    """Return the version number of a directory directly in `base`; ``None`` if its name is not a version number."""
     parent, _, name = path.rpartition("/")
     return int(name) if parent == base and is_version(name) else None
 
 
 def model_source_of(spark: SparkSession, model: Any) -> ModelSource:
-    """Return the source of what a user calls a model.
+    """Return the source of a model as users pass it.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def model_source_of(spark: SparkSession, model: Any) -> ModelSource:
         path = os.fspath(model)
         if is_remote(path):
             return brought(spark, path)
-        # Executors have working directories of their own.
+        # Executors have other working directories.
         return StoredModel(path if path.startswith("file:") else os.path.abspath(path))
     if not (hasattr(model, "export") and hasattr(model, "layers")):
         raise ConfigurationError(
@@ -216,7 +216,7 @@ def export_keras(model: Any, directory: str) -> None:
     Raises
     ------
     ConfigurationError
-        If Keras cannot: above all, if the model has not been built.
+        If Keras cannot export the model, in particular if it has not been built.
     """
     try:
         flat_model(model).export(directory, verbose=False)
@@ -229,7 +229,7 @@ def export_keras(model: Any, directory: str) -> None:
 
 @dataclass(frozen=True)
 class ModelCall:
-    """A model, and under which of its signatures it is called."""
+    """A model, and the name of the signature to call."""
 
     source: ModelSource
     signature: str = DEFAULT

@@ -1,7 +1,7 @@
-"""A model as a pandas UDF, for Spark before 4.1, which has no Arrow UDFs: slower, as each value becomes pandas first.
+"""A model as a pandas UDF, for Spark before 4.1, which has no Arrow UDFs; slower, as values are converted to pandas.
 
-pandas has one word for NaN and null. Both count as null here, which `tfspark.predict_udf` refuses: nothing is taken for
-another value in silence.
+pandas does not distinguish NaN and null. Both count as null here, and `tfspark.predict_udf` refuses nulls, so that no
+value is silently taken for another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pandas_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any:
-    """Make a UDF that takes these columns, or one struct with fields of these names, as `arrow_udf` does."""
+    """Return a UDF that takes these columns, or one struct with fields of these names, as `arrow_udf` does."""
     from pyspark.sql import functions as F
 
     names = tuple(columns)
@@ -35,10 +35,10 @@ def pandas_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> An
 
 
 def _hints() -> dict[str, Any]:
-    """Return the type hints by which Spark knows what kind of pandas UDF a function is."""
+    """Return the type hints from which Spark infers the kind of pandas UDF."""
     import pandas as pd
 
-    # A struct comes, and goes, as a DataFrame all the same.
+    # Structs are still passed and returned as DataFrames.
     series: Any = pd.Series
     return {"arguments": Iterator[tuple[series, ...]], "return": Iterator[series]}
 
@@ -47,7 +47,7 @@ def _hints() -> dict[str, Any]:
 
 
 def answered(answer: Answer, names: Sequence[str], arguments: Iterator[Any]) -> Iterator[Any]:
-    """Body of the UDF: pandas in, pandas out.
+    """Run the UDF; this is its body, which takes and returns pandas objects.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def answered(answer: Answer, names: Sequence[str], arguments: Iterator[Any]) -> 
 
 def _arrays(names: Sequence[str], arguments: Any) -> Any:
     if hasattr(arguments, "columns"):
-        # A struct comes as a DataFrame.
+        # Spark passes a struct as a DataFrame.
         fields = [to_array(arguments[c], str(c)) for c in arguments.columns]
         return pa.StructArray.from_arrays(fields, names=[str(c) for c in arguments.columns])
     several = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -71,12 +71,12 @@ def _arrays(names: Sequence[str], arguments: Any) -> Any:
 
 
 def to_array(series: Any, name: str) -> pa.Array:
-    """Return a column of pandas as an Arrow array.
+    """Return a pandas column as an Arrow array.
 
     Raises
     ------
     SchemaError
-        If a value is null or NaN, also inside of an array.
+        If a value is null or NaN, also inside an array.
     """
     array = _array(series.to_numpy())
     values = array

@@ -1,4 +1,4 @@
-"""What a prediction does, decided in the driver: a `PredictionPlan` travels to the tasks."""
+"""The plan of a prediction: the driver decides it, and sends it to the tasks as a `PredictionPlan`."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 RANK = "tfspark.rank"
-"""Key, in the metadata of an output's column, of how many dimensions a row of it has in the model."""
+"""Key in the metadata of an output's column; the value is the number of dimensions of a row in the model."""
 
 DEFAULT_BATCH_SIZE = 1024
-"""Rows per call of the model: beyond about so many a call costs nothing more, but tensors leave the CPU's caches."""
+"""Rows per call of the model; beyond about so many the cost of a call is negligible, but tensors exceed CPU caches."""
 
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What the tasks need to know.
+    """All that the tasks need to know.
 
     Attributes
     ----------
     inputs
-        Input of the signature to the name of the column that becomes it.
+        For each input of the signature, the name of its column.
     outputs
-        Output of the signature to the name of the column that it becomes.
+        For each kept output of the signature, the name of its column.
     packed
-        Columns that travel as bytes, and the dtype of the values that they hold.
+        Columns that are sent as bytes, and the dtype of their values.
     padding
-        What arrays of different lengths are padded with, by column.
+        Values with which arrays of different lengths are padded, by column.
     asked_by
-        What the user called, for hints: ``"predict"``, ``"predict_udf"`` or ``"transform"``.
+        Name of the function that the user called, for hints: ``"predict"``, ``"predict_udf"`` or ``"transform"``.
     """
 
     call: ModelCall
@@ -62,19 +62,21 @@ class PredictionPlan:
         return list(dict.fromkeys(self.inputs.values()))
 
     def rules(self, schema: pa.Schema, problems: list[SchemaError] | None = None) -> list[InputRule]:
-        """Decide how columns, which have this Arrow schema before any are packed, become inputs.
+        """Return the rules by which columns become inputs.
 
-        Inputs of other columns than these are left out.
+        Inputs whose columns are not in `schema` are left out.
 
         Parameters
         ----------
+        schema
+            Arrow schema of the columns before any column is packed.
         problems
-            Takes errors, which are then not raised.
+            List to which errors are added instead of being raised.
 
         Raises
         ------
         SchemaError
-            If columns have no tensor form, or not that of their inputs; it names all of them.
+            If columns cannot become tensors, or not the tensors of their inputs; the error names all such columns.
         """
         rules, found = [], []
         for name, column in self.inputs.items():
@@ -93,7 +95,7 @@ class PredictionPlan:
         return rules
 
     def hint_for_nulls(self, columns: Sequence[str]) -> str:
-        """Return what to do about nulls in columns."""
+        """Return a hint that says what to do about nulls in columns."""
         values = ", ".join(f"{c!r}: value" for c in columns)
         if self.asked_by == "predict":
             return f"Pass fill={{{values}}} to predict(), or drop or fill the nulls in Spark."
@@ -103,12 +105,12 @@ class PredictionPlan:
 
     @property
     def arrow_types(self) -> dict[str, pa.DataType]:
-        """The Arrow types of the outputs that are kept, by output."""
+        """The Arrow types of the kept outputs, by output."""
         return {name: _arrow_type(self.signature.outputs[name]) for name in self.outputs}
 
     @property
     def output_type(self) -> StructType:
-        """The Spark types of the outputs that are kept."""
+        """The Spark types of the kept outputs."""
         from pyspark.sql.types import StructType
 
         out = StructType()
@@ -135,7 +137,7 @@ def plan_prediction(
     padding: Mapping[str, Any] | None = None,
     asked_by: str = "predict",
 ) -> PredictionPlan:
-    """Look at the model and decide what becomes of its inputs and outputs; see `predict`."""
+    """Read the model's signature and return the plan for its inputs and outputs; see `predict`."""
     check_whole_number("batch_size", batch_size, 1)
     call, found = look_at_model(spark, ModelCall(model_source_of(spark, model), signature))
     columns = _columns_of_inputs(found, inputs)
@@ -160,9 +162,9 @@ def plan_prediction(
 
 
 def look_at_model(spark: SparkSession, call: ModelCall) -> tuple[ModelCall, Signature]:
-    """Find and describe the model.
+    """Find the model, and return it with the description of its signature.
 
-    One that is stored is looked at in a Spark task, as it is there that it must be readable.
+    A stored or shipped model is read in a Spark task, because tasks must be able to read it.
 
     Raises
     ------
@@ -193,7 +195,7 @@ def look_at_model(spark: SparkSession, call: ModelCall) -> tuple[ModelCall, Sign
 
 
 def answer_look(looked_at: StoredModel | ShippedModel, signature: str) -> str:
-    """Body of the task that looks at a model: returns JSON."""
+    """Return the path and signature of a model, or the error, as JSON; this is the body of the task."""
     import socket
 
     from tfspark.prediction.loading import describe
@@ -259,6 +261,6 @@ def _arrow_type(info: TensorInfo) -> pa.DataType:
 
 
 def _depth(info: TensorInfo) -> int:
-    """Return how many arrays are around the values of a row."""
+    """Return the depth of the arrays that contain the values of a row."""
     row = (None,) if info.row_shape is None else info.row_shape
     return 0 if row == (1,) else len(row)

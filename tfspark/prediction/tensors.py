@@ -1,6 +1,6 @@
-"""A column as the tensor that an input takes, by its `InputRule`: padded, with nulls replaced, and all values checked.
+"""Convert a column to the tensor of an input by its `InputRule`: pad it, replace nulls, and check all values.
 
-Called in tasks, for whole columns at a time.
+This is called in tasks, for whole columns at a time.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from tensorflow import Tensor
 
 ALIGNMENT = 64
-"""Bytes to which the memory of a tensor is aligned."""
+"""Alignment, in bytes, of the memory of a tensor."""
 
 
 @dataclass
 class _Levels:
-    """The values of a column, and where the arrays in it begin: a size for those of one size, else their offsets."""
+    """The values of a column, and for each level of arrays their common size, or their offsets if sizes differ."""
 
     levels: list[int | np.ndarray]
     values: pa.Array
 
     def row_of(self, index: int) -> int:
-        """Return the row that a value belongs to."""
+        """Return the row of a value, by the index of the value."""
         for level in reversed(self.levels):
             index = index // level if isinstance(level, int) else int(np.searchsorted(level, index, "right")) - 1
         return index
 
 
 def tensors_of(array: pa.Array, rule: InputRule, row: RowName, fill_hint: str) -> list[Tensor]:
-    """Return a column as the tensor of its input, and its row splits, the outermost first, if it is fed ragged.
+    """Return a column as the tensor of its input, followed by its row splits, outermost first, if the rule is ragged.
 
     Parameters
     ----------
     array
         Rows of the column.
     row
-        Names a row in errors.
+        Function that names a row in errors.
     fill_hint
-        What to do about a null.
+        Hint that says what to do about a null.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def _unfit_fill(rule: InputRule, kind: pa.DataType, e: Exception) -> SchemaError
 
 
 def _full(value: Any, rule: InputRule) -> Any:
-    """Return the array that stands for a null one: full of a value where its size is known, else empty."""
+    """Return the array that replaces a null array: full of `value` where its size is known, else empty."""
     dims = rule.dims or ()
     sizes = list(dims[: rule.depth])
     if rule.depth and len(dims) > rule.depth and None not in dims:
@@ -107,7 +107,7 @@ def _full(value: Any, rule: InputRule) -> Any:
 
 
 def _levels(a: pa.Array, rule: InputRule, row: RowName, hint: str) -> _Levels:
-    """Take a column apart."""
+    """Return the values and array levels of a column; fill nulls inside arrays if the rule has a value for them."""
     found = _Levels([], a)
     for depth in range(rule.depth):
         if pa.types.is_fixed_size_list(a.type):
@@ -139,14 +139,14 @@ def _levels(a: pa.Array, rule: InputRule, row: RowName, hint: str) -> _Levels:
 def _sizes(
     found: _Levels, inner: Sequence[int | np.ndarray], dims: Dims | None, rows: int, rule: InputRule, row: RowName
 ) -> tuple[list[int], list[int]]:
-    """Return how long the arrays of each level become, and the shape that they make of a row."""
+    """Return the length to which the arrays of each level are padded, and the resulting shape of a row."""
     if dims is None:
         dims = (None,) * len(inner)
     wanted: list[int | None] = list(dims[: len(inner)])
     rest = [d or 1 for d in dims[len(inner) :]]
     unit = 1
     if inner and math.prod(rest) > 1:
-        # Flat arrays: the last level holds all of the dimensions that follow.
+        # Flat arrays: the last level contains the values of all remaining dimensions.
         unit = math.prod(rest)
         wanted[-1] = None if wanted[-1] is None else wanted[-1] * unit
     sizes = []
@@ -172,7 +172,7 @@ def _sizes(
 
 
 def _positions(levels: Sequence[int | np.ndarray], sizes: Sequence[int], rows: int) -> np.ndarray:
-    """Return where each value stands among the padded ones."""
+    """Return the position of each value in the padded tensor."""
     at = np.arange(rows)
     for level, size in zip(levels, sizes, strict=True):
         if isinstance(level, int):
@@ -228,7 +228,7 @@ def _padding(rule: InputRule, dtype: np.dtype[Any]) -> Any:
 
 
 def _leaf(found: _Levels, rule: InputRule, row: RowName) -> pa.Array:
-    """Return the values in the form in which numpy takes them."""
+    """Return the values as an Arrow array of a type that numpy can take."""
     values, kind = found.values, found.values.type
     if rule.dtype == "string":
         return values if kind == pa.binary() else values.cast(pa.binary())
@@ -247,7 +247,7 @@ def _leaf(found: _Levels, rule: InputRule, row: RowName) -> pa.Array:
 
 
 def _first_unfit(values: pa.Array, to: pa.DataType) -> int:
-    """Return the first value that Arrow cannot cast, of values among which there is one."""
+    """Return the index of the first value that Arrow cannot cast; at least one value must be of this kind."""
     start, end = 0, len(values)
     while end - start > 1:
         middle = (start + end) // 2
@@ -261,7 +261,7 @@ def _first_unfit(values: pa.Array, to: pa.DataType) -> int:
 
 def _unfit(found: _Levels, rule: InputRule, row: RowName, index: int, value: Any) -> SchemaError:
     is_time = pa.types.is_timestamp(rule.kind)
-    # What is in range was not held exactly.
+    # The value is a whole number that is in range, but that the float cannot hold exactly.
     rounded = "float" in rule.dtype and isinstance(value, int)
     as_text = f"{found.values[index].as_py()}, {value} as microseconds since 1970," if is_time else str(value)
     hint = f"Cast the column in Spark, or export the model with an input of another type than {rule.dtype}."
@@ -277,9 +277,9 @@ def _unfit(found: _Levels, rule: InputRule, row: RowName, index: int, value: Any
 
 
 def shared_tensor(values: pa.Array) -> Any:
-    """Return numbers as a tensor in the same memory, or ``None`` where TensorFlow could not read it in place.
+    """Return numbers as a tensor in the same memory, or ``None`` if TensorFlow cannot read the memory in place.
 
-    No operation writes its result over a tensor that its caller holds, as it may over one of its own.
+    This is safe: operations may write their result over an input that nobody else holds, but the caller holds this one.
     """
     import tensorflow as tf
 
@@ -290,7 +290,7 @@ def shared_tensor(values: pa.Array) -> Any:
 
 
 class _Lent:
-    """Numbers of Arrow as an array that may be written to, as DLPack knows no others."""
+    """Arrow numbers presented as a writable array, because DLPack supports no read-only arrays."""
 
     def __init__(self, values: pa.Array) -> None:
         dtype = np.dtype(values.type.to_pandas_dtype())

@@ -1,4 +1,4 @@
-"""`predict_udf`: a model as an Arrow UDF, or a pandas UDF before Spark 4.1, for columns and for SQL."""
+"""`predict_udf`: a model as an Arrow UDF (before Spark 4.1 a pandas UDF), for columns and for SQL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def predict_udf(
 ) -> Any:
     """Return a model as a user defined function over columns.
 
-    ``spark.udf.register("late", tfspark.predict_udf(directory))`` makes it a function of SQL. It takes one column per
+    ``spark.udf.register("late", tfspark.predict_udf(directory))`` makes it a SQL function. It takes one column per
     input, or one struct whose fields have the names of the inputs: ``late(distance, hour)``,
     ``late(struct(*))``.
 
@@ -36,18 +36,18 @@ def predict_udf(
     model, signature, batch_size
         As for `predict`.
     inputs
-        The order of the arguments; by default alphabetical.
+        Names of the inputs in the order of the arguments; by default alphabetical.
     outputs
-        Outputs to keep: with one, the function returns its value, else a struct of all. By default all.
+        Outputs to keep; by default all. With one output the function returns its value, else a struct of all of them.
     padding_values
         As for `predict`, by input.
 
     Returns
     -------
     UserDefinedFunction
-        Takes columns and returns a column. As Spark takes it for deterministic, it may call the model twice for a row
-        if a filter needs its result; ``.asNondeterministic()`` prevents that. Before Spark 4.1 it is a pandas UDF,
-        which cannot tell NaN from null, and refuses both.
+        A function that takes columns and returns a column. Spark assumes that it is deterministic, and may call the
+        model twice for a row if a filter needs the result; ``.asNondeterministic()`` prevents that. Before Spark 4.1 it
+        is a pandas UDF, which cannot tell NaN from null and refuses both.
 
     Raises
     ------
@@ -83,12 +83,12 @@ def predict_udf(
 
 
 def model_udf(plan: PredictionPlan, columns: Sequence[str], unpack: bool = False) -> Any:
-    """Make the UDF of a plan, which takes these columns and returns a struct.
+    """Return the UDF of a plan; it takes these columns and returns a struct of the outputs.
 
     Parameters
     ----------
     unpack
-        Return the value itself if one output is kept.
+        Whether the UDF returns the value itself if one output is kept.
     """
     alone = unpack and len(plan.outputs) == 1
 
@@ -106,7 +106,7 @@ def model_udf(plan: PredictionPlan, columns: Sequence[str], unpack: bool = False
 
 
 def predicted(plan: PredictionPlan, alone: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
-    """Body of the UDF: answers Spark's batches with as many rows in all, in batches of the plan's."""
+    """Run the UDF; this is its body, which yields as many rows in all as it takes, in batches of the plan's size."""
     import pyarrow as pa
 
     from tfspark.prediction.batches import Predictor, rebatched
@@ -119,7 +119,7 @@ def predicted(plan: PredictionPlan, alone: bool, batches: Iterator[pa.RecordBatc
 
 
 def predict_beside(plan: PredictionPlan, own: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of the ``mapInArrow`` task: the first columns, `own` of them, then outputs for those that follow."""
+    """Yield the first `own` columns, then the outputs for the other columns; this is the ``mapInArrow`` task's body."""
     import pyarrow as pa
 
     from tfspark.prediction.batches import Predictor, rebatched

@@ -1,7 +1,7 @@
-"""The Spark task that has one partition answered by a worker that serves: Arrow out, Arrow back, in order.
+"""The Spark task that sends one partition to a worker with ``ctx.serve`` and returns its answers in order, as Arrow.
 
-It runs in a Spark Python worker, in an ordinary job beside the one that holds the nodes, and never imports
-TensorFlow. One thread sends while another receives, as either may have to wait for the other side.
+It runs in a Spark Python worker, in an ordinary Spark job while another job holds the nodes. It never imports
+TensorFlow. One thread sends while another receives, because either may have to wait for the other side.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from tfspark.transport.auth import Secret, call_options
 from tfspark.transport.client import MessageClient
 
 IN_FLIGHT = 4
-"""Batches on their way at a time; more hides more of the way, less keeps memory low."""
+"""Batches in flight at a time; more batches hide more of the latency, fewer use less memory."""
 
 
 @dataclass(frozen=True)
 class PredictTask:
-    """All that a predicting task needs; travels in the task's closure.
+    """All that a prediction task needs; it is sent in the task's closure.
 
     Attributes
     ----------
     columns
         The tensor of each column that is sent.
     kept
-        Names of columns, which come before these, that are passed through.
+        Names of columns that are passed through; in batches they come before the columns that are sent.
     outputs
         Schema of the answers.
     packed
-        Columns that come from Spark as bytes.
+        Columns that Spark sends as bytes.
     """
 
     job: str
@@ -60,13 +60,13 @@ class PredictTask:
 
 
 def ask_for_structs(task: PredictTask, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Array]:
-    """Body of the task, for an Arrow UDF: `ask` with the answers as structs."""
+    """Run the task for an Arrow UDF: `ask`, with the answers as structs."""
     for batch in ask(task, batches):
         yield pa.StructArray.from_arrays(batch.columns, names=batch.schema.names)
 
 
 def ask(task: PredictTask, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of the task, for ``DataFrame.mapInArrow``.
+    """Run the task for ``DataFrame.mapInArrow``: yield the kept columns and the worker's answers.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def _exchange(
                 writer.write_batch(batch)
             writer.done_writing()
         except BaseException as e:
-            # The reading side learns of it by the end of the stream.
+            # The receiving side notices the failure by the end of the stream.
             failed.append(e)
 
     sender = threading.Thread(target=send, daemon=True)
@@ -142,8 +142,8 @@ def _exchange(
         outgoing.put(None)
         while waiting:
             yield _joined(waiting.pop(0), reader, task)
-        # The last answer can overtake the sender's word that there is no more to send, and two of these at once
-        # abort the process: gRPC takes one writing operation at a time.
+        # The last answer can arrive before the sender has called done_writing. Closing the writer during that call
+        # aborts the process: gRPC allows one write operation at a time.
         sender.join()
         writer.close()
     finally:

@@ -1,1 +1,1 @@
-"""Everything about a Spark session: finding, starting and asking Spark; every private Spark call is in here."""
+"""Everything about a Spark session: find, start and query Spark; all calls to Spark's private API are here."""

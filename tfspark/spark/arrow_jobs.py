@@ -1,4 +1,4 @@
-"""Jobs that hand Arrow batches to Python tasks, on every Spark that tfspark runs on."""
+"""Jobs that give Arrow batches to Python tasks, on every Spark version that tfspark supports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def map_in_arrow(
     barrier: bool = False,
     profile: ResourceProfile | None = None,
 ) -> DataFrame:
-    """Return a DataFrame of what `task` answers for each partition, with resources of a profile if there is one."""
+    """Return a DataFrame of the rows that `task` yields for each partition, run with a resource profile if given."""
     if not is_spark_3():
         return df.mapInArrow(task, ddl, barrier=barrier, profile=profile)
     answers = df.mapInArrow(task, ddl, barrier=barrier)
-    # Spark 3.5 takes profiles for RDDs only.
+    # Spark 3.5 supports profiles for RDDs only.
     return answers if profile is None else with_resources(answers, profile)

@@ -1,4 +1,4 @@
-"""Where tfspark keeps what it has made for this machine and can make again: the connector's jar, a Java wrapper."""
+"""The cache directory for files that tfspark makes on this machine and can make again: connector jar, Java wrapper."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ENVIRONMENT_NAME = "TFSPARK_CACHE"
 def cache_dir() -> Path:
     """Return the cache directory, which exists and is writable.
 
-    It is ``$TFSPARK_CACHE`` if that is set, else ``tfspark`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that
-    cannot be written, or there is no home, a directory of this user's own under the system's temporary directory.
+    It is ``$TFSPARK_CACHE`` if that is set, else ``tfspark`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. If that is not
+    writable, or there is no home directory, it is a private directory of this user in the system's temporary directory.
     """
     chosen = os.environ.get(ENVIRONMENT_NAME)
     if chosen:
@@ -26,7 +26,7 @@ def cache_dir() -> Path:
         if os.access(base, os.W_OK):
             return base
     except (OSError, RuntimeError):
-        # RuntimeError: neither HOME nor the list of users says where home is, as for a user that a container makes up.
+        # RuntimeError: neither HOME nor the user database gives a home directory, as for a container's made-up user.
         pass
     return _private_temporary()
 
@@ -35,6 +35,6 @@ def _private_temporary() -> Path:
     path = Path(tempfile.gettempdir()) / f"tfspark-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_uid != os.getuid():
-        # Someone else's directory could hold someone else's jar.
+        # Another user's directory could contain another user's jar.
         return Path(tempfile.mkdtemp(prefix="tfspark-"))
     return path

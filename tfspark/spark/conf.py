@@ -1,4 +1,4 @@
-"""What the settings of a Spark application say that tfspark acts on."""
+"""The settings of a Spark application that tfspark uses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def setting(spark: SparkSession, key: str) -> str | None:
 
 
 def master_of(spark: SparkSession) -> str:
-    """Return the master of the Spark application; ``""`` if a server of Spark Connect does not tell."""
+    """Return the master of the Spark application; ``""`` if a Spark Connect server does not report it."""
     return (setting(spark, "spark.master") or "") if connect.is_connect(spark) else str(spark.sparkContext.master)
 
 
 def driver_addresses(spark: SparkSession) -> tuple[str, str]:
-    """Return the address that the driver of a classic session binds, and the one by which executors reach it."""
+    """Return the address to which the driver of a classic session binds, and the one by which executors reach it."""
     if master_of(spark).startswith("local"):
         return "127.0.0.1", "127.0.0.1"
     conf = spark.sparkContext.getConf()
@@ -34,7 +34,7 @@ def driver_addresses(spark: SparkSession) -> tuple[str, str]:
 
 
 def wants_tls(spark: SparkSession) -> bool:
-    """Tell whether Spark is set to protect what it sends, so that tfspark should as well."""
+    """Return whether Spark is set to protect its connections, so that tfspark should use TLS too."""
     keys = ("spark.ssl.enabled", "spark.authenticate", "spark.network.crypto.enabled", "spark.ssl.rpc.enabled")
     protected = any((setting(spark, k) or "false").lower() == "true" for k in keys)
     return protected or (connect.is_connect(spark) and connect.encrypts(spark))
@@ -48,19 +48,19 @@ def application_of(spark: SparkSession) -> tuple[str, str]:
 
 
 def all_settings(spark: SparkSession) -> dict[str, str]:
-    """Return all settings of the application, on Spark Connect those of the session."""
+    """Return all settings of the application; on Spark Connect, those of the session."""
     if connect.is_connect(spark):
         return _settings_of_session(spark)
     return dict(spark.sparkContext.getConf().getAll())
 
 
 def has_ui(spark: SparkSession) -> bool:
-    """Tell whether Spark serves its web UI."""
+    """Return whether Spark serves its web UI."""
     return (setting(spark, "spark.ui.enabled") or "true").lower() == "true"
 
 
 def settings_of(spark: SparkSession, given: Mapping[str, Any]) -> Settings:
-    """Return the settings of a cluster: what is `given`, then those of Spark, then environment variables.
+    """Return the settings of a cluster; `given` ones come first, then Spark's, then environment variables.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def settings_of(spark: SparkSession, given: Mapping[str, Any]) -> Settings:
 
 
 def conf_of_tfspark(spark: SparkSession) -> dict[str, str]:
-    """Return the settings ``spark.tfspark.*`` of a session, which has those of its application, too."""
+    """Return the settings ``spark.tfspark.*`` of a session, which include those of its application."""
     return {name: value for name, value in _settings_of_session(spark).items() if name.startswith(SPARK_PREFIX)}
 
 

@@ -1,6 +1,6 @@
-"""Sessions of Spark Connect: what a client, which has no JVM, learns of its session and of the server.
+"""Sessions of Spark Connect: what a client, which has no JVM, can learn about its session and the server.
 
-The private names of Connect's client are used here alone; each has a test (``tests/cluster/test_connect.py``).
+Only this module uses private names of Connect's client; each has a test (``tests/cluster/test_connect.py``).
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANY_ROWS = 1 << 16
-"""Rows of a range that has a partition for each core that there can be."""
+"""Rows of a range that is large enough for one partition per core on any cluster."""
 
 _DECIDE_PARTITIONS = ("spark.default.parallelism", "spark.sql.leafNodeDefaultParallelism")
-"""Settings that say how many partitions a range has, whatever cores there are."""
+"""Settings that fix the number of partitions of a range, whatever the number of cores is."""
 
 
 def is_connect(session: Any) -> bool:
-    """Return whether a session, or a DataFrame, is one of Spark Connect."""
+    """Return whether a session or a DataFrame belongs to Spark Connect."""
     return type(session).__module__.startswith("pyspark.sql.connect.")
 
 
 def setting_of(session: SparkSession, key: str) -> str | None:
-    """Return a setting of the server; ``None`` if it is not set, or the server does not tell."""
+    """Return a setting of the server; ``None`` if it is not set, or the server does not reveal it."""
     from pyspark.errors import PySparkException
 
     try:
         return session.conf.get(key, None)
     except PySparkException:
-        # Hosted servers keep some for themselves.
+        # Hosted servers hide some settings.
         return None
 
 
 def server_host(session: SparkSession) -> str:
-    """Return the host of the server, as the client was told it."""
+    """Return the host of the server, as it was given to the client."""
     return str(session._client.host)  # type: ignore[attr-defined]
 
 
 def encrypts(session: SparkSession) -> bool:
-    """Return whether the client talks to the server by TLS."""
+    """Return whether the client uses TLS to talk to the server."""
     builder = session._client._builder  # type: ignore[attr-defined]
     return bool(getattr(builder, "use_ssl", None) or (not hasattr(builder, "use_ssl") and builder.secure))
 
 
 def register_profile(session: SparkSession, profile: ResourceProfile) -> None:
-    """Tell the server of a resource profile, by the active session, as Connect does it; each thread has its own."""
+    """Register a resource profile with the server through the active session, as Connect does; it is set per thread."""
     active = type(session)._active_session  # type: ignore[attr-defined]
     before = getattr(active, "session", None)
     active.session = session
@@ -65,9 +65,9 @@ def plan_of(df: DataFrame) -> str:
 
 
 def count_cores(session: SparkSession) -> int | None:
-    """Return how many cores Spark's executors have now; ``None`` where a setting hides it.
+    """Return the number of cores of Spark's executors now; ``None`` if a setting hides it.
 
-    A client cannot ask for executors. Without a setting Spark gives a range a partition for each core.
+    A client cannot list executors. Without a setting, Spark gives a range one partition per core.
     """
     from pyspark.sql import functions as F
 

@@ -1,7 +1,7 @@
 """The jar of the connectors: compiled once per Spark version from the sources in ``connectors/``.
 
-Wheels carry jars for some Sparks. For others the compiler is the one in Spark's own jars, so that the connector always
-fits the Spark it runs in and building it needs nothing but the Java that Spark needs too.
+Wheels contain jars for some Spark versions. For other versions, the compiler is the one in Spark's own jars. So the
+connector always fits its Spark, and building it needs only the Java that Spark needs too.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from tfspark.spark.java import OLDEST_JAVA, ensure_java
 logger = logging.getLogger(__name__)
 
 BUILD_SECONDS = 600.0
-"""Compiling takes 10 to 30 seconds; a machine that needs longer than this is in trouble."""
+"""Seconds after which compiling is given up; it takes 10 to 30 seconds, unless the machine has a problem."""
 
 SHIPPED = Path(__file__).parent / "jars"
-"""Jars that came with the wheel; a clone has none."""
+"""Directory of the jars in a wheel; a clone of the repository has none."""
 
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def connector_jar() -> Path:
-    """Return the connector's jar for the installed Spark: the one that tfspark's wheel carries, else one built here.
+    """Return the connector's jar for the installed Spark: the one in tfspark's wheel, else one built here.
 
-    Safe when several processes ask at once: one builds, the others wait for it.
+    Several processes may call this at once: one builds the jar, the others wait for it.
 
     Returns
     -------
     Path
-        For ``spark-submit --jars`` or ``spark.jars``.
+        Path for ``spark-submit --jars`` or ``spark.jars``.
 
     Raises
     ------
@@ -62,12 +62,12 @@ def connector_jar() -> Path:
 
 
 def shipped_jar(sources: Path) -> Path:
-    """Return where a wheel has the jar of these sources for the installed Spark; all versions of a minor share it."""
+    """Return the path of the wheel's jar of these sources for the installed Spark; all patch versions share one jar."""
     return SHIPPED / f"tfrecord-spark{spark_minor()}-scala{scala_minor()}-{_digest(sources)}.jar"
 
 
 def ship_jar() -> Path:
-    """Build the jar into this package, where `make wheel` finds it; return its path.
+    """Build the jar in this package, where `make wheel` finds it, and return its path.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _build(sources: Path, jar: Path) -> None:
 def _compile(files: list[str], classes: Path) -> None:
     java = ensure_java()
     has_signatures = (Path(java.command).resolve().parent.parent / "lib" / "ct.sym").is_file()
-    # Only a full JDK holds the signatures of older releases that -release needs.
+    # Only a full JDK has the signatures of older releases, which -release needs.
     target = ["-release", str(OLDEST_JAVA)] if has_signatures else [f"-target:{OLDEST_JAVA}"]
     command = [java.command, "-Xss4m", "-cp", f"{spark_jars()}/*", "scala.tools.nsc.Main", "-usejavacp", "-nowarn"]
     try:

@@ -1,6 +1,7 @@
 """Expressions of the connector's jar as columns of classic sessions.
 
-Spark Connect has no JVM here, and a session may lack the jar: then there is no bridge, and callers have another way.
+With Spark Connect there is no JVM here, and a session may lack the jar. Then there is no bridge, and callers use
+another way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Bridge:
-    """The connector's classes, and the way between columns and expressions."""
+    """The connector's classes, and conversions between columns and expressions."""
 
     def __init__(self, jvm: Any, utils: Any) -> None:
         self.jvm = jvm
@@ -28,7 +29,7 @@ class Bridge:
         return internals.expression_of(self._utils, column)
 
     def column(self, expression: Any) -> Column:
-        """Return a column of an expression."""
+        """Return an expression as a column."""
         return internals.column_of(self._utils, expression)
 
     def java_map(self, values: Mapping[str, str]) -> Any:
@@ -42,7 +43,7 @@ def bridge_of(session: SparkSession) -> Bridge | None:
 
 
 def bridge_of_column(column: Column) -> Bridge | None:
-    """Return the bridge of the JVM that a column is of, or None as `bridge_of`."""
+    """Return the bridge of the JVM of a column, or None in the same cases as `bridge_of`."""
     return _bridge(internals.jvm_of_column(column))
 
 

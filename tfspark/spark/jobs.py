@@ -1,4 +1,4 @@
-"""Spark jobs in threads of their own, which can be cancelled by a tag, and what their failures mean."""
+"""Spark jobs that run in separate threads and can be cancelled by a tag, and the meaning of their failures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class TaggedJob:
-    """A Spark job in a thread of its own that can be cancelled.
+    """A Spark job that runs in its own thread and can be cancelled.
 
     Parameters
     ----------
     spark
         The session.
     tag
-        Spark job tag; unique.
+        Spark job tag; it must be unique.
     action
         Runs the job; called in the thread.
     on_end
@@ -49,7 +49,7 @@ class TaggedJob:
         result, error = None, None
         try:
             if is_connect(self._spark):
-                # Of this thread: Connect's client keeps tags for each.
+                # Connect's client keeps tags per thread.
                 self._spark.addTag(self.tag)
             else:
                 self._spark.sparkContext.addJobTag(self.tag)
@@ -59,50 +59,50 @@ class TaggedJob:
         self._on_end(result, error)
 
     def cancel(self) -> None:
-        """Cancel the job; nothing happens if it has ended or Spark is gone."""
+        """Cancel the job; do nothing if it has ended or Spark is gone."""
         try:
             if is_connect(self._spark):
                 self._spark.interruptTag(self.tag)
                 return
-            # Not interruptTag: it knows only the tags of the thread that calls it, and of those that thread came from.
+            # Not interruptTag: it knows only the tags of the calling thread and of the threads that started it.
             self._spark.sparkContext.cancelJobsWithTag(self.tag)
         except Exception as e:
             logger.debug("could not cancel %s: %s", self.tag, e)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread; tell whether it has ended."""
+        """Wait at most `timeout` seconds for the thread, and return whether it has ended."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
 _RAISED_BY_CODE = re.compile(r"Traceback \(most recent call last\)|SQLSTATE: (?!XX)\w{5}")
-"""In the text of a job's error if code of the user, or an expression, has raised it."""
+"""Matches the text of a job's error that user code or an expression has raised."""
 
 _NOT_BY_DATA = re.compile(
     r"did not take the rows|[Cc]ancelled|SparkContext was shut down|ExecutorLost|exited unexpectedly|"
     r"FlightUnavailable|FlightTimedOut|before it had sent all rows|EOFException"
 )
-"""In it if a node, an executor or Spark itself has gone."""
+"""Matches the text of a job's error if a node, an executor or Spark itself is gone."""
 
 
 def failed_by_data(error: BaseException) -> bool:
-    """Tell whether a job failed of what computes its rows, such as a UDF, and not because some process was lost."""
+    """Return whether a job failed in code that computes its rows, such as a UDF, and not because a process was lost."""
     text = str(error)
     return _RAISED_BY_CODE.search(text) is not None and _NOT_BY_DATA.search(text) is None
 
 
 def _thread_of(spark: SparkSession) -> Callable[..., threading.Thread]:
-    """Return what makes threads that run jobs of a session."""
+    """Return a function that makes threads in which jobs of a session can run."""
     if is_connect(spark):
         return threading.Thread
     from pyspark import InheritableThread
 
-    # Spark 3.5 takes all that a thread inherits from the JVM, and knows no session.
+    # In Spark 3.5 a thread inherits everything from the JVM, and InheritableThread has no argument `session`.
     return InheritableThread if is_spark_3() else partial(InheritableThread, session=spark)
 
 
 def describe_job_error(error: BaseException) -> str:
-    """Say in a line or a few what Spark's exception means."""
+    """Return the meaning of a Spark exception in one or a few lines."""
     text = str(error)
     if "No module named 'tfspark" in text:
         return (

@@ -1,4 +1,4 @@
-"""``main`` and its arguments as bytes: code that executors cannot import travels by value."""
+"""Pickle ``main`` and its arguments; code that executors cannot import is pickled by value."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _pickling = threading.Lock()
 
 
 def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any] | None = None) -> bytes:
-    """Pickle `main`, its arguments and the user's strategy for the nodes, code that they cannot import by value.
+    """Pickle `main`, its arguments and the user's strategy for the nodes; pickle code they cannot import by value.
 
     Raises
     ------
     ConfigurationError
-        If it is not callable or cannot be pickled.
+        If `main` is not callable, or one of the three cannot be pickled.
     """
     if not callable(main):
         raise ConfigurationError(
@@ -46,7 +46,7 @@ def pickle_main(main: Callable[..., Any], args: Any, strategy: Callable[..., Any
 
 def _dump(value: Any, by_value: ModuleType | None) -> bytes:
     buffer = io.BytesIO()
-    # What cloudpickle is told about modules holds for all threads.
+    # Registering a module with cloudpickle affects all threads.
     with _pickling:
         if by_value is not None:
             cloudpickle.register_pickle_by_value(by_value)
@@ -60,7 +60,7 @@ def _dump(value: Any, by_value: ModuleType | None) -> bytes:
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     make, parts, *rest = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    # Since 3.1.3 cloudpickle leaves the file out, and tracebacks would not say where main failed.
+    # Since 3.1.3 cloudpickle drops the file name; without it tracebacks would not say where main failed.
     return (make, tuple(code.co_filename if p == "<dynamic-code>" else p for p in parts), *rest)
 
 

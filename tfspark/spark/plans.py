@@ -1,4 +1,4 @@
-"""What Spark's plan of a DataFrame says, in classic sessions and on Spark Connect."""
+"""Facts that tfspark reads from Spark's plan of a DataFrame, in classic sessions and on Spark Connect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 EXCHANGE = re.compile(r"^[ :+\-*()\d]*\w*Exchange\b", re.MULTILINE)
-"""How Spark writes a step of a plan before which other stages, or broadcasts, have to be done."""
+"""Matches, in Spark's text of a plan, an operator that needs other stages or broadcasts to finish first."""
 
 
 def in_one_stage(df: DataFrame) -> bool:
@@ -24,6 +24,6 @@ def in_one_stage(df: DataFrame) -> bool:
 def rows_can_move(data: DataFrame | RDD[Any]) -> bool:
     """Return whether Spark may put rows into other partitions when it computes them again.
 
-    Only the JVM knows. On Spark Connect the plan must do, so rows count as movable wherever they are exchanged.
+    Only the JVM knows. On Spark Connect the plan decides instead, so rows count as movable if the plan exchanges them.
     """
     return not in_one_stage(data) if connect.is_connect(data) else internals.rows_can_move(data)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Spark's side of resources: what it is set to, what its executors have, and the profiles that ask for more.
+"""Spark's side of resources: its settings, the resources of its executors, and the profiles that ask for more.
 
-Without dynamic allocation a profile of tasks alone runs on the executors that there are. With it, every profile gets
-executors of its own, so it says what these shall have; and Spark refuses barrier stages.
+Without dynamic allocation, a profile that describes only tasks runs on the existing executors. With it, every profile
+gets its own executors, so the profile must describe them too; and Spark refuses barrier stages.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 LOCAL_PATIENCE_SECONDS = 2.0
-"""How long ``local[n]`` is waited for: its one executor is there, but is told of by Spark's event queue."""
+"""Seconds to wait for the executor of ``local[n]``: it exists at once, but Spark's event queue reports it later."""
 
 _profiles: WeakKeyDictionary[Any, dict[TaskResources, ResourceProfile]] = WeakKeyDictionary()
 _profiles_lock = threading.Lock()
 
 
 class Resources:
-    """What the nodes of one cluster need, and whether Spark has it.
+    """The resources that the nodes of one cluster need, and whether Spark has them.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ class Resources:
     nodes
         All nodes of the cluster.
     requested
-        What the user asks for each.
+        Resources that the user requests for each node.
     patience
-        Seconds that executors which have not registered yet are waited for; a session is handed out before they have.
+        Seconds to wait for executors that have not registered yet; Spark returns a session before they have.
     """
 
     def __init__(
@@ -71,29 +71,31 @@ class Resources:
         self.settings = read_settings(spark)
 
     def groups(self, patience: float | None = None) -> tuple[Group, ...]:
-        """Return the groups of nodes, once Spark has what they need; within `patience` seconds, by default a few.
+        """Return the groups of nodes as soon as Spark has the resources they need.
+
+        Wait at most `patience` seconds, by default the `patience` of the constructor.
 
         Raises
         ------
         ResourceError
-            If Spark does not have it.
+            If Spark does not have the resources.
         """
         return self._fitting(feeding=None, patience=patience)[0]
 
     def of(self, nodes: Sequence[NodeId]) -> Resources:
-        """Return what other nodes need that ask for the same."""
+        """Return the resources of other nodes for which the user requests the same per node."""
         other = copy(self)
         other._nodes = tuple(nodes)
         return other
 
     def has_room(self, feeding: bool) -> bool:
-        """Tell whether Spark has what the nodes need now, and a slot beside them for a feeding task."""
+        """Return whether Spark has room now for the nodes and, if `feeding`, for a feed task beside them."""
         beside = self.settings.task if feeding else None
         try:
             groups, _ = self._fitting(beside, or_without_gpus=feeding, patience=0.0)
         except ResourceError:
             return False
-        # Executors that Spark is about to kill are still listed, and take no tasks.
+        # Executors that Spark is about to kill are still listed, but take no tasks.
         return all(
             internals.concurrent_tasks(self._spark.sparkContext, self.profile(g.need))
             >= len(g.nodes) + (feeding and g.need == self.settings.task)
@@ -101,32 +103,32 @@ class Resources:
         )
 
     def groups_beside_feeding(self) -> tuple[Group, ...]:
-        """Return the groups of nodes, once Spark has room for them and a feeding task.
+        """Return the groups of nodes as soon as Spark has room for them and a feed task.
 
         Raises
         ------
         ResourceError
-            If Spark does not have it.
+            If Spark does not have the room.
         """
         return self._fitting(self.settings.task, or_without_gpus=True)[0]
 
     @property
     def asks_for_gpus(self) -> bool:
-        """Whether the user or Spark's settings say how many GPUs a node gets, none included."""
+        """Whether the user requests a number of GPUs per node, which may be 0, or Spark's settings give tasks GPUs."""
         return self._requested.gpus is not None or bool(self.settings.task.gpus)
 
     def feeding_profile(self, in_one_stage: Callable[[], bool]) -> ResourceProfile | None:
-        """Return the profile of feeding tasks, once Spark has room for one beside all nodes.
+        """Return the profile of feed tasks as soon as Spark has room for one of them beside all nodes.
 
         Parameters
         ----------
         in_one_stage
-            Whether they are all tasks of the feed: other stages cannot be given a profile.
+            Returns whether the feed tasks are all tasks of the feed; other stages cannot be given a profile.
 
         Raises
         ------
         ResourceError
-            If Spark does not have it.
+            If Spark does not have the room.
         """
         groups, executors = self._fitting(self.settings.task, or_without_gpus=True)
         need = feeding_need(groups, self.settings, executors)
@@ -135,17 +137,17 @@ class Resources:
         return self.profile(need)
 
     def require_default_task(self) -> None:
-        """Make sure that tasks of which we know nothing can run beside all nodes.
+        """Make sure that a task with the default resources can run beside all nodes.
 
         Raises
         ------
         ResourceError
-            If they cannot.
+            If it cannot.
         """
         self._fitting(self.settings.task)
 
     def profile(self, need: TaskResources) -> ResourceProfile | None:
-        """Return the profile of tasks with this need; ``None`` if it is what any task gets."""
+        """Return the profile of tasks with this need; ``None`` if the need is the default of all tasks."""
         return None if need == self.settings.task else profile_of(self._spark, need, self.settings)
 
     def _fitting(
@@ -173,7 +175,7 @@ class Resources:
 
 
 def require_room(spark: SparkSession, workers: int, feeding: bool = True) -> None:
-    """Make sure that so many workers, and a feeding task beside them, can run at once.
+    """Make sure that `workers` workers and, if `feeding`, a feed task beside them can run at once.
 
     Raises
     ------
@@ -188,7 +190,7 @@ def require_room(spark: SparkSession, workers: int, feeding: bool = True) -> Non
 
 
 def task_slots(spark: SparkSession) -> int | None:
-    """Return how many tasks Spark can run at once now; ``None`` if a server of Spark Connect does not tell."""
+    """Return how many tasks Spark can run at once now; ``None`` if a Spark Connect server does not reveal it."""
     if not connect.is_connect(spark):
         return internals.concurrent_tasks(spark.sparkContext)
     cores = connect.count_cores(spark)
@@ -196,7 +198,7 @@ def task_slots(spark: SparkSession) -> int | None:
 
 
 def read_settings(spark: SparkSession) -> Settings:
-    """Read what Spark is set to."""
+    """Return Spark's settings that concern resources."""
     manager = Manager.of(master_of(spark))
     cpus = Fraction(setting(spark, "spark.task.cpus") or "1")
     if manager is Manager.LOCAL:
@@ -212,7 +214,7 @@ def read_settings(spark: SparkSession) -> Settings:
 
 
 def read_executors(spark: SparkSession, settings: Settings) -> list[Executor] | None:
-    """Ask Spark what its executors have, those of the default profile; ``None`` if it does not tell."""
+    """Return the resources of Spark's executors of the default profile; ``None`` if Spark does not reveal them."""
     if not connect.is_connect(spark):
         return [Executor(cpus, gpus) for cpus, gpus in internals.executors_of_default_profile(spark.sparkContext)]
     cores = connect.count_cores(spark)
@@ -220,7 +222,7 @@ def read_executors(spark: SparkSession, settings: Settings) -> list[Executor] | 
 
 
 def profile_of(spark: SparkSession, need: TaskResources, settings: Settings) -> ResourceProfile:
-    """Return the profile of tasks with this need, the same one each time: equal ones get executors of their own."""
+    """Return the profile of tasks with this need, the same one each time: equal profiles get separate executors."""
     with _profiles_lock:
         known = _profiles.setdefault(spark if connect.is_connect(spark) else spark.sparkContext, {})
         if need not in known:
@@ -256,5 +258,5 @@ def _build(spark: SparkSession, need: TaskResources, settings: Settings) -> Reso
 
 
 def _number(amount: Fraction | int) -> float | int:
-    # Before Spark 4.3 CPUs were whole numbers.
+    # Before Spark 4.3, CPUs were whole numbers.
     return int(amount) if amount == int(amount) else float(amount)

@@ -1,7 +1,7 @@
-"""Files at URLs that Spark reads (``hdfs://``, ``s3a://``, ``gs://`` and others), brought to the driver and executors.
+"""Copy files at URLs that Spark reads (``hdfs://``, ``s3a://``, ``gs://`` and others) to the driver and executors.
 
-In a classic session Hadoop copies them, through the driver's JVM. On Spark Connect, which has none here, the server
-reads them as rows of ``binaryFile``.
+In a classic session Hadoop copies them, through the driver's JVM. On Spark Connect, where there is no JVM here, the
+server reads them as rows of ``binaryFile``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class RemoteFile:
     Attributes
     ----------
     path
-        Its URL.
+        URL of the file.
     stamp
-        Another one when the file has been written anew.
+        Text that changes when the file is written again.
     """
 
     path: str
@@ -42,12 +42,12 @@ class RemoteFile:
 
 
 def is_remote(path: str) -> bool:
-    """Tell whether a path is a URL, other than of the local file system."""
+    """Return whether a path is a URL, and not one of the local file system."""
     return bool(_URL.match(path)) and not path.startswith("file:")
 
 
 def remote_files(spark: SparkSession, path: str) -> list[RemoteFile]:
-    """Return the files at and below a URL; none if there is nothing.
+    """Return the files at and below a URL; an empty list if there are none.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def _in_words(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        # py4j, whose errors of Java these are, is not there with Spark Connect alone.
+        # Java errors have the types of py4j, which may be missing with Spark Connect alone; so do not import it here.
         java = getattr(e, "java_exception", None)
         if java is None and not isinstance(e, PySparkException):
             raise
@@ -84,7 +84,7 @@ def _by_hadoop(spark: SparkSession, path: str) -> list[RemoteFile]:
         status = files.getFileStatus(target)
         return [RemoteFile(path, f"{status.getModificationTime()}-{status.getLen()}")]
     found, listed = [], files.listFiles(target, True)
-    # A file system answers with paths in full.
+    # The file system lists fully qualified paths.
     base = str(files.makeQualified(target).toString()).rstrip("/")
     while listed.hasNext():
         status = listed.next()
@@ -103,7 +103,7 @@ def _by_spark(spark: SparkSession, path: str) -> list[RemoteFile]:
         if "PATH_NOT_FOUND" in str(e):
             return []
         raise
-    # Spark writes file:/x for file:///x, and so on: what comes after the scheme is compared.
+    # Spark writes file:/x for file:///x, and so on: compare only what follows the scheme.
     base = _bare(path)
     found = ((_bare(r.path).removeprefix(base), f"{r.modificationTime}-{r.length}") for r in rows)
     return [RemoteFile(path.rstrip("/") + inner, stamp) for inner, stamp in found]
@@ -114,12 +114,12 @@ def _bare(path: str) -> str:
 
 
 def fetch(spark: SparkSession, files: list[RemoteFile], base: str, directory: str) -> None:
-    """Copy files into a local directory, where they stand to one another as below `base`.
+    """Copy files into a local directory, with the same relative paths as below `base`.
 
     Raises
     ------
     ConfigurationError
-        If one cannot be read.
+        If a file cannot be read, or is not below `base`.
     """
     for file in files:
         inner = file.path.removeprefix(base.rstrip("/")).lstrip("/") or os.path.basename(file.path)
@@ -143,11 +143,11 @@ def _copy(spark: SparkSession, path: str, local: str) -> None:
 
 
 def ship(spark: SparkSession, directory: str, name: str) -> None:
-    """Give each executor a copy of a local directory, which tasks find as `shipped`; once for as long as Spark runs.
+    """Copy a local directory to each executor, once for as long as Spark runs; tasks find it with `shipped`.
 
-    Spark copies it to an executor when its first task begins.
+    Spark copies it to an executor when the executor's first task begins.
     """
-    # Spark serves the archive from here to executors that come later, too.
+    # Keep the archive until the program ends: Spark also serves it to executors that start later.
     keep = tempfile.mkdtemp(prefix="tfspark-shipped-")
     atexit.register(shutil.rmtree, keep, ignore_errors=True)
     archive = shutil.make_archive(os.path.join(keep, name), "zip", directory)
@@ -158,12 +158,12 @@ def ship(spark: SparkSession, directory: str, name: str) -> None:
 
 
 def owner_of_files(spark: SparkSession) -> Any:
-    """Return what the files that `ship` sends live as long as: the SparkContext, or the session of Spark Connect."""
+    """Return the SparkContext, or the Spark Connect session: files that `ship` has sent exist as long as it does."""
     return spark.sparkContext if is_classic(spark) else spark
 
 
 def shipped(name: str) -> str:
-    """Return where a directory is that `ship` has sent; called in a task."""
+    """Return the path of a directory that `ship` has sent; called in a task."""
     from pyspark import SparkFiles
 
     return SparkFiles.get(name)

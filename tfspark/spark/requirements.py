@@ -1,4 +1,4 @@
-"""What a session must be so that a cluster can run in it, checked before anything starts."""
+"""Requirements for a session in which a cluster runs, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfspark.spark.internals import is_classic, is_stopped
 
 
 def require_session(spark: Any) -> None:
-    """Refuse what is no SparkSession that runs, classic or of Spark Connect.
+    """Raise an error unless `spark` is a running SparkSession, classic or of Spark Connect.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def require_session(spark: Any) -> None:
 
 
 def require_pandas() -> None:
-    """Refuse early what ``mapInArrow`` refuses late.
+    """Raise an error early if pandas is missing; ``mapInArrow`` would raise one late.
 
     Raises
     ------

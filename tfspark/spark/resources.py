@@ -1,7 +1,7 @@
-"""What nodes need of Spark, how they are grouped by it, and whether it fits: decisions only, without Spark.
+"""The resources that nodes need, how nodes are grouped by them, and whether they fit: decisions only, without Spark.
 
-A task holds CPUs and GPUs of one executor for as long as it runs, and nodes run until the cluster ends, so all of them
-and one feeding task must fit side by side. `spark/profiles.py` asks Spark what there is and tells it what is wanted.
+A task holds CPUs and GPUs of one executor as long as it runs, and nodes run until the cluster ends. So all nodes and
+one feed task must fit at the same time. `spark/profiles.py` reads Spark's resources and makes the resource profiles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfspark.errors import ConfigurationError, ResourceError
 from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 
 Amount = Fraction | int
-"""Whole or not, exactly: a third of a GPU three times is a GPU."""
+"""A whole number or an exact fraction: three times a third of a GPU is one GPU."""
 
 GPU_SETTINGS = {
     "standalone": "spark.worker.resource.gpu.amount and .discoveryScript on the workers, and "
@@ -29,7 +29,7 @@ GPU_SETTINGS = {
 
 
 class Manager(str, Enum):
-    """What gives Spark its executors."""
+    """The cluster manager, which gives Spark its executors."""
 
     LOCAL = "local"
     LOCAL_CLUSTER = "local-cluster"
@@ -40,7 +40,7 @@ class Manager(str, Enum):
 
     @classmethod
     def of(cls, master: str) -> Manager:
-        """Return the one that a master URL names."""
+        """Return the cluster manager of a master URL."""
         for prefix, manager in (
             ("local-cluster", cls.LOCAL_CLUSTER),
             ("local", cls.LOCAL),
@@ -54,13 +54,13 @@ class Manager(str, Enum):
 
     @property
     def has_profiles(self) -> bool:
-        """Whether tasks can be given other resources than ``spark.task.*`` says."""
+        """Whether tasks can have other resources than those of ``spark.task.*``."""
         return self not in (Manager.LOCAL, Manager.OTHER)
 
 
 @dataclass(frozen=True)
 class TaskResources:
-    """CPUs and GPUs that Spark sets aside for one task."""
+    """CPUs and GPUs that Spark reserves for one task."""
 
     cpus: Amount = 1
     gpus: Amount = 0
@@ -71,12 +71,12 @@ class TaskResources:
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What the user asks for each node; ``None`` is what any task gets.
+    """Resources that the user requests for each node; ``None`` is the default of all tasks.
 
     Raises
     ------
     ConfigurationError
-        If an amount is none.
+        If an amount given to `of` is invalid.
     """
 
     gpus: Amount | None = None
@@ -85,7 +85,7 @@ class NodeResources:
 
     @classmethod
     def of(cls, gpus_per_node: float | None, cpus_per_node: float | None, spread: bool) -> NodeResources:
-        """Check the arguments of `Cluster`."""
+        """Check the arguments of `Cluster`, and return the resources."""
         gpus, cpus = _amount("gpus_per_node", gpus_per_node), _amount("cpus_per_node", cpus_per_node)
         if gpus is not None and gpus > 1 and gpus.denominator != 1:
             raise ConfigurationError(
@@ -99,18 +99,18 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class Settings:
-    """What Spark is set to.
+    """Spark's settings that concern resources.
 
     Attributes
     ----------
     task
-        What a task holds unless told otherwise.
+        Resources that a task holds by default.
     executor_cpus
-        ``spark.executor.cores``; ``None`` if an executor takes what its host has.
+        ``spark.executor.cores``; ``None`` if an executor takes all cores of its host.
     executor_gpus
         ``spark.executor.resource.gpu.amount``.
     dynamic
-        Whether executors come and go with the tasks that wait for them.
+        Whether Spark starts and ends executors according to the tasks that wait (dynamic allocation).
     """
 
     manager: Manager
@@ -122,7 +122,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Executor:
-    """What one executor has for tasks."""
+    """CPUs and GPUs that one executor has for tasks."""
 
     cpus: int
     gpus: int = 0
@@ -130,7 +130,7 @@ class Executor:
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that need the same, and so are tasks of one Spark job."""
+    """Nodes that need the same resources, and so are tasks of one Spark job."""
 
     nodes: tuple[NodeId, ...]
     need: TaskResources
@@ -139,17 +139,17 @@ class Group:
 def plan_groups(
     nodes: Sequence[NodeId], requested: NodeResources, settings: Settings, executors: Sequence[Executor] = ()
 ) -> tuple[Group, ...]:
-    """Say what each node needs and which go together, those with GPUs first.
+    """Group nodes by the resources that each of them needs; groups with GPUs come first.
 
     Parameters
     ----------
     executors
-        Those that there are; they tell how many CPUs one has if no setting does.
+        The existing executors; they give the CPUs of an executor if no setting does.
 
     Raises
     ------
     ResourceError
-        If Spark cannot be asked for this, or no executor can ever offer it.
+        If Spark does not support the request, or no executor can ever fulfil it.
     """
     cpus = requested.cpus or settings.task.cpus
     if requested.spread and settings.dynamic and settings.executor_cpus is None:
@@ -204,12 +204,12 @@ def _refuse_without_profiles(need: TaskResources, requested: NodeResources, sett
 
 
 def _cpus_of_executor(settings: Settings, executors: Iterable[Executor]) -> int:
-    # One more than half of the largest leaves room for no second one anywhere.
+    # A node with more than half of the CPUs of the largest executor leaves no room for a second node on any executor.
     return settings.executor_cpus or max((e.cpus for e in executors), default=1)
 
 
 def feeding_need(groups: Sequence[Group], settings: Settings, executors: Sequence[Executor]) -> TaskResources:
-    """Return what a feeding task shall hold: what any task does, or no GPU if the nodes leave none."""
+    """Return the resources of a feed task: the default of all tasks, or no GPU if the nodes leave none."""
     task = settings.task
     if not task.gpus or settings.dynamic or not settings.manager.has_profiles:
         return task
@@ -222,7 +222,7 @@ def feeding_need(groups: Sequence[Group], settings: Settings, executors: Sequenc
 
 
 def executors_of(cores: int, master: str, settings: Settings) -> list[Executor]:
-    """Return what executors there are if they have so many cores in all: as large as the settings say, or one."""
+    """Return executors that have `cores` in all: of the size in `master` or the settings, else one with all cores."""
     local_cluster = re.match(r"local-cluster\[\s*\d+\s*,\s*(\d+)", master)
     each = int(local_cluster[1]) if local_cluster else settings.executor_cpus or cores
     return [Executor(each, settings.executor_gpus)] * max(1, cores // each)
@@ -238,9 +238,9 @@ class Shortage:
     Attributes
     ----------
     group
-        Whose node it is; ``None`` for a feeding task.
+        Group of the node whose task it is; ``None`` for a feed task.
     of_gpus
-        Whether GPUs are what is short, CPUs otherwise.
+        Whether GPUs are missing; otherwise CPUs are.
     """
 
     group: Group | None
@@ -248,7 +248,7 @@ class Shortage:
 
 
 class _Room:
-    """What an executor has left."""
+    """CPUs and GPUs that an executor has left."""
 
     def __init__(self, executor: Executor) -> None:
         self.cpus = Fraction(executor.cpus)
@@ -263,7 +263,7 @@ class _Room:
         if self.cpus < need.cpus or not self.gives_gpus(need):
             return False
         self.cpus -= need.cpus
-        # As Spark does it: whole GPUs of those that are free, a share of the first that has it.
+        # As Spark does it: take whole GPUs that are free, or a share of the first GPU that has enough left.
         for _ in range(int(need.gpus) if need.gpus >= 1 else bool(need.gpus)):
             share = min(Fraction(1), Fraction(need.gpus))
             self.gpus[next(i for i, g in enumerate(self.gpus) if g >= share)] -= share
@@ -273,7 +273,7 @@ class _Room:
 def find_shortage(
     groups: Sequence[Group], feeding: TaskResources | None, executors: Sequence[Executor]
 ) -> Shortage | None:
-    """Say which task finds no executor when all nodes run, and a feeding task beside them."""
+    """Return the task that finds no executor if all nodes and a feed task run at once; ``None`` if all tasks fit."""
     rooms = [_Room(e) for e in executors]
     for group in groups:
         for _ in group.nodes:
@@ -298,7 +298,7 @@ def shortage_error(
     settings: Settings,
     spread: bool = False,
 ) -> ResourceError:
-    """Say how many there are, how many are needed, and which setting to change."""
+    """Return the error of a shortage: what Spark has, what is needed, and which setting to change."""
     if not shortage.of_gpus and spread and shortage.group is not None:
         return _too_few_executors(groups, executors)
     if not shortage.of_gpus:
@@ -364,7 +364,7 @@ def _slots_hint(settings: Settings, needed: int, cpus: Amount) -> str:
 
 
 def shown(amount: Amount) -> str:
-    """Write an amount as the user does."""
+    """Return an amount as users write it."""
     return str(int(amount)) if amount == int(amount) else f"{float(amount):g}"
 
 

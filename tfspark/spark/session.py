@@ -1,6 +1,6 @@
-"""`configure` and `session`: a SparkSession that knows TFRecords and runs the same Python everywhere.
+"""`configure` and `session`: a SparkSession with the TFRecord data source and the same Python everywhere.
 
-What the user has set, in code, in the environment, on spark-submit's command line or in ``spark-defaults.conf``, is
+Settings of the user, in code, in the environment, on spark-submit's command line or in ``spark-defaults.conf``, are
 never overridden; the connector's jar is added to the user's own jars.
 """
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARROW_BATCH_BYTES = 15 << 18
-"""Spark limits Arrow batches to 10,000 rows whatever their size; wide rows need a limit in bytes too.
+"""Bytes per Arrow batch: Spark limits batches to 10,000 rows whatever their size, so wide rows need a limit in bytes.
 
-The caches of processors hold batches of some MB on their way; and with the row that exceeds the limit they are to fit
+Batches of a few MB stay in the CPU caches while they are sent. A batch and the row that exceeds the limit must fit into
 one message of `tfspark.transport.shared_memory`.
 """
 
@@ -52,9 +52,9 @@ _PROPERTY = re.compile(r"\s*([^\s#!=:][^\s=:]*)[\s=:]+(.*)")
 def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     """Prepare a session builder for tfspark.
 
-    Adds the TFRecord connector to ``spark.jars``, sets ``PYSPARK_PYTHON`` and ``PYSPARK_DRIVER_PYTHON`` to the running
-    interpreter if they are unset, enables Arrow with a batch size in bytes, and finds Java. A session that is running
-    already, and one of Spark Connect, gets the connector when the builder returns it.
+    This adds the TFRecord connector to ``spark.jars``, sets ``PYSPARK_PYTHON`` and ``PYSPARK_DRIVER_PYTHON`` to the
+    running interpreter if they are unset, enables Arrow with a batch size in bytes, and finds Java. A session that is
+    already running, or a Spark Connect session, gets the connector when the builder returns it.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     Raises
     ------
     DependencyError
-        If there is no Java, one that is too old, or a Spark older than 3.5.
+        If there is no Java, or Java is too old, or Spark is older than 3.5.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
     if not _is_connect(options):
         _set_options(builder, options)
     else:
-        # For a server that the builder starts here; the environment of another one is not ours to set.
+        # For a server that the builder starts here; tfspark cannot set the environment of any other server.
         _choose_python(options)
     for name in ("getOrCreate", "create"):
         if make := getattr(builder, name, None):
@@ -90,7 +90,7 @@ def configure(builder: SparkSession.Builder) -> SparkSession.Builder:
 
 
 def _set_options(builder: SparkSession.Builder, options: Mapping[str, Any]) -> None:
-    """Set what a new classic session is made with."""
+    """Set the options of a new classic session."""
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         ensure_java()
     settings = {**_settings_outside_the_builder(), **{k: str(v) for k, v in options.items()}}
@@ -107,14 +107,14 @@ def _set_options(builder: SparkSession.Builder, options: Mapping[str, Any]) -> N
 
 
 def _add_extension(builder: SparkSession.Builder, settings: Mapping[str, str]) -> None:
-    """Have each session of a new program know the connector's SQL functions."""
+    """Add the connector's SQL functions to all sessions of a program that has no SparkContext yet."""
     extensions = [e for e in settings.get("spark.sql.extensions", "").split(",") if e]
     if EXTENSION not in extensions and internals.active_context() is None:
         builder.config("spark.sql.extensions", ",".join([*extensions, EXTENSION]))
 
 
 def _giving_connector(make: Callable[[], SparkSession]) -> Callable[[], SparkSession]:
-    """Return what makes a session, or finds one that runs, and gives it the connector."""
+    """Return a function that makes a session, or finds a running one, and gives it the connector."""
 
     @functools.wraps(make)
     def made() -> SparkSession:
@@ -122,7 +122,7 @@ def _giving_connector(make: Callable[[], SparkSession]) -> Callable[[], SparkSes
         try:
             add_connector(spark)
         except DependencyError as e:
-            # Installations of pyspark-client have no compiler; all else works without the connector.
+            # Installations of pyspark-client have no compiler; everything else works without the connector.
             logger.warning("the session cannot read or write format('tfrecord'): %s", e)
         return spark
 
@@ -137,25 +137,25 @@ def session(app: str, master: str | None = None, *, remote: str | None = None, *
     app
         Name of the application.
     master
-        For example ``"local[4]"``, ``"local-cluster[2,2,1024]"`` or ``"spark://host:7077"``; by default what
-        spark-submit or ``spark-defaults.conf`` says, else ``local[*]``.
+        For example ``"local[4]"``, ``"local-cluster[2,2,1024]"`` or ``"spark://host:7077"``; by default the master
+        given to spark-submit or in ``spark-defaults.conf``, else ``local[*]``.
     remote
-        A server of Spark Connect instead, such as ``"sc://host:15002"``; ``"local[4]"`` and
-        ``"local-cluster[2,2,1024]"`` start one here.
+        A Spark Connect server to use instead, such as ``"sc://host:15002"``; ``"local[4]"`` and
+        ``"local-cluster[2,2,1024]"`` start a server here.
     conf
         Spark settings: ``**{"spark.executor.memory": "4g"}``, or ``spark_executor_memory="4g"``.
 
     Returns
     -------
     pyspark.sql.SparkSession
-        One that can read and write ``format("tfrecord")``.
+        A session that can read and write ``format("tfrecord")``.
 
     Raises
     ------
     DependencyError
         As `configure`.
     ConfigurationError
-        If a name in `conf` is no Spark setting, or there are both `master` and `remote`.
+        If a name in `conf` is not a Spark setting, or both `master` and `remote` are given.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def session(app: str, master: str | None = None, *, remote: str | None = None, *
     ensure_pyspark()
     from pyspark.sql import SparkSession
 
-    # SparkSession.builder is made anew at each access in Spark 4, so nothing of an earlier session is left in it.
+    # Spark 4 makes a new SparkSession.builder at each access, so it has no settings of an earlier session.
     builder = SparkSession.builder.appName(app)
     if master is not None and remote is not None:
         raise ConfigurationError(
@@ -177,18 +177,20 @@ def session(app: str, master: str | None = None, *, remote: str | None = None, *
         builder = builder.master(master)
     if remote is not None:
         builder = builder.remote(remote)
-    # Its bars would be drawn over tfspark's progress, and the job that holds the nodes has one as long as they live.
+    # Spark's progress bars would overwrite tfspark's progress, and the job of the nodes shows one until they end.
     for key, value in {"spark.ui.showConsoleProgress": "false", **_named(conf)}.items():
         builder = builder.config(key, value)
     with warnings.catch_warnings():
-        # A server of Spark Connect that runs already does not take it.
+        # A Spark Connect server that is already running does not accept this setting.
         warnings.filterwarnings("ignore", message="Failed to set spark.ui.showConsoleProgress")
         return configure(builder).getOrCreate()
 
 
 def add_connector(spark: SparkSession) -> None:
-    """Give a running session the TFRecord connector, if it has none yet: the format, and in a classic session the SQL
-    functions ``to_example`` and ``from_example``.
+    """Give a running session the TFRecord connector, if it does not have it yet.
+
+    The connector provides the format ``tfrecord`` and, in a classic session, the SQL functions ``to_example`` and
+    ``from_example``.
 
     Parameters
     ----------
@@ -212,7 +214,7 @@ def add_connector(spark: SparkSession) -> None:
 
 
 def _jars_of(spark: SparkSession) -> Iterator[str]:
-    """Yield the jars of a classic session: those it was made with, then those that were added."""
+    """Yield the jars of a classic session: first those of ``spark.jars``, then those that were added."""
     yield from spark.sparkContext.getConf().get("spark.jars", "").split(",")  # type: ignore[union-attr]
     yield from (row[0] for row in spark.sql("LIST JARS").collect())
 
@@ -236,8 +238,8 @@ def _is_connect(options: Mapping[str, Any]) -> bool:
 
 
 def _choose_python(settings: Mapping[str, str]) -> None:
-    """Have executors run this interpreter: ``python3`` on their PATH is seldom the one with TensorFlow."""
-    # pyspark itself looks at the variable only.
+    """Make executors run this interpreter: ``python3`` on their PATH is rarely the one with TensorFlow."""
+    # pyspark itself reads only the environment variable.
     if "spark.pyspark.python" in settings:
         os.environ["PYSPARK_PYTHON"] = settings["spark.pyspark.python"]
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -246,7 +248,7 @@ def _choose_python(settings: Mapping[str, str]) -> None:
 
 
 def _settings_outside_the_builder() -> dict[str, str]:
-    """What a session would be made with: of the running JVM, else of the command line and the defaults file."""
+    """Return settings that a new session gets: from the running JVM, else from the command line and defaults file."""
     context = internals.active_context()
     if context is not None:
         return dict(context.getConf().getAll())
@@ -269,7 +271,10 @@ def _submit_arguments(line: str) -> dict[str, str]:
 
 
 def _defaults_file() -> dict[str, str]:
-    """Read ``spark-defaults.conf`` as Java's Properties do: a name, white space, ``=`` or ``:``, the value."""
+    """Return the settings in ``spark-defaults.conf``; a line is a name, white space, ``=`` or ``:``, and the value.
+
+    This is the syntax of Java's Properties.
+    """
     directory = os.environ.get("SPARK_CONF_DIR") or os.path.join(internals.find_spark_home(), "conf")
     path = Path(directory) / "spark-defaults.conf"
     settings = {}

@@ -1,9 +1,9 @@
 """DataFrames whose columns reach Python tasks through shared memory (``connectors/columns``) instead of a socket.
 
 Spark writes columns to Arrow value by value, and sends them to Python through a socket. The connector's jar has a plan
-that copies the fields of rows into slots of memory which the executor shares with its Python tasks. Spark then sends
-a row for each slot, of some 200 bytes; `tfspark.columns.slots` reads the slots. Where this is not to be
-had (Spark Connect, a session without the jar, types that it does not know), columns travel as Spark sends them.
+that copies the fields of rows into slots: memory that the executor shares with its Python tasks. Spark then sends one
+row of some 200 bytes for each slot, and `tfspark.columns.slots` reads the slots. Where slots are not available (Spark
+Connect, a session without the jar, unsupported types), Spark sends the columns in its usual way.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def in_slots(df: DataFrame) -> DataFrame | None:
-    """Return a DataFrame of the slots with the columns of `df`, lazily; ``None`` if there is no such way.
+    """Return a lazy DataFrame of slots that contain the columns of `df`; ``None`` if slots are not available.
 
-    Spark plans and runs it as it does `df`: with adaptive execution, cached data and the session's settings. Its rows
-    are for ``mapInArrow`` alone, which gets each of them as soon as the slot is full.
+    Spark plans and runs it like `df`: with adaptive execution, cached data and the session's settings. Its rows are for
+    ``mapInArrow`` only, which gets each row as soon as its slot is full.
     """
     session = df.sparkSession
     jvm = jvm_of(session)
@@ -33,14 +33,15 @@ def in_slots(df: DataFrame) -> DataFrame | None:
 
 
 def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
-    """Return what a task makes of slots, beside columns that stay in the JVM; ``None`` if there is no such way.
+    """Return a DataFrame of columns that stay in the JVM and a task's results; ``None`` if this is not possible.
 
     Parameters
     ----------
     mapped
-        The result of ``mapInArrow`` over `in_slots` of a ``select``. It must return as many rows as it gets, in order.
+        The result of ``mapInArrow`` on `in_slots` of a ``select``. The task must return as many rows as it gets, in
+        the same order.
     kept
-        Positions of columns of the DataFrame that was selected from.
+        Positions of the columns to keep in the DataFrame of the ``select``.
     """
     jvm = jvm_of(mapped.sparkSession)
     assert jvm is not None

@@ -1,4 +1,4 @@
-"""A link from Spark's own UI to the cluster's page: beside the job that holds the nodes."""
+"""A link from Spark's own UI to the cluster's page, shown at the job that holds the nodes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ logger = logging.getLogger(__name__)
 
 
 class SparkUiLink:
-    """A path of Spark's UI that leads to the cluster's page, as long as the cluster lives.
+    """A path of Spark's UI that redirects to the cluster's page, as long as the cluster runs.
 
-    Spark lets descriptions of jobs link only to itself, hence the detour. It has no public way to add a path; where
-    that fails, the page is still linked from the log and from `Cluster`.
+    Spark allows job descriptions to link only to its own UI, so the path is needed. Spark has no public API to add a
+    path; if adding fails, the page is still linked from the log and from `Cluster`.
 
     Parameters
     ----------
     spark
         The session.
     path
-        Such as ``"/tfspark-1f2e"``.
+        Path in Spark's UI, such as ``"/tfspark-1f2e"``.
     url
-        Where it leads.
+        URL of the cluster's page.
     """
 
     def __init__(self, spark: SparkSession, path: str, url: str) -> None:
@@ -40,11 +40,11 @@ class SparkUiLink:
 
     @property
     def description(self) -> str | None:
-        """What to describe a job with so that Spark's UI links to the page; ``None`` if it cannot."""
+        """The job description with which Spark's UI links to the page; ``None`` if the path could not be added."""
         return f'<a href="{self.path}">tfspark cluster</a>' if self._remove is not None else None
 
     def close(self) -> None:
-        """Take the path away; nothing happens if Spark is gone."""
+        """Remove the path; do nothing if Spark is gone."""
         if self._remove is not None:
             try:
                 self._remove()

@@ -8,7 +8,7 @@ import org.apache.spark.unsafe.Platform
 
 /** A record batch as a message of Arrow's IPC format (https://arrow.apache.org/docs/format/Columnar.html).
   *
-  * All buffers begin at multiples of 64 bytes from the message's beginning, so that readers use them where they are.
+  * All buffers begin at multiples of 64 bytes from the start of the message, so that readers can use them in place.
   */
 final class BatchMessage(rows: Int) {
   import BatchMessage._
@@ -24,7 +24,7 @@ final class BatchMessage(rows: Int) {
 
   private lazy val metadata: Array[Byte] = {
     val builder = new FlatBufferBuilder(128 + counts.length * 16 + buffers.length * 16)
-    // Vectors of structs are built from their ends.
+    // FlatBuffers builds vectors of structs from the end.
     RecordBatch.startNodesVector(builder, counts.length)
     counts.reverseIterator.foreach { case (values, nulls) => FieldNode.createFieldNode(builder, values, nulls) }
     val nodes = builder.endVector()
@@ -50,7 +50,7 @@ final class BatchMessage(rows: Int) {
   /** Bytes of the whole message. */
   def size: Long = body + starts.last
 
-  /** Write the message; there must be room for all of it. */
+  /** Write the message; there must be room for `size` bytes. */
   def writeTo(base: AnyRef, offset: Long): Unit = {
     Platform.putInt(base, offset, Continuation)
     Platform.putInt(base, offset + 4, (body - Prefix).toInt)

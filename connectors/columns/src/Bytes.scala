@@ -2,7 +2,7 @@ package tfspark.columns
 
 import org.apache.spark.unsafe.Platform
 
-/** Bytes that grow; `clear` keeps their memory for the next batch. */
+/** A growing array of bytes; `clear` keeps its memory for the next batch. */
 final class Bytes {
   private var array = new Array[Byte](64)
 
@@ -40,18 +40,18 @@ final class Bytes {
     size += 8
   }
 
-  /** Append what is elsewhere in memory. */
+  /** Append bytes from elsewhere in memory. */
   def put(base: AnyRef, offset: Long, length: Int): Unit = {
     reserve(length)
     Platform.copyMemory(base, offset, array, Platform.BYTE_ARRAY_OFFSET + size, length)
     size += length
   }
 
-  /** Append what is elsewhere in memory, and may be read there up to the next multiple of 8 bytes. */
+  /** Append bytes from elsewhere in memory, which must be readable there up to the next multiple of 8 bytes. */
   def putPadded(base: AnyRef, offset: Long, length: Int): Unit =
     if (length > Bytes.FewBytes) put(base, offset, length)
     else {
-      // For a few bytes, a call of copyMemory takes longer than copying.
+      // For a few bytes, the call of copyMemory takes longer than this loop.
       reserve(length + 7)
       val end = Platform.BYTE_ARRAY_OFFSET + size
       var i = 0
@@ -62,7 +62,7 @@ final class Bytes {
       size += length
     }
 
-  /** Append a byte several times. */
+  /** Append a byte `times` times. */
   def fill(value: Byte, times: Int): Unit = {
     reserve(times)
     java.util.Arrays.fill(array, size, size + times, value)
@@ -81,7 +81,7 @@ object Bytes {
   private val FewBytes = 64
 }
 
-/** Bits that grow, the lowest of each byte first, as Arrow has them. */
+/** A growing array of bits, the lowest bit of each byte first, as in Arrow's format. */
 final class Bits {
   val bytes = new Bytes
   private var count = 0
@@ -98,7 +98,7 @@ final class Bits {
     count += 1
   }
 
-  /** Append ones, to bits that are empty. */
+  /** Append ones; there must be no bits yet. */
   def fill(times: Int): Unit = {
     bytes.fill(-1, times >> 3)
     count = times & ~7

@@ -4,9 +4,9 @@ import org.apache.spark.sql.catalyst.expressions.{UnsafeArrayData, UnsafeRow}
 import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.Platform
 
-/** The values of one column, or of one level of its arrays and structs, as Arrow's buffers.
+/** Writes the values of one column, or of one level of its arrays and structs, to Arrow buffers.
   *
-  * Values are read where Spark has them: in the memory of an UnsafeRow or an UnsafeArrayData, the container.
+  * Values are read directly from Spark's memory: from an UnsafeRow or an UnsafeArrayData, called the container.
   */
 abstract class ColumnWriter {
   private val validity = new Bits
@@ -15,8 +15,8 @@ abstract class ColumnWriter {
 
   /** Append a value.
     *
-    * @param container where the container is in `base`: what has no fixed size is found from there
-    * @param at where the field or element is in `base`
+    * @param container offset of the container in `base`; offsets of values without a fixed size are relative to it
+    * @param at offset of the field or element in `base`
     */
   final def append(base: AnyRef, container: Long, at: Long): Unit = {
     copy(base, container, at)
@@ -32,7 +32,7 @@ abstract class ColumnWriter {
     count += 1
   }
 
-  /** Append the elements of an array that has no null. */
+  /** Append the elements of an array without nulls. */
   def appendAll(base: AnyRef, array: Long, first: Long, length: Int, step: Int): Unit = {
     var i = 0
     while (i < length) {
@@ -41,7 +41,7 @@ abstract class ColumnWriter {
     }
   }
 
-  /** Count values that have been copied. */
+  /** Add values that have been copied to the count. */
   protected final def counted(more: Int): Unit = {
     if (nulls > 0) (0 until more).foreach(_ => validity.put(true))
     count += more
@@ -49,7 +49,7 @@ abstract class ColumnWriter {
 
   protected def copy(base: AnyRef, container: Long, at: Long): Unit
 
-  /** Append what stands for a null. */
+  /** Append the value that takes the place of a null. */
   protected def skip(): Unit
 
   def clear(): Unit = {
@@ -58,7 +58,7 @@ abstract class ColumnWriter {
     count = 0
   }
 
-  /** Add the buffers to a batch, in the order of Arrow's format: a column before what is inside it. */
+  /** Add the buffers to a batch in the order of Arrow's format: a column comes before its children. */
   def addTo(batch: BatchMessage): Unit = {
     batch.addColumn(count, nulls)
     batch.addBuffer(if (nulls > 0) validity.bytes else Empty)
@@ -93,7 +93,7 @@ object ColumnWriter {
     case udt: UserDefinedType[_] => of(udt.sqlType)
   }
 
-  /** How far apart the elements of an UnsafeArrayData are. */
+  /** Bytes from one element of an UnsafeArrayData to the next. */
   private def elementBytes(t: DataType): Int = t match {
     case BooleanType | ByteType => 1
     case ShortType => 2
@@ -104,7 +104,7 @@ object ColumnWriter {
   def isSet(base: AnyRef, bits: Long, index: Int): Boolean =
     (Platform.getLong(base, bits + (index >> 6) * 8L) >>> (index & 63) & 1L) != 0L
 
-  /** Whether one of the bits of whole words is set. */
+  /** Whether any bit is set in `nbytes` bytes, which are whole words. */
   def anySet(base: AnyRef, bits: Long, nbytes: Int): Boolean = {
     var at = 0
     while (at < nbytes && Platform.getLong(base, bits + at) == 0L) at += 8
@@ -127,7 +127,7 @@ abstract class ValuesWriter extends ColumnWriter {
   override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values) }
 }
 
-/** Values that Arrow has as Spark does, so that arrays of them are copied whole. */
+/** Values that have the same layout in Arrow and Spark, so that arrays of them are copied as a whole. */
 abstract class FixedWriter(width: Int) extends ValuesWriter {
   override def appendAll(base: AnyRef, array: Long, first: Long, length: Int, step: Int): Unit = {
     values.put(base, first, Math.multiplyExact(length, width))
@@ -155,7 +155,7 @@ final class LongWriter extends FixedWriter(8) {
   override protected def skip(): Unit = values.putLong(0)
 }
 
-/** Decimals that Spark has as a long; Arrow has 16 bytes. */
+/** Decimals that Spark stores as a long; Arrow stores 16 bytes. */
 final class ShortDecimalWriter extends ValuesWriter {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
     val unscaled = Platform.getLong(base, at)
@@ -165,7 +165,7 @@ final class ShortDecimalWriter extends ValuesWriter {
   override protected def skip(): Unit = { values.putLong(0); values.putLong(0) }
 }
 
-/** Decimals that Spark has as the bytes of a BigInteger, the highest first; Arrow has 16 bytes, the lowest first. */
+/** Decimals that Spark stores as the bytes of a BigInteger, highest byte first; Arrow stores 16 bytes, lowest first. */
 final class LongDecimalWriter extends ValuesWriter {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
     val place = Platform.getLong(base, at)
@@ -187,7 +187,7 @@ final class BinaryWriter extends ColumnWriter {
 
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = {
     val place = Platform.getLong(base, at)
-    // Spark pads what has no fixed size to whole words.
+    // Spark pads values without a fixed size to whole words.
     values.putPadded(base, container + (place >> 32), place.toInt)
     ends.putInt(values.size)
   }
@@ -254,7 +254,7 @@ final class StructWriter(fields: Array[ColumnWriter]) extends ColumnWriter {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit =
     appendFields(base, container + (Platform.getLong(base, at) >> 32))
 
-  /** Append the fields of the UnsafeRow at this place. */
+  /** Append the fields of the UnsafeRow at offset `row` in `base`. */
   def appendFields(base: AnyRef, row: Long): Unit = {
     val first = row + nullBytes
     val whole = !ColumnWriter.anySet(base, row, nullBytes)

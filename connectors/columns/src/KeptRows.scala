@@ -8,9 +8,9 @@ import org.apache.spark.sql.catalyst.expressions.UnsafeRow
 import org.apache.spark.sql.execution.python.HybridRowQueue
 import org.apache.spark.util.Utils
 
-/** Rows of a task that wait until Python has answered for them, in Spark's memory and, where that is short, on its disks.
+/** Rows of a task that wait for their answers from Python, in Spark's memory, and on its disks if memory is short.
   *
-  * It is the queue of Spark's own Python UDFs. One thread adds rows, another one removes them.
+  * It uses the queue of Spark's own Python UDFs. One thread adds rows, another thread removes them.
   */
 final class KeptRows private (context: TaskContext, columns: Int) {
   private val rows = if (columns == 0) null
@@ -21,20 +21,20 @@ final class KeptRows private (context: TaskContext, columns: Int) {
   private var closed = false
 
   def add(row: UnsafeRow): Unit = synchronized {
-    // Spark may read on in another thread after the task has ended.
+    // After the task has ended, Spark may still read rows in another thread.
     if (closed) throw new TaskKilledException("the task has ended")
     if (rows != null) rows.add(row)
     added += 1
   }
 
-  /** The row that has waited longest; it is good until the next call. */
+  /** Remove and return the row that has waited longest; it is valid until the next call. */
   def remove(): UnsafeRow = synchronized {
     if (removed == added) throw new IllegalStateException(s"Python has answered for more rows than the $added that it was sent")
     removed += 1
     if (rows == null) nothing else rows.remove()
   }
 
-  /** Note that nothing more is answered. */
+  /** Note that no more answers come; fail if rows still wait. */
   def end(): Unit = synchronized {
     if (removed != added) throw new IllegalStateException(s"Python has answered for $removed of $added rows")
   }
@@ -50,7 +50,7 @@ final class KeptRows private (context: TaskContext, columns: Int) {
 object KeptRows {
   private val all = new ConcurrentHashMap[(Long, String, Int), KeptRows]()
 
-  /** Begin with a partition, once or again, before its rows are read. */
+  /** Begin with a partition before its rows are read; this may be repeated for the same partition. */
   def begin(context: TaskContext, name: String, partition: Int, columns: Int): KeptRows = {
     val id = (context.taskAttemptId(), name, partition)
     val made = new KeptRows(context, columns)

@@ -11,12 +11,12 @@ import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
 import org.apache.spark.sql.execution.metric.{SQLMetric, SQLMetrics}
 import org.apache.spark.sql.execution.python.tfspark.KeptRows
 
-/** Columns of a plan beside the columns that a Python task makes of its rows, in their order.
+/** Columns of a plan, and beside them the columns that a Python task returns for its rows, in the same order.
   *
   * @param sent the columns that the task gets, in slots
-  * @param kept the columns that stay in the JVM; those that nobody uses are not in the output
+  * @param kept the columns that stay in the JVM; unused ones are not in the output
   * @param answers the output of the task
-  * @param task the plan of the task; its [[SlotRows]] read something else until it is run
+  * @param task the plan of the task; until it is run, its [[SlotRows]] have a placeholder as their child
   */
 case class MapBeside(sent: Seq[Expression], kept: Seq[Attribute], answers: Seq[Attribute], task: LogicalPlan, child: LogicalPlan)
     extends UnaryNode {
@@ -31,21 +31,24 @@ case class MapBeside(sent: Seq[Expression], kept: Seq[Attribute], answers: Seq[A
 
 object MapBeside {
 
-  /** The plan of columns, by position, of the rows that `task` maps, beside its own; null where that cannot be. */
+  /** The plan of the columns at the positions `kept` and the columns of `task`; null if that is not possible.
+    *
+    * The positions are those of the DataFrame whose rows `task` maps.
+    */
   def of(task: LogicalPlan, kept: java.util.List[Integer]): LogicalPlan =
     task.collectFirst { case s: SlotRows => s.child } match {
       case Some(Project(sent, child)) if sent.forall(_.deterministic) =>
         val detached = task.transform { case s: SlotRows => s.copy(child = LocalRelation(s.child.output)) }
         val own = (0 until kept.size).map(i => child.output(kept.get(i)))
-        // The analyzer takes the names of other plans' columns away.
+        // The analyzer removes aliases outside projections.
         val values = sent.map { case a: Alias => a.child; case other => other }
-        // New names for what each of two joined copies gives.
+        // New aliases, so that the columns of two joined copies of this plan differ.
         Project(own ++ task.output.map(a => Alias(a, a.name)()), MapBeside(values, own, task.output, detached, child))
       case _ => null
     }
 }
 
-/** Takes out what nobody uses of the columns that a task does need, and the task if nobody uses its answers. */
+/** Removes kept columns that are not used, and removes the task if none of its answers is used. */
 object PruneMapBeside extends Rule[LogicalPlan] {
   override def apply(plan: LogicalPlan): LogicalPlan = {
     val pruned = plan.transform {
@@ -57,7 +60,7 @@ object PruneMapBeside extends Rule[LogicalPlan] {
   }
 }
 
-/** The rows of a child on their way to a task: some columns are sent, and some wait in the [[KeptRows]] of this name. */
+/** Rows that are sent to a task: some columns are sent, and some wait in the [[KeptRows]] of this name. */
 case class SentRows(name: String, sent: Seq[Expression], output: Seq[Attribute], kept: Seq[Attribute], child: LogicalPlan)
     extends UnaryNode {
   override protected def withNewChildInternal(newChild: LogicalPlan): SentRows = copy(child = newChild)
@@ -84,7 +87,7 @@ case class SentRowsExec(name: String, sent: Seq[Expression], output: Seq[Attribu
   override protected def withNewChildInternal(newChild: SparkPlan): SentRowsExec = copy(child = newChild)
 }
 
-/** The answers of a task beside the rows that have waited for them. */
+/** The rows that have waited, with the answers of a task beside them. */
 case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
   override def output: Seq[Attribute] = kept ++ answers
   override def producedAttributes: AttributeSet = outputSet
@@ -104,7 +107,7 @@ private final class RowsBeside(
   override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
 
   override def compute(split: Partition, context: TaskContext): Iterator[InternalRow] = {
-    // Before the iterator of the parent, which reads rows at once, in another thread.
+    // Do this before making the parent's iterator, which reads rows at once in another thread.
     val waiting = KeptRows.begin(context, name, split.index, kept.length)
     val answered = firstParent[InternalRow].iterator(split, context)
     val joined = new JoinedRow

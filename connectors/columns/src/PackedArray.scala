@@ -6,10 +6,10 @@ import org.apache.spark.sql.catalyst.util.ArrayData
 import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.Platform
 
-/** The numbers of an array as bytes, little end first: they reach Python by memcpy, and not value by value.
+/** The numbers of an array as little-endian bytes, which are sent to Python by memcpy instead of value by value.
   *
-  * An array that holds a null becomes a single byte, which no array of numbers does: the error is Python's to make. So
-  * it is with a double beyond the range of floats: that array becomes 9 bytes, of which the first 8 are the double.
+  * An array that contains a null becomes a single byte. No array of numbers has this length, so Python can raise the
+  * error. An array with a double that is out of the range of floats becomes 9 bytes; the first 8 are that double.
   *
   * @param narrow whether doubles become floats
   */
@@ -64,7 +64,7 @@ object PackedArray {
         }
   }
 
-  /** Whether a bit is set behind the number of values: there is one for each of them. */
+  /** Whether the array contains a null: after the number of values, its header has one bit for each value. */
   private def hasNull(base: AnyRef, start: Long, header: Int): Boolean = {
     var at = 8
     while (at < header && Platform.getLong(base, start + at) == 0L) at += 8

@@ -10,10 +10,10 @@ import org.apache.spark.sql.types.DataType
 import org.apache.spark.unsafe.Platform
 import org.apache.spark.unsafe.types.UTF8String
 
-/** The rows of a partition as messages in slots: one row for each, which says where the message is.
+/** Writes the rows of a partition as messages into slots, and returns one row per message, which says where it is.
   *
-  * Where no slot is free for a while, the message itself is in the row. So nothing waits for a reader that may wait for
-  * this task.
+  * If no slot becomes free for a while, the row contains the message itself. So this task never waits forever for a
+  * reader that itself waits for this task.
   */
 final class SlotIterator(rows: Iterator[InternalRow], types: Array[DataType], context: TaskContext) extends Iterator[InternalRow] {
   import SlotIterator._
@@ -36,7 +36,7 @@ final class SlotIterator(rows: Iterator[InternalRow], types: Array[DataType], co
       waiting = null
       val size = row.getSizeInBytes
       if (count > 0 && bytes + size > mostBytes) {
-        // The row stays as it is until the next one is asked for.
+        // The row does not change until the next one is requested.
         waiting = row
         full = true
       } else {
@@ -47,7 +47,7 @@ final class SlotIterator(rows: Iterator[InternalRow], types: Array[DataType], co
     }
     val message = new BatchMessage(count)
     columns.addFieldsTo(message)
-    // Columns may be smaller than rows, as those of numbers of 4 bytes are, or larger; the next rows may be unlike these.
+    // Columns may be smaller than rows, such as columns of 4-byte numbers, or larger; the next rows may differ.
     mostBytes = (Math.min(bytes.toDouble / message.size, 2.0) * MostBytes).toLong
     slots.write(message)
   }
@@ -59,7 +59,7 @@ final class SlotIterator(rows: Iterator[InternalRow], types: Array[DataType], co
 }
 
 object SlotIterator {
-  /** Bytes that messages have about, and at most so many as far as rows are alike. */
+  /** Approximate bytes of a message; messages do not exceed it as long as rows are alike. */
   private val MostBytes = SlotPool.SlotBytes - (512L << 10)
 }
 
@@ -67,7 +67,7 @@ object SlotIterator {
 private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
   import TaskSlots._
 
-  /** What follows the place of a message. Spark sends nothing to Python before it has filled its buffer. */
+  /** Padding in a row with the place of a message: Spark sends nothing to Python before its buffer is full. */
   private val filler = new Array[Byte](Math.min(SQLConf.get.pandasUDFBufferSize, LargestFiller))
 
   private val slots = new Array[Int](InHand)
@@ -81,11 +81,11 @@ private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
     (0 until count).foreach(i => pool.get.giveBack(slots(i)))
   }
 
-  /** Write a message and return the row that leads to it. */
+  /** Write a message and return the row that says where it is. */
   def write(message: BatchMessage): InternalRow = {
     val slot = if (message.size <= SlotPool.SlotBytes) free() else -1
     if (slot < 0) inline(message) else synchronized {
-      // Spark may read on in another thread after the task has ended.
+      // After the task has ended, Spark may still read rows in another thread.
       check()
       val ticket = pool.get.nextTicket()
       message.writeTo(null, pool.get.addressOf(slot))
@@ -106,7 +106,7 @@ private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
   private def free(): Int = {
     val until = System.nanoTime() + PatienceNanos
     var found = lookForFree()
-    // A word in memory wakes nobody up.
+    // A change of a word in memory does not wake a thread, so look again every 50 microseconds.
     while (found < 0 && count > 0 && System.nanoTime() < until) {
       LockSupport.parkNanos(50000L)
       found = lookForFree()
@@ -130,12 +130,12 @@ private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
 }
 
 private object TaskSlots {
-  /** Slots of a task: one is written while others are on their way or read. */
+  /** Most slots of a task: one is written while the others are sent or read. */
   private val InHand = 6
 
-  /** With a larger buffer slots come late, and some messages through the socket. */
+  /** Most bytes of padding; if Spark's buffer is larger, slots arrive late, and some messages go through the socket. */
   private val LargestFiller = 1 << 20
 
-  /** How long a task waits for its readers to let go of a slot. */
+  /** Nanoseconds that a task waits for its readers to release a slot. */
   private val PatienceNanos = 50L * 1000 * 1000
 }

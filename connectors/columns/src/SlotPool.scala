@@ -17,16 +17,17 @@ import org.slf4j.LoggerFactory
 
 /** Memory that this executor shares with other processes of its user: slots, into which tasks write columns.
   *
-  * It is an unlinked file in /dev/shm, which others open as `/proc/<pid>/fd/<n>`. The file begins with a key, by which a
-  * reader knows that its path means this file, and a word for each slot: the ticket of the message that somebody may
-  * still read, or 0. The reader sets it to 0 when it is done.
+  * It is an unlinked file in /dev/shm, which others open as `/proc/<pid>/fd/<n>`. The file begins with a key, by which
+  * a reader checks that its path is this file. Then comes a word for each slot: the ticket of the message that a reader
+  * may still read, or 0. The reader sets the word to 0 when it is done.
   *
-  * Each slot is written once before it is mapped for use: a page of a full /dev/shm would otherwise kill the JVM.
+  * Each slot is written once before it is used through the map. Otherwise, if /dev/shm is full, access to a page would
+  * kill the JVM.
   */
 final class SlotPool private (channel: FileChannel, val path: String, val key: Array[Byte], val map: MappedByteBuffer) {
   import SlotPool._
 
-  // Good as long as `map` is referred to.
+  // Valid as long as `map` is referenced.
   private val address = SlotPool.addressOf(map)
 
   private val free = mutable.ArrayBuffer(0)
@@ -44,7 +45,7 @@ final class SlotPool private (channel: FileChannel, val path: String, val key: A
   }
 
   def giveBack(slot: Int): Unit = synchronized {
-    // A late reader of it is told by the word that the slot is no longer its own.
+    // The word tells a late reader that the slot no longer has its message.
     release(slot)
     free += slot
   }
@@ -79,10 +80,10 @@ final class SlotPool private (channel: FileChannel, val path: String, val key: A
 object SlotPool {
   private val log = LoggerFactory.getLogger(classOf[SlotPool])
 
-  /** Bytes of a slot. Rows are sent when they fill most of one; a larger message goes through the socket. */
+  /** Bytes of a slot. Rows are sent when they fill most of a slot; a larger message goes through the socket. */
   val SlotBytes: Int = 4 << 20
 
-  /** Slots of an executor, at most. */
+  /** Maximum number of slots of an executor. */
   private val Slots = 96
 
   private val KeyBytes = 32
@@ -92,7 +93,7 @@ object SlotPool {
   private var opened = false
   private var pool: SlotPool = null
 
-  /** The pool of this JVM, or None where no such memory is to be had. */
+  /** The pool of this JVM, or None if no shared memory is available. */
   def get(): Option[SlotPool] = synchronized {
     if (!opened) {
       opened = true
@@ -133,7 +134,7 @@ object SlotPool {
     val head = ByteBuffer.allocate(FirstSlot.toInt)
     head.put(key).rewind()
     while (head.hasRemaining) channel.write(head, head.position())
-    // Where there is no room for a slot, another directory is better.
+    // If there is no room for one slot, this fails, and the next directory is tried.
     fill(channel, 0)
     val map = channel.map(FileChannel.MapMode.READ_WRITE, 0, FirstSlot + Slots.toLong * SlotBytes)
     new SlotPool(channel, pathOf(file), key, map)
@@ -146,7 +147,7 @@ object SlotPool {
     while (zeros.hasRemaining) channel.write(zeros, startOf(slot) + zeros.position())
   }
 
-  /** How other processes open a file that is open here. */
+  /** The path by which other processes open a file that is open in this process. */
   private def pathOf(file: Path): String = {
     val pid = ProcessHandle.current().pid()
     val ours = new File("/proc/self/fd").list().find { fd =>
@@ -154,12 +155,12 @@ object SlotPool {
       catch { case _: IOException => false }
     }
     val path = s"/proc/$pid/fd/${ours.getOrElse(throw new IOException(s"$file is not among the open files of this process"))}"
-    // A sandbox may not let it be opened.
+    // Check that the path can be opened; a sandbox may forbid it.
     FileChannel.open(Paths.get(path), StandardOpenOption.READ, StandardOpenOption.WRITE).close()
     path
   }
 
-  /** Where mapped memory is; Spark opens java.nio to itself in every JVM that it starts. */
+  /** The address of mapped memory; Spark opens java.nio to itself in every JVM that it starts. */
   private def addressOf(map: MappedByteBuffer): Long = {
     val field = classOf[java.nio.Buffer].getDeclaredField("address")
     field.setAccessible(true)

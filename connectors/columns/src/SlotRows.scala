@@ -13,9 +13,9 @@ import org.apache.spark.sql.internal.{ReadOnlySQLConf, SQLConf}
 import org.apache.spark.sql.tfspark.Planning
 import org.apache.spark.sql.types._
 
-/** All columns of a plan in slots of shared memory; its rows say where (`SlotRows.schema`). */
+/** All columns of a plan in slots of shared memory; the rows say where they are (`SlotRows.schema`). */
 case class SlotRows(output: Seq[Attribute], child: LogicalPlan) extends UnaryNode {
-  // The optimizer must not take a column for unused.
+  // The optimizer must not remove any column as unused.
   override lazy val references: AttributeSet = child.outputSet
   override def producedAttributes: AttributeSet = outputSet
   override protected def withNewChildInternal(newChild: LogicalPlan): SlotRows = copy(child = newChild)
@@ -31,14 +31,14 @@ object SlotRows {
     .add("nbytes", LongType, nullable = false)
     .add("message", BinaryType)
 
-  /** Whether all columns have types that can be written. */
+  /** Whether there are columns and all have types that can be written. */
   def isSupported(schema: StructType): Boolean = schema.nonEmpty && schema.forall(f => ColumnWriter.isSupported(f.dataType))
 
-  /** The plan of the slots of another plan. */
+  /** The plan of the slots with the columns of another plan. */
   def of(child: LogicalPlan): LogicalPlan =
     SlotRows(schema.map(f => AttributeReference(f.name, f.dataType, f.nullable)()), child)
 
-  /** Have a session know how `SlotRows` and `MapBeside` are run. */
+  /** Add the strategy and the optimization for `SlotRows` and `MapBeside` to a session. */
   def enable(methods: ExperimentalMethods): Unit = methods.synchronized {
     if (!methods.extraStrategies.contains(SlotStrategy)) methods.extraStrategies = methods.extraStrategies :+ SlotStrategy
     if (!methods.extraOptimizations.contains(PruneMapBeside)) {
@@ -52,11 +52,11 @@ object SlotStrategy extends SparkStrategy {
     case SlotRows(output, child) => Seq(SlotRowsExec(output, planLater(child)))
     case SentRows(name, sent, output, kept, child) => Seq(SentRowsExec(name, sent, output, kept, planLater(child)))
     case m @ MapBeside(sent, _, answers, task, child) =>
-      // Each execution has a name of its own, by which both ends of it find the rows that wait.
+      // Each execution has a unique name, by which both of its ends find the rows that wait.
       val name = UUID.randomUUID().toString
       val run = task.transform { case s: SlotRows => s.copy(child = SentRows(name, sent, s.child.output, m.used, child)) }
       Seq(MapBesideExec(name, m.used, answers, planLater(run)))
-    // Spark would wait for thousands of rows before it sends any to Python.
+    // Otherwise Spark would wait for thousands of rows before it sends any row to Python.
     case reader: UnaryNode if reader.child.isInstanceOf[SlotRows] && reader.nodeName.endsWith("MapInArrow") =>
       Planning.operators(reader, planLater(reader.child)).map(RowByRowExec(_))
     case _ => Nil
@@ -68,7 +68,7 @@ case class SlotRowsExec(output: Seq[Attribute], child: SparkPlan, again: Boolean
 
   override protected def doExecute(): RDD[InternalRow] = {
     val types = child.output.map(_.dataType).toArray
-    // What computes the rows is not to be given rows one by one.
+    // The operators that compute the rows must not use the row-by-row setting.
     new TaskSettings(child.execute(), rowByRow = false)
       .mapPartitions(rows => new SlotIterator(rows, types, TaskContext.get()))
   }
@@ -76,7 +76,7 @@ case class SlotRowsExec(output: Seq[Attribute], child: SparkPlan, again: Boolean
   override protected def withNewChildInternal(newChild: SparkPlan): SlotRowsExec = copy(child = newChild)
 }
 
-/** Rows whose operators, as far as they begin with a partition, have settings of their own in tasks. */
+/** Rows whose operators run in tasks with their own settings, as far as they read settings when a partition begins. */
 private final class TaskSettings(rows: RDD[InternalRow], rowByRow: Boolean) extends RDD[InternalRow](rows) {
   override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
 
@@ -93,17 +93,17 @@ private final class TaskSettings(rows: RDD[InternalRow], rowByRow: Boolean) exte
   }
 }
 
-/** An operator over slots, to which Spark hands each of them as soon as it is full. */
+/** An operator on slots that gets each slot from Spark as soon as it is full. */
 case class RowByRowExec(child: SparkPlan) extends UnaryExecNode {
   override def output: Seq[Attribute] = child.output
 
   override protected def doExecute(): RDD[InternalRow] = {
-    // Spark makes operators anew only for children that are not equal.
+    // Spark makes a new operator only if its children are not equal to the old ones.
     val slots = child.children.map {
       case s: SlotRowsExec => s.copy(again = true)
       case other => other
     }
-    // Spark 3.5 asks for the setting here, and later ones in the task.
+    // Spark 3.5 reads the setting here; later versions read it in the task.
     new TaskSettings(Planning.rowByRow(child)(child.withNewChildren(slots)).execute(), rowByRow = true)
   }
 
