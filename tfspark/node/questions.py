@@ -18,7 +18,7 @@ from tfspark.settings import Settings
 Answer = Callable[[ServeHeader, pa.RecordBatch], pa.RecordBatch]
 
 LOOK_SECONDS = 0.2
-"""How often a waiting request checks whether its client is still connected."""
+"""Seconds between two checks whether the client of a waiting request is still connected."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Questions:
     # --- events of the coordinator
 
     def no_more(self) -> None:
-        """The driver sends no new requests; running streams are completed."""
+        """Note that the driver sends no new requests; running streams are completed."""
         with self._changed:
             self._no_more = True
             self._changed.notify_all()
@@ -101,7 +101,7 @@ class Questions:
     # --- main's threads
 
     def run(self, answer: Answer, threads: int = 1) -> int:
-        """Process requests until there will be no more; return the number of rows.
+        """Process requests until there are no more, and return the number of rows.
 
         Raises
         ------
