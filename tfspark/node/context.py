@@ -348,8 +348,8 @@ class NodeContext:
         Parameters
         ----------
         dataset
-                A dataset that the method `dataset` returned, or any other dataset. With one worker it is returned
-                unchanged.
+            A dataset that the method `dataset` returned, or any other dataset. With one worker it is returned
+            unchanged.
 
         Examples
         --------
@@ -565,7 +565,7 @@ class NodeContext:
         Parameters
         ----------
         poll_seconds
-                Seconds between two checks of the directory.
+            Seconds between two checks of the directory.
 
         Examples
         --------
@@ -802,8 +802,8 @@ class NodeContext:
         step
             Number of the training step.
         flush
-                Send the report even if the last one was less than half a second ago, and keep it while the driver does
-                not answer. Up to 100 such reports are kept.
+            Send the report even if the last one was less than half a second ago, and keep it while the driver does not
+            answer. Up to 100 such reports are kept.
         metrics
             Numbers by name.
 
@@ -838,13 +838,13 @@ class NodeContext:
         Returns
         -------
         str
-                Directory of the new version, on all nodes. The other nodes wait until the chief has written it.
+            Directory of the new version, on all nodes. The other nodes wait until the chief has written it.
 
         Raises
         ------
         ConfigurationError
-                If the model cannot be exported, or the chief's ``main`` returns after fewer exports to `directory` than
-                this node has started.
+            If the model cannot be exported, or the chief's ``main`` returns after fewer exports to `directory` than
+            this node has started.
 
         Examples
         --------

@@ -72,8 +72,8 @@ class Steps:
     ----------
     batch_size, drop_remainder
         As for `NodeContext.dataset`.
-        A function that returns the number of rows of this worker, and the numbers of all workers that have rows. They
-        are known after this worker has read its rows.
+    A function that returns the number of rows of this worker, and the numbers of all workers that have rows. They are
+    known after this worker has read its rows.
         read its rows.
     """
 

@@ -114,7 +114,7 @@ class CoordinatorLink:
         Returns
         -------
         int
-                The largest number of epochs for which all nodes have a checkpoint; 0 if there is none.
+            The largest number of epochs for which all nodes have a checkpoint; 0 if there is none.
 
         Raises
         ------
@@ -157,9 +157,9 @@ class CoordinatorLink:
         Raises
         ------
         ConfigurationError
-                If the chief's ``main`` has returned without that export.
+            If the chief's ``main`` has returned without that export.
         ClusterStopped
-                If the cluster is stopped during the wait.
+            If the cluster is stopped during the wait.
         """
         while not self.stopping.is_set():
             message = m.WhichExport(base, number, self.settings.poll_interval)

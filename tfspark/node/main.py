@@ -160,7 +160,7 @@ def _pickled(result: Any) -> IO[bytes]:
     Raises
     ------
     ConfigurationError
-            If the value cannot be pickled.
+        If the value cannot be pickled.
     """
     import cloudpickle
 

@@ -70,7 +70,7 @@ class SpoolSource:
     spool
         The worker's spool.
     epoch_begun
-            Returns the epoch that the chief has begun. A restarted worker needs it: it has not seen the earlier epochs.
+        Returns the epoch that the chief has begun. A restarted worker needs it: it has not seen the earlier epochs.
     """
 
     def __init__(self, spool: Spool, epoch_begun: Callable[[], tuple[int, int]]) -> None:

@@ -47,8 +47,7 @@ class Receiver(MessageServer):
         Called with the header, rows and bytes; asks the coordinator whether this is the first complete upload of its
         partition.
     on_refusal
-            Tells the coordinator why rows were rejected, because the answer to a client that is still sending can get
-            lost.
+        Tells the coordinator why rows were rejected, because the answer to a client that is still sending can get lost.
     questions
         Handles prediction requests.
     ports

@@ -150,15 +150,14 @@ class Spool:
     Parameters
     ----------
     directory
-            A directory on a local disk, or several directories that are used in turn, one for each new file.
+        A directory on a local disk, or several directories that are used in turn, one for each new file.
     capacity_bytes
         Limit of the unread bytes.
     memory_bytes
-            Largest number of bytes that are kept in memory; further rows go to the disk. For a feed with
-            ``cache="memory"`` the limit is `capacity_bytes`.
+        Largest number of bytes that are kept in memory; further rows go to the disk. For a feed with ``cache="memory"``
+        the limit is `capacity_bytes`.
     upload_timeout
-            Seconds after which a client that sends nothing loses its priority, so that other clients do not wait for
-            it.
+        Seconds after which a client that sends nothing loses its priority, so that other clients do not wait for it.
     """
 
     def __init__(

@@ -51,9 +51,9 @@ class Trainer:
     strategy
         A value of `StrategyName`.
     make_strategy
-            A function that makes the user's own strategy, which replaces `strategy`; ``None`` if there is none.
+        A function that makes the user's own strategy, which replaces `strategy`; ``None`` if there is none.
     reads_fed_rows
-            A function that returns whether fed rows are being read.
+        A function that returns whether fed rows are being read.
     clock
         Measures the steps.
     """
