@@ -1,4 +1,4 @@
-"""Checks of labels: by the schema, before anything is launched, that they are numbers; in nodes, their range."""
+"""Checks of labels: their types by the schema, before anything is launched; their range by the loss, in the nodes."""
 
 from __future__ import annotations
 

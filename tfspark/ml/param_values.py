@@ -31,7 +31,7 @@ class Pickled:
 
 @dataclass(frozen=True)
 class Configured:
-    """The configuration of a Keras object, as from ``keras.saving``, and the custom classes in it, by name."""
+    """The configuration of a Keras object, as ``keras.saving`` returns it, and the custom classes in it, by name."""
 
     config: dict[str, Any]
     classes: Mapping[str, Pickled] = field(default_factory=dict)

@@ -72,9 +72,9 @@ class Steps:
     ----------
     batch_size, drop_remainder
         As for `NodeContext.dataset`.
-    A function that returns the number of rows of this worker, and the numbers of all workers that have rows. They are
-    known after this worker has read its rows.
-        read its rows.
+    rows_by_worker
+        Returns the number of rows of this worker, and a list of the numbers of rows of all workers that have rows. They
+        are known after this worker has read its rows.
     """
 
     batch_size: int

@@ -83,7 +83,7 @@ def _dump_root(log_dir: str, name: str, is_chief: bool, restarts: int) -> str:
     """Return the directory for the dumps of a node.
 
     TensorBoard's page reads only one set of dumps in `log_dir`, that of the chief. If there were two sets, it would
-    show none.
+    show none. Other sets go to subdirectories of ``debug``.
     """
     if is_chief and not glob.glob(os.path.join(glob.escape(log_dir), f"*{DUMPS_SUFFIX}")):
         return log_dir

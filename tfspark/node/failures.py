@@ -1,6 +1,6 @@
 """Describes in one line why ``main`` failed.
 
-The useful message is often deep inside: Keras and TensorFlow wrap exceptions of layers, of ``tf.data`` functions and of
+The useful message is often inside other exceptions: Keras and TensorFlow wrap exceptions of layers, of ``tf.data`` functions and of
 graph code, and pass some of them on as text only.
 """
 

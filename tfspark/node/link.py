@@ -32,10 +32,10 @@ from tfspark.transport.client import MessageClient
 logger = logging.getLogger(__name__)
 
 LAST_WORD_SECONDS = 1.0
-"""How long a stopping node waits for the coordinator's stop event after the supervisor's."""
+"""Seconds that a stopping node waits for the coordinator's stop event after the supervisor's stop command."""
 
 DRAIN_SECONDS = 2.0
-"""How long a node that failed waits for its last reports to be sent."""
+"""Seconds that a failed node waits for its last reports to be sent."""
 
 M = TypeVar("M", bound=m.Message)
 

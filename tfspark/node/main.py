@@ -34,7 +34,7 @@ def _die_with_parent(parent: int) -> None:
 def _fork_guardian(lifeline: int, directory: str) -> None:
     """Fork a small process that kills this process group and removes its files when the supervisor ends.
 
-    It is forked before any thread exists and before TensorFlow is imported, because TensorFlow does not survive a fork.
+    It is forked before any thread exists and before TensorFlow is imported, because TensorFlow fails after a fork.
     """
     group = os.getpgid(0)
     if os.fork() == 0:

@@ -194,7 +194,7 @@ class EpochLoop:
         return rows.total()
 
     def _is_read(self, feed: Feed, rows: Mapping[tuple[int, int], int], ended: Set[tuple[int, int]]) -> bool:
-        """Return whether every worker has used or reached the end of all its rows (it may have dropped a batch)."""
+        """Return whether every worker has used all of its rows or reached their end (it may have dropped a batch)."""
         if not feed.ended:
             return False
         pids = self._link.pids()

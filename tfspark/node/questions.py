@@ -65,7 +65,7 @@ class Questions:
 
     @contextmanager
     def stream(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Wait until ``main`` serves, and keep ``ctx.serve`` running until the stream has ended."""
+        """Wait until ``main`` calls ``ctx.serve``, and keep ``ctx.serve`` running until the stream has ended."""
         waited, patience = 0.0, self._patience
         with self._changed:
             while not (self._ready or self._error or self._no_more or is_cancelled()) and waited < patience:

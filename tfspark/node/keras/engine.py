@@ -32,7 +32,7 @@ from tfspark.node.step_clock import StepClock
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP = range(6)
-"""Numbers of the sums over the workers outside of steps; each sum has its own keys."""
+"""The sums over the workers outside of steps, by number; each sum has its own keys."""
 
 
 class Engine:

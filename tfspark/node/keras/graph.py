@@ -28,7 +28,7 @@ class WriteGraph(keras.callbacks.Callback):
         try:
             graph = graph_of(self.model)
         except Exception as e:
-            # A user's own model class may not be callable like this. Its training must continue nevertheless.
+            # A user's own model class may not be callable like this. Its training must continue.
             logger.warning("cannot draw the graph of the model for TensorBoard: %s", e)
             return
         if graph is not None:

@@ -23,7 +23,7 @@ SLOT_BYTES = 4 << 20
 """Numbers are summed in pieces of this size, which fit the processor's caches."""
 
 WAKE_SECONDS = 0.5
-"""Time after which a waiting worker checks again whether the others are alive."""
+"""Seconds between two checks of a waiting worker whether the others are alive."""
 
 _KEY_BYTES = 16
 _LINE = 64

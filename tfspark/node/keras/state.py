@@ -2,7 +2,7 @@
 
 The layers of a worker process only its own rows. Once per epoch, and before each evaluation, the state that training
 has changed is merged: floating-point state becomes the mean over the workers, weighted by their rows; other state
-the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
+becomes the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
 """
 
 from __future__ import annotations

@@ -208,7 +208,9 @@ def _summable(value: tf.Tensor) -> tf.Tensor:
 
 
 class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """The replica context within a step, as of ``tf.distribute.get_replica_context()``; it reduces over all workers.
+    """The replica context within a step; its ``all_reduce`` is over all workers.
+
+    ``tf.distribute.get_replica_context()`` returns it.
 
     Parameters
     ----------
