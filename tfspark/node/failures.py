@@ -1,7 +1,7 @@
 """Describes in one line why ``main`` failed.
 
-The useful message is often inside other exceptions: Keras and TensorFlow wrap exceptions of layers, of ``tf.data`` functions and of
-graph code, and pass some of them on as text only.
+The useful message is often inside other exceptions: Keras and TensorFlow wrap exceptions of layers, of ``tf.data``
+functions and of graph code, and pass some of them on as text only.
 """
 
 from __future__ import annotations
