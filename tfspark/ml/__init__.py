@@ -1,7 +1,7 @@
-"""TensorFlow in Spark ML: an Estimator that trains Keras models, and the Model that it gives.
+"""TensorFlow in Spark ML: an Estimator that trains Keras models, and the Model that it returns.
 
-The driver imports no TensorFlow: models travel as ``.keras`` bytes or functions, and are built in the nodes. Nodes
-import plans from this package, and no Spark: public names are loaded when they are first used.
+The driver does not import TensorFlow: models are sent as ``.keras`` bytes or functions and built in the nodes. Nodes
+import plans from this package but do not import Spark, so public names are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Classes and functions of one's own in a saved model or a Keras object: which of them Keras does not know."""
+"""Custom classes and functions in a saved model or a Keras object: finds those that Keras does not know."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def load_keras(data: bytes, path: str, custom_objects: Mapping[str, Any], *, com
     Parameters
     ----------
     data
-        Its bytes.
+        The bytes of the file.
     path
-        A file to write them to.
+        A file to which the bytes are written.
     custom_objects
-        Classes and functions of one's own, by the names that the file has for them.
+        Custom classes and functions, by the names that the file has for them.
     compile
-        Whether to compile it as it was.
+        Whether to compile the model as it was compiled when it was saved.
 
     Raises
     ------
     ConfigurationError
-        If it is no such file, or the model holds classes or functions that Keras does not know.
+        If the bytes are not a ``.keras`` file, or the model contains classes or functions that Keras does not know.
     """
     import keras
 
@@ -53,7 +53,7 @@ def require_known(config: Any, custom_objects: Mapping[str, Any], what: str) -> 
     Raises
     ------
     ConfigurationError
-        If it does not; it lists all of them.
+        If Keras does not know some of them; the error lists all of these.
     """
     missing = dict(_missing(config, dict(custom_objects)))
     if missing:
@@ -65,7 +65,7 @@ def require_known(config: Any, custom_objects: Mapping[str, Any], what: str) -> 
 
 
 def _missing(config: Any, custom: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the name that Keras looks for, and the object's own."""
+    """Yield, for each unknown object, the name that Keras looks up and the object's own name."""
     if isinstance(config, (list, tuple)):
         for inner in config:
             yield from _missing(inner, custom)

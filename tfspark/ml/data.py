@@ -1,4 +1,4 @@
-"""From the user's DataFrame to the frames that are fed: columns, weights, and rows set aside for validation."""
+"""Makes the frames to feed from the user's DataFrame: columns, weights, and rows set aside for validation."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from tfspark.feeding.report import FeedReport
 
 WEIGHT = "tfspark_weight"
-"""Column of the weights that are made of weightCol and classWeight; 1 on average."""
+"""Column of the weights that are computed from weightCol and classWeight; their average is 1."""
 
 _SPLIT = "tfspark_validates"
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Rows to train on, and rows to validate with if there are any."""
+    """Rows for training, and rows for validation if there are any."""
 
     training: DataFrame
     validation: DataFrame | None
 
 
 def require_columns(df: DataFrame, wanted: Mapping[str, Sequence[str]]) -> None:
-    """Refuse columns that do not exist.
+    """Check that columns exist.
 
     Parameters
     ----------
     wanted
-        Names of columns by the Param that names them.
+        Names of columns, by the Param that refers to them.
 
     Raises
     ------
     SchemaError
-        If there is no such column.
+        If a column does not exist.
     """
     for param, columns in wanted.items():
         missing = [c for c in columns if c not in df.columns]
@@ -53,12 +53,12 @@ def require_columns(df: DataFrame, wanted: Mapping[str, Sequence[str]]) -> None:
 
 
 def fed_frame(df: DataFrame, columns: Sequence[str]) -> DataFrame:
-    """Select columns, called as they are fed; see `tfspark.ml.plan.fed_name`.
+    """Select columns and rename them to the names with which they are fed; see `tfspark.ml.plan.fed_name`.
 
     Raises
     ------
     SchemaError
-        If two of them would be called the same.
+        If two columns would get the same name.
     """
     from pyspark.sql import functions as F
 
@@ -70,7 +70,7 @@ def fed_frame(df: DataFrame, columns: Sequence[str]) -> DataFrame:
 
 
 def feed_rows(cluster: Cluster, df: DataFrame, shapes: Mapping[str, Shape], **options: Any) -> FeedReport:
-    """Feed the rows of a `fed_frame`, with the words of `tfspark.ml` for nulls.
+    """Feed the rows of a `fed_frame`; an error about nulls gets the hint of `tfspark.ml`.
 
     Raises
     ------
@@ -90,10 +90,10 @@ def feed_rows(cluster: Cluster, df: DataFrame, shapes: Mapping[str, Shape], **op
 def split_frames(
     df: DataFrame, columns: Sequence[str], indicator: str | None, share: float, seed: int
 ) -> Iterator[Frames]:
-    """Set rows aside for validation: those that a column marks, or a share of all.
+    """Set rows aside for validation: the rows that a column marks, or a random share of all rows.
 
-    A random share is drawn once, and kept as long as the block lasts: Spark would otherwise draw it anew for each of
-    the two frames, and need not come to the same result.
+    A random share is drawn once and persisted until the block ends. Otherwise Spark would draw it again for each of the
+    two frames, and the results could differ.
     """
     from pyspark.sql import functions as F
 
@@ -113,17 +113,17 @@ def split_frames(
 
 
 def with_weights(df: DataFrame, weight: str | None, label: str = "", class_weight: Any = None) -> DataFrame:
-    """Add the column `WEIGHT`: the row's own weight times that of its label, divided by the average of all rows.
+    """Add the column `WEIGHT`: the row's own weight times the weight of its label, divided by the average of all rows.
 
-    Keras divides the weighted losses of a batch by its rows, so that a row weighs the same whatever batch it falls
-    into; with an average of 1 that gives, over all batches, the weighted mean.
+    Keras divides the weighted losses of a batch by its number of rows, so a row has the same weight in any batch.
+    Because the average weight is 1, the result over all batches is the weighted mean.
 
     Raises
     ------
     SchemaError
         If a row has no weight.
     ConfigurationError
-        If the weights do not add up to more than 0.
+        If the average weight is not greater than 0.
     """
     from pyspark.sql import functions as F
 
@@ -145,7 +145,7 @@ def with_weights(df: DataFrame, weight: str | None, label: str = "", class_weigh
 
 
 def balanced(df: DataFrame, weight: Column, label: str) -> dict[float, float]:
-    """Return the weights with which each label weighs the same in all, and a row weighs 1 on average."""
+    """Return weights by label that give all labels the same total weight, and rows an average weight of 1."""
     from pyspark.sql import functions as F
 
     counts = df.groupBy(F.col(quoted(label)).cast("double").alias("label")).agg(F.sum(weight).alias("weight")).collect()
@@ -156,14 +156,14 @@ def balanced(df: DataFrame, weight: Column, label: str) -> dict[float, float]:
 def fed_shapes(
     df: DataFrame, columns: Sequence[str], declared: Mapping[str, Shape], open_: Collection[str]
 ) -> dict[str, Shape]:
-    """Return the shapes to feed columns with; the first rows settle those that are not there, see `Cluster.feed`.
+    """Return the shapes with which to feed columns; the first rows set all other shapes, see `Cluster.feed`.
 
     Parameters
     ----------
     declared
         The Param ``shapes``.
     open_
-        Columns whose inputs leave a dimension open: their arrays may have any length.
+        Columns of inputs with an open dimension: their arrays may have any length.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From a fed batch to what Keras takes. Runs in nodes, as graph code."""
+"""Converts a fed batch to the arguments of Keras; runs in nodes, as graph code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tfspark.saved_models.masking import masked_values
 
 
 def batch_function(model: Any, plan: BatchPlan) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """Return the function that makes ``(x, y)`` or ``(x, y, sample_weight)`` of a batch of columns.
+    """Return the function that converts a batch of columns to ``(x, y)`` or ``(x, y, sample_weight)``.
 
     Raises
     ------
     ConfigurationError
-        If the plan does not fit the inputs and outputs of the model, or the classes of a label do not.
+        If the plan does not fit the inputs and outputs of the model, or the classes of a label do not fit its output.
     """
     inputs = {t.name: t for t in model.inputs} if known_inputs(model) else {}
     columns = _columns(plan.inputs, list(inputs), "featuresCols", "inputs")
@@ -50,7 +50,7 @@ def batch_function(model: Any, plan: BatchPlan) -> Callable[[dict[str, Any]], tu
 
 
 def open_columns(model: Any, plan: BatchPlan) -> list[str]:
-    """Return the columns of the inputs that leave a dimension open: their arrays may have any length."""
+    """Return the columns of inputs with an open dimension: the arrays of these columns may have any length."""
     if not known_inputs(model):
         return []
     columns = _columns(plan.inputs, [t.name for t in model.inputs], "featuresCols", "inputs")
@@ -58,14 +58,14 @@ def open_columns(model: Any, plan: BatchPlan) -> list[str]:
 
 
 def _arranged(model: Any, values: dict[str, Any], columns: str | Mapping[str, str], struct: str) -> Any:
-    """Return values as Keras takes them: the only one alone, unless the model wants, or may want, a dict."""
+    """Return values in the form that Keras takes: a single value alone, unless the model takes or may take a dict."""
     wants_dict = isinstance(getattr(model, struct, None), dict)
     by_name = not isinstance(columns, str) and not known_inputs(model)
     return next(iter(values.values())) if len(values) == 1 and not wants_dict and not by_name else values
 
 
 def output_names(model: Any) -> list[str]:
-    """Return the names of a model's outputs: keys if it gives a dict, else of the layers; none if it does not say."""
+    """Return the names of a model's outputs: the keys of its dict, else names of layers; empty if they are unknown."""
     if not known_inputs(model):
         return []
     outputs = getattr(model, "_outputs_struct", None)
@@ -73,7 +73,7 @@ def output_names(model: Any) -> list[str]:
 
 
 def _output_widths(model: Any) -> dict[str, int | None]:
-    """Return the size of the last dimension of each output, by name; ``""`` for an only one without a name."""
+    """Return the size of the last dimension of each output, by name; a single output without a name is ``""``."""
     if not known_inputs(model):
         return {}
     struct = getattr(model, "_outputs_struct", None)
@@ -97,24 +97,24 @@ def _columns(columns: str | Mapping[str, str], names: list[str], param: str, wha
 
 
 def as_input(value: Any, wanted: Any, column: str, padding: Any = None) -> Any:
-    """Give a column the shape and dtype of the input that it becomes.
+    """Convert a column to the shape and dtype of its input.
 
     Parameters
     ----------
     padding
-        What rows of different lengths are padded with; by default 0, or an empty string.
+        The value with which rows of different lengths are padded; by default 0, or an empty string.
 
     Raises
     ------
     ConfigurationError
-        If that cannot be.
+        If the column cannot be converted.
     """
     fixed = wanted is not None and None not in wanted.shape[1:]
     if fixed and isinstance(value, tf.RaggedTensor):
         value = _full_rows(value, wanted, column)
     elif isinstance(value, tf.RaggedTensor) and padding is not None:
         if value.dtype != tf.string and wanted is not None:
-            # The value that is masked need not be one of the column's type.
+            # The dtype of the column may not be able to hold the masked value.
             value = tf.cast(value, wanted.dtype)
         value = value.to_tensor(default_value=tf.cast(padding, value.dtype))
     value = _dense(value)
@@ -139,7 +139,7 @@ def as_input(value: Any, wanted: Any, column: str, padding: Any = None) -> Any:
 
 
 def _full_rows(value: tf.RaggedTensor, wanted: Any, column: str) -> tf.Tensor:
-    """Return rows of different lengths as those of an input of one shape; fails in the graph if one has another."""
+    """Return a ragged column as rows of the input's fixed shape; the graph fails if a row has another shape."""
     row = tuple(wanted.shape[1:])
     dense = value.to_tensor()
     longest = tf.reduce_prod(tf.shape(dense)[1:])

@@ -41,62 +41,62 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     Parameters
     ----------
     model
-        A Keras 3 model; a function or a class that makes one, in each worker; or the path of a ``.keras`` file. It
-        may be compiled or not.
+        A Keras 3 model; a function or a class that each worker calls to make one; or the path of a ``.keras`` file. The
+        model may be compiled or not.
     featuresCol
         Column of the features: numbers, strings, arrays or ML vectors.
     featuresCols
-        Columns of a model with several inputs, ``{input: column}``, or a list of columns named as the inputs.
+        Columns of a model with several inputs: ``{input: column}``, or a list of columns with the names of the inputs.
     labelCol, labelCols
-        Column of the labels; ``{output: column}`` for several outputs.
+        Column of the labels; ``{output: column}`` for a model with several outputs.
     predictionCol
-        Column for the output; for its class, as Spark's classifiers have it, if `probabilityCol` or
-        `rawPredictionCol` is set. ``""`` for none.
+        Column for the output. If `probabilityCol` or `rawPredictionCol` is set, it gets the class, as with Spark's
+        classifiers. ``""`` adds no column.
     predictionCols
-        Columns of several outputs, ``{output: column}``; by default ``prediction_<output>``.
+        Columns for several outputs, ``{output: column}``; by default ``prediction_<output>``.
     probabilityCol
-        For a classifier: vector column for the probabilities, of two classes if the model gives one number.
+        For a classifier: vector column for the probabilities; it has two classes if the model returns one number.
     rawPredictionCol
-        For a classifier that gives logits: vector column for them.
+        For a classifier that returns logits: vector column for the logits.
     weightCol
-        Weight of a row. A row of weight 2 counts as two rows in loss and metrics; only how weights relate matters.
+        Weight of a row. A row of weight 2 counts as two rows in loss and metrics. Only the ratios of the weights
+        matter.
     classWeight
-        Weight of the training rows by label, 1 for those not named; or ``"balanced"``.
+        Weight of the training rows by label, 1 for labels that are not named; or ``"balanced"``.
     validationIndicatorCol
-        Boolean column that marks the rows to validate with after each epoch; they are not trained on.
+        Boolean column that marks the rows for validation after each epoch; these rows are not used for training.
     validationSplit
-        Share of the rows to validate with instead, chosen at random.
+        Share of the rows for validation, chosen at random, instead of an indicator column.
     batchSize
         Rows per step on each worker.
     epochs
-        Most epochs to train.
+        Largest number of epochs.
     numWorkers
-        TensorFlow workers. Each holds a task slot of Spark; trials that run at the same time wait for one another.
+        Number of TensorFlow workers. Each holds a task slot of Spark. Trials that run at the same time wait for slots.
     optimizer, loss, lossWeights, metrics
-        What to compile the model with, as ``Model.compile`` takes it. With `loss` the model is compiled anew, the
-        others go with it; without, it has to be compiled already.
+        Arguments of ``Model.compile``. With `loss` the model is compiled again, with all of these arguments. Without
+        `loss` the others must not be set, and the model must be compiled already.
     learningRate
-        Learning rate of the optimizer, whoever chose it.
+        Learning rate of the optimizer, whether it comes from `optimizer` or from a compiled model: a number, or a
+        ``keras.optimizers.schedules.LearningRateSchedule``.
     callbacks
-        Keras callbacks, or functions that make one, in each worker.
+        Keras callbacks, or functions that each worker calls to make one.
     earlyStoppingPatience, earlyStoppingMonitor, restoreBestWeights
-        Stop after so many epochs without an improvement of a metric, by default ``val_loss``, or ``loss`` without
-        validation; and go back to the best weights, which is the default.
+        Stop after `earlyStoppingPatience` epochs without an improvement of the metric `earlyStoppingMonitor`, by
+        default ``val_loss``, or ``loss`` without validation. By default, the best weights are restored.
     shuffle
-        Whether rows come in a new order in each epoch, which is the default.
+        Whether rows come in a new order in each epoch; true by default.
     seed
         Makes training reproducible: initial weights, order of the rows, the rows of `validationSplit`.
     shapes
-        Shape of one row of array columns. Those that are not named have the lengths that their inputs leave open, or
-        else the one length of the first rows.
-    learningRate
-        Of the optimizer: a number, or a ``keras.optimizers.schedules.LearningRateSchedule``.
+        Shape of one row of array columns. In a column that is not named, arrays may have any length if the input leaves
+        the length open; otherwise they have the one length of the first rows.
     paddingValues
-        What array columns of different lengths are padded with, to the longest row of a batch; by default what a
-        ``Masking`` layer of the model masks, or 0.
+        The values with which array columns of different lengths are padded, to the longest row of a batch; by default
+        the value that a ``Masking`` layer of the model masks, or 0.
     customObjects
-        Classes and functions of one's own, by the names that a saved model or a Keras object has for them. Needed for
-        a Keras model or a ``.keras`` file that holds any; and by ``KerasModel.evaluate`` and ``toKeras``.
+        Custom classes and functions, by the names that a saved model or a Keras object has for them. Needed for a Keras
+        model or a ``.keras`` file that contains any, and by ``KerasModel.evaluate`` and ``toKeras``.
     predictionBatchSize
         Rows per call of the model in ``transform``.
     clusterOptions
@@ -159,7 +159,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
     @keyword_only
     def setParams(self, **kwargs: Any) -> KerasEstimator:
-        """Set Params by name; ``None`` leaves one as it is.
+        """Set Params by name; ``None`` leaves a Param unchanged.
 
         Examples
         --------
@@ -212,7 +212,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         return self._copyValues(model)
 
     def _check(self, df: DataFrame) -> None:
-        """Refuse what cannot work, before anything is launched."""
+        """Check the Params and the columns before anything is launched."""
         if self.value("model") is None:
             raise ConfigurationError("KerasEstimator has no model.", hint="KerasEstimator(model=build, ...).")
         for name in ("epochs", "batchSize", "numWorkers", "predictionBatchSize", "earlyStoppingPatience"):
@@ -279,7 +279,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
         return self.getSeed() % 2**32 if self.isSet("seed") else None
 
     def source(self) -> KerasFile | Pickled | str | None:
-        """Return where the model comes from, in the form in which it travels: file, pickled function or path."""
+        """Return the model in the form in which it is sent to nodes: file, pickled function or path."""
         model = self.value("model")
         if model is None or isinstance(model, (str, KerasFile, Pickled)):
             return model
@@ -298,7 +298,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
     @classmethod
     def read(cls) -> EstimatorReader:
-        """Return a reader of what `write` saved. It runs none of the functions that were saved.
+        """Return a reader of estimators that `write` saved; it runs none of the saved functions.
 
         Examples
         --------
@@ -311,7 +311,7 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
 
 
 def _has_schedule(optimizer: Any) -> bool:
-    """Tell whether an optimizer has a LearningRateSchedule, as far as the driver can see."""
+    """Return whether an optimizer has a LearningRateSchedule, as far as the driver can see."""
     if isinstance(optimizer, Configured):
         config = optimizer.config.get("config") or {}
     elif is_keras_object(optimizer):
@@ -346,7 +346,7 @@ def keras_bytes(model: Any) -> bytes:
     Raises
     ------
     ConfigurationError
-        If Keras cannot save it.
+        If Keras cannot save the model.
     """
     with _saving, tempfile.TemporaryDirectory(prefix="tfspark-model-") as directory:
         path = os.path.join(directory, "model.keras")

@@ -1,4 +1,4 @@
-"""Bytes in files on any file system that Spark reaches: written through Hadoop, read by Spark."""
+"""Files of bytes on any file system that Spark can use: they are written through Hadoop and read by Spark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 CHUNK_BYTES = 8 << 20
-"""Handed to the JVM at a time; py4j holds it several times over."""
+"""Bytes that one call passes to the JVM; py4j holds several copies of them."""
 
 
 def require_classic_writer(spark: SparkSession, path: str) -> None:
@@ -20,7 +20,7 @@ def require_classic_writer(spark: SparkSession, path: str) -> None:
     Raises
     ------
     ConfigurationError
-        If it is one of Spark Connect.
+        If it is a session of Spark Connect.
     """
     if not is_classic(spark):
         raise ConfigurationError(
@@ -30,12 +30,12 @@ def require_classic_writer(spark: SparkSession, path: str) -> None:
 
 
 def require_new(spark: SparkSession, path: str) -> None:
-    """Refuse a path that exists already, or that cannot be written.
+    """Check that a path does not exist yet, and that it can be written.
 
     Raises
     ------
     ConfigurationError
-        If there is something, or the session is one of Spark Connect.
+        If the path exists, or the session is one of Spark Connect.
     """
     require_classic_writer(spark, path)
     target, files = hadoop_file_system(spark, path)
@@ -57,12 +57,12 @@ def write_file(spark: SparkSession, path: str, data: bytes) -> None:
 
 
 def read_file(spark: SparkSession, path: str) -> bytes:
-    """Read a file, on Spark Connect too.
+    """Read a file; this works on Spark Connect too.
 
     Raises
     ------
     ConfigurationError
-        If there is no such file.
+        If the path cannot be read, or is not exactly one file.
     """
     from pyspark.errors import PySparkException
 

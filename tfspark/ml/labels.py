@@ -1,4 +1,4 @@
-"""What labels must be: numbers, by the schema before anything is launched, and in range, by the loss, in the nodes."""
+"""Checks of labels: their types by the schema, before anything is launched; their range by the loss, in the nodes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_numeric(kind: DataType) -> bool:
 
 
 def class_counts(df: DataFrame, columns: list[str]) -> dict[str, int]:
-    """Return how many classes a label column has, for those whose metadata tells, as a StringIndexer notes it."""
+    """Return the number of classes by label column, for columns whose metadata has it, as StringIndexer writes it."""
     counts = {f.name: _class_count(f) for f in df.schema.fields if f.name in columns}
     return {c: n for c, n in counts.items() if n is not None}
 
@@ -67,12 +67,12 @@ def _class_count(field: StructField) -> int | None:
 
 @dataclass(frozen=True)
 class LabelRange:
-    """The labels that a loss takes.
+    """The labels that a loss accepts.
 
     Attributes
     ----------
     classes
-        Labels are whole numbers from 0, and less than this; ``None`` for any number from 0 to 1.
+        Labels are whole numbers >= 0 and less than this; ``None`` for any number from 0 to 1.
     """
 
     classes: int | None
@@ -84,16 +84,16 @@ class LabelRange:
 def label_ranges(
     model: Any, targets: Mapping[str, str], widths: Mapping[str, int | None], counts: Mapping[str, int]
 ) -> dict[str, LabelRange]:
-    """Return, by output, which labels the losses of a compiled model take, for losses that take only some.
+    """Return, by output, the labels that a compiled model's losses accept, for losses that accept only some labels.
 
     Parameters
     ----------
     targets
-        Output to its label column; the only output of a model that does not name it is ``""``.
+        Label column by output; the only output of a model without output names is ``""``.
     widths
         Size of the last dimension of each output, where it is known.
     counts
-        Classes of label columns, as `class_counts` returns them.
+        Number of classes by label column, as `class_counts` returns it.
 
     Raises
     ------
@@ -129,13 +129,13 @@ def _range_of(loss: Any, width: int | None) -> LabelRange | None:
         config = loss.get_config()
     elif loss is not keras.losses.sparse_categorical_crossentropy:
         return None
-    # Labels that are ignored may be any number.
+    # An ignored label may be any number.
     plain = config.get("ignore_class") is None and config.get("axis", -1) == -1
     return LabelRange(width) if width and plain else None
 
 
 def in_range(value: Any, allowed: LabelRange, column: str) -> Any:
-    """Return labels, in graph code that fails on those that a loss does not take; see `tfspark.ml.value_checks`."""
+    """Return labels, in graph code that fails if the loss does not accept one; see `tfspark.ml.value_checks`."""
     import tensorflow as tf
 
     from tfspark.ml.value_checks import checked
@@ -146,7 +146,7 @@ def in_range(value: Any, allowed: LabelRange, column: str) -> Any:
     inside = (number >= 0) & (number <= (1 if allowed.classes is None else allowed.classes - 1))
     if allowed.classes is not None:
         inside &= number == tf.floor(number)
-    # The text is computed where nothing is wrong, too.
+    # The text is computed even if all labels are in range.
     wrong = tf.concat([tf.boolean_mask(number, ~inside), [0.0]], 0)[0]
     shown = tf.strings.as_string(wrong, shortest=True)
     text = [f"Column {column!r} holds the label ", shown, f", but the loss takes {allowed}."]

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 @with_accessors
 class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
-    """What `KerasEstimator` gives; it predicts, evaluates, exports and is saved. Its Params are those of the estimator.
+    """A trained Keras model, as `KerasEstimator.fit` returns it.
 
-    Transforms, and is loaded, on Spark Connect too.
+    It predicts, evaluates, exports and can be saved. It has the Params of the estimator. Loading and ``transform`` also
+    work on Spark Connect.
 
     Examples
     --------
@@ -50,7 +51,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         names = {"inputs": self._trained.inputs, "outputs": self._trained.outputs}
         return f"KerasModel: uid={self.uid}, " + ", ".join(f"{k}={[t.name for t in v]}" for k, v in names.items())
 
-    # --- what it was trained to
+    # --- the trained model
 
     @property
     def trained(self) -> TrainedModel:
@@ -63,7 +64,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
     @property
     def hasSummary(self) -> bool:
-        """Whether it knows how it was trained.
+        """Whether the model has a summary of its training.
 
         Examples
         --------
@@ -74,7 +75,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
     @property
     def summary(self) -> KerasTrainingSummary:
-        """How it was trained: history, rows, seconds.
+        """The summary of the training: history, rows and seconds.
 
         Examples
         --------
@@ -99,12 +100,12 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         return self.summary.history
 
     def toKeras(self) -> Any:
-        """Return the Keras model. This imports Keras and TensorFlow here, in the driver.
+        """Return the Keras model; this imports Keras and TensorFlow in the driver.
 
         Raises
         ------
         ConfigurationError
-            If it holds classes or functions of one's own that `customObjects` does not name.
+            If the model has custom classes or functions that `customObjects` does not name.
 
         Examples
         --------
@@ -116,14 +117,14 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             return load_keras(self.trained.keras, f.name, custom, compile=False)
 
     def export(self, base: str, keep: int | None = None) -> str:
-        """Write the next version under `base`, as TensorFlow Serving, `tfspark serve` and `tfspark.predict` take it.
+        """Write the next version under `base`, for TensorFlow Serving, `tfspark serve` and `tfspark.predict`.
 
         Parameters
         ----------
         base
             A local or mounted directory.
         keep
-            Keep so many of the newest versions, and remove older ones; by default all stay.
+            Number of the newest versions to keep; older versions are removed. By default all versions are kept.
 
         Returns
         -------
@@ -180,7 +181,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         return columns
 
     def _outputs(self) -> dict[str, str]:
-        """Return the column of each output that is wanted."""
+        """Return the column of each requested output."""
         known = [t.name for t in self.trained.outputs]
         chosen: dict[str, str] | None = self.value("predictionCols")
         if chosen is not None:
@@ -206,7 +207,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         return [c for c in (self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()) if c]
 
     def _class_columns(self, output: str) -> dict[str, Column]:
-        """Return what Spark's classifiers give: scores as a vector, and the number of the class as a double."""
+        """Return the columns that Spark's classifiers add: scores as a vector, the class number as a double."""
         from pyspark.ml.functions import array_to_vector
         from pyspark.sql import functions as F
 
@@ -222,7 +223,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             scores = value.cast("array<double>")
             predicted = (F.array_position(value, F.array_max(value)) - 1).cast("double")
             classes = tensor.shape[-1]
-        # As Spark's own classifiers note it, for stages that want to know how many classes there are.
+        # Spark's own classifiers set this metadata, from which later stages read the number of classes.
         of_scores = {"ml_attr": {"num_attrs": classes}} if classes else {}
         of_prediction = {"ml_attr": {"type": "nominal", "num_vals": classes}} if classes else {}
         name = raw or probability
@@ -236,7 +237,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
     def evaluate(self, dataset: DataFrame) -> dict[str, float]:
         """Return the loss and the metrics over all rows, computed by `numWorkers` workers.
 
-        Rows count as in training: weighted by `weightCol`, whatever batches they fall into.
+        Rows count as in training: each row is weighted by `weightCol`, and it does not matter in which batch it is.
 
         Examples
         --------
@@ -283,7 +284,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
     @classmethod
     def read(cls) -> ModelReader:
-        """Return a reader of what `write` saved.
+        """Return a reader of models that `write` saved.
 
         Examples
         --------

@@ -1,7 +1,7 @@
-"""Python objects in Params, as JSON: what is Keras' own as its configuration, all else pickled.
+"""Python objects in Params, as JSON: Keras objects as their configuration, other objects pickled.
 
-`as_json` makes JSON of them in the driver. `restored` reads it again without loading any code: what was pickled stays
-bytes. `live` makes the objects of it, in a node.
+`as_json` converts objects to JSON in the driver. `restored` reads the JSON without loading any code: pickled objects
+stay bytes. `live` makes the objects, in a node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONFIGURED = "tfspark.keras"
 
 @dataclass(frozen=True)
 class Pickled:
-    """A pickled object that is not to be loaded here; `label` says what it was."""
+    """A pickled object that must not be loaded in this process; `label` describes it."""
 
     data: bytes = field(repr=False)
     label: str
@@ -31,14 +31,14 @@ class Pickled:
 
 @dataclass(frozen=True)
 class Configured:
-    """The configuration of a Keras object, as ``keras.saving`` has it, and the classes of one's own in it, by name."""
+    """The configuration of a Keras object, as ``keras.saving`` returns it, and the custom classes in it, by name."""
 
     config: dict[str, Any]
     classes: Mapping[str, Pickled] = field(default_factory=dict)
 
 
 def is_keras_object(value: Any) -> bool:
-    """Tell whether Keras itself knows how to write the object down: it is of a class of Keras, or of a subclass."""
+    """Return whether Keras itself can serialize the object: its class is a class of Keras or a subclass of one."""
     return hasattr(value, "get_config") and _is_of_keras(type(value))
 
 
@@ -47,7 +47,7 @@ def _is_of_keras(cls: type) -> bool:
 
 
 def _configured(value: Any, what: str) -> Configured:
-    """Write a Keras object down, with the classes of one's own that it, or what it holds, is of."""
+    """Return the configuration of a Keras object, with the custom classes of the object and of its attributes."""
     saving = sys.modules["keras"].saving
     types = {type(v) for v in (value, *vars(value).values()) if is_keras_object(v)}
     own = [cls for cls in types if cls.__module__.partition(".")[0] != "keras"]
@@ -61,7 +61,7 @@ def as_json(value: Any, what: str = "value") -> Any:
     Parameters
     ----------
     value
-        Anything that cloudpickle can carry.
+        Any value that cloudpickle can pickle.
     what
         Name of the Param, for errors.
 
@@ -85,24 +85,24 @@ def as_json(value: Any, what: str = "value") -> Any:
 
 
 def restored(packed: Any) -> Any:
-    """Return what was packed, with `Pickled` and `Configured` in the place of objects."""
+    """Return the packed value, with `Pickled` and `Configured` in place of objects."""
     return _unpacked(packed, lambda p: p)
 
 
 def live(packed: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Return what was packed, objects and all. Only in a node: it runs code that the bytes name.
+    """Return the packed value with its objects; call this only in a node, because it runs code that the bytes name.
 
     Parameters
     ----------
     packed
-        Of `as_json`.
+        The result of `as_json`.
     custom_objects
-        Classes and functions of one's own, by the names that Keras objects have for them.
+        Custom classes and functions, by the names that Keras objects have for them.
 
     Raises
     ------
     ConfigurationError
-        If a Keras object holds others.
+        If a Keras object contains other custom classes or functions.
     """
     return _unpacked(packed, lambda p: _load(p, custom_objects or {}))
 
@@ -115,7 +115,7 @@ def _unpacked(packed: Any, make: Any) -> Any:
     if _PICKLED in packed:
         return make(Pickled(base64.b64decode(packed[_PICKLED]), packed["label"]))
     if _CONFIGURED in packed:
-        # Files of earlier versions name no classes.
+        # Files of earlier versions contain no classes.
         return make(Configured(packed[_CONFIGURED], restored(packed.get("classes", {}))))
     return {k: _unpacked(v, make) for k, v in packed.items()}
 
@@ -131,18 +131,18 @@ def _load(packed: Pickled | Configured, custom_objects: Mapping[str, Any]) -> An
 
 
 def pickle(value: Any, what: str) -> Pickled:
-    """Pickle a function or an object, code that nodes cannot import by value.
+    """Pickle a function or an object; code that nodes cannot import is pickled by value.
 
     Raises
     ------
     ConfigurationError
-        If it cannot be pickled.
+        If the value cannot be pickled.
     """
     from tfspark.spark.pickling import pickle_main
 
     label = getattr(value, "__qualname__", type(value).__qualname__)
     try:
-        # The module of the first is what travels by value.
+        # The module of the first argument is pickled by value.
         data = pickle_main(value, None) if hasattr(value, "__qualname__") else pickle_main(type(value), value)
     except ConfigurationError as e:
         raise ConfigurationError(
@@ -154,6 +154,6 @@ def pickle(value: Any, what: str) -> Pickled:
 
 
 def unpickle(pickled: Pickled) -> Any:
-    """Load what `pickle` made."""
+    """Load the result of `pickle`."""
     first, instance, _ = cloudpickle.loads(pickled.data)
     return first if instance is None else instance

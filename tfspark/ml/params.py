@@ -1,7 +1,7 @@
-"""The Params of `KerasEstimator` and `KerasModel`: Spark ML's own where there are such, ours in its manner.
+"""The Params of `KerasEstimator` and `KerasModel`: Spark ML's own Params where they exist, and more in the same style.
 
-Every Param has a getter and a setter, ``getEpochs()`` and ``setEpochs(3)``. A getter gives ``None`` for what is
-neither set nor has a default.
+Every Param has a getter and a setter, ``getEpochs()`` and ``setEpochs(3)``. A getter returns ``None`` if the Param is
+not set and has no default.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class KerasFile:
 
 
 def is_keras_model(value: Any) -> bool:
-    """Tell whether an object is a Keras model, without importing Keras."""
+    """Return whether an object is a Keras model, without importing Keras."""
     named = all(hasattr(value, name) for name in ("layers", "compile", "fit", "save"))
-    # A class of models makes one when it is called, as any function does.
+    # A model class is not a model: it makes one when it is called, as a function does.
     return named and not isinstance(value, type)
 
 
 def is_schedule(value: Any) -> bool:
-    """Tell whether an object, or its configuration, is a Keras LearningRateSchedule, without importing Keras."""
+    """Return whether an object, or its configuration, is a Keras LearningRateSchedule, without importing Keras."""
     if isinstance(value, Configured):
         return True
     return any(c.__name__ == "LearningRateSchedule" and c.__module__.startswith("keras.") for c in type(value).__mro__)
 
 
 class KerasTypeConverters:
-    """Converters of values that Spark's `TypeConverters` do not know. All raise ``TypeError``."""
+    """Converters for values that Spark's `TypeConverters` do not support; they raise ``TypeError`` for other values."""
 
     @staticmethod
     def toColumns(value: Any) -> dict[str, str]:
-        """Take ``{name: column}``, or a list of columns that have the names already."""
+        """Accept ``{name: column}``, or a list of columns that have these names already."""
         if isinstance(value, Mapping) and all(isinstance(s, str) for pair in value.items() for s in pair):
             return dict(value)
         if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value):
@@ -69,7 +69,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toModel(value: Any) -> Any:
-        """Take a Keras model, a function or class that makes one, or the path of a ``.keras`` file."""
+        """Accept a Keras model, a function or class that makes one, or the path of a ``.keras`` file."""
         if isinstance(value, (str, os.PathLike)):
             return os.fspath(value)
         if isinstance(value, (KerasFile, Pickled)) or is_keras_model(value) or callable(value):
@@ -78,7 +78,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toKerasArgument(value: Any) -> Any:
-        """Take what ``Model.compile`` takes: names, Keras objects, functions, lists and dicts of them."""
+        """Accept arguments of ``Model.compile``: names, Keras objects, functions, and lists and dicts of them."""
         if isinstance(value, (list, tuple)):
             return [KerasTypeConverters.toKerasArgument(v) for v in value]
         if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toLearningRate(value: Any) -> Any:
-        """Take a number, or a Keras LearningRateSchedule."""
+        """Accept a number, or a Keras LearningRateSchedule."""
         if isinstance(value, Pickled) or is_schedule(value):
             return value
         try:
@@ -100,7 +100,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toCallbacks(value: Any) -> list[Any]:
-        """Take a list of Keras callbacks, or of functions that make one."""
+        """Accept a list of Keras callbacks, or of functions that make one."""
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         for v in values:
             if not (isinstance(v, Pickled) or callable(v) or hasattr(v, "on_epoch_end")):
@@ -109,7 +109,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toObjects(value: Any) -> dict[str, Any]:
-        """Take classes and functions by the names that a saved model has for them."""
+        """Accept classes and functions, by the names that a saved model has for them."""
         if isinstance(value, Mapping) and all(
             isinstance(k, str) and (callable(v) or isinstance(v, Pickled)) for k, v in value.items()
         ):
@@ -118,7 +118,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toClassWeight(value: Any) -> str | dict[float, float]:
-        """Take ``"balanced"``, or the weight of each label."""
+        """Accept ``"balanced"``, or the weight of each label."""
         if value == "balanced":
             return "balanced"
         try:
@@ -128,7 +128,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toShapes(value: Any) -> dict[str, list[int | None]]:
-        """Take the shape of one row by column: whole numbers, ``None`` first where lengths vary."""
+        """Accept the shape of one row by column: whole numbers, with ``None`` first where lengths vary."""
         try:
             shapes = {str(k): [v] if v is None or isinstance(v, int) else list(v) for k, v in value.items()}
         except (AttributeError, TypeError):
@@ -139,7 +139,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toPadding(value: Any) -> dict[str, Any]:
-        """Take a number or a string by column."""
+        """Accept a number or a string by column."""
         if isinstance(value, Mapping) and all(
             isinstance(k, str) and isinstance(v, (int, float, str)) for k, v in value.items()
         ):
@@ -148,7 +148,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toOptions(value: Any) -> dict[str, Any]:
-        """Take a dict that JSON can carry."""
+        """Accept a dict that can be written as JSON."""
         try:
             if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
                 json.dumps(dict(value))
@@ -163,7 +163,7 @@ def _param(name: str, doc: str, converter: Callable[[Any], Any]) -> Any:
 
 
 def with_accessors(cls: C) -> C:
-    """Give a class of Params the getters and setters that it has not inherited."""
+    """Add a getter and a setter for each Param to a class."""
     for name in dir(cls):
         if isinstance(getattr(cls, name), Param):
             title = name[0].upper() + name[1:]
@@ -189,7 +189,7 @@ def _setter(name: str) -> Callable[[Any, Any], Any]:
 
 
 class HasColumns(HasFeaturesCol, HasLabelCol, HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasWeightCol):
-    """Mixin for the columns: one of a kind, or several by the names of the model's inputs and outputs."""
+    """Mixin for the columns: one of each kind, or several by the names of the model's inputs and outputs."""
 
     featuresCols: Param[dict[str, str]] = _param(
         "featuresCols",
@@ -209,7 +209,7 @@ class HasColumns(HasFeaturesCol, HasLabelCol, HasPredictionCol, HasProbabilityCo
 
 
 class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
-    """Mixin for how a model trains."""
+    """Mixin for the training of a model."""
 
     epochs: Param[int] = _param("epochs", "most epochs to train.", TypeConverters.toInt)
     shuffle: Param[bool] = _param(
@@ -248,7 +248,7 @@ class HasTraining(HasLearningRate, HasSeed, HasValidationIndicatorCol):
 
 
 class HasCompiling(Params):
-    """Mixin for what is computed of the rows, in training and in evaluation."""
+    """Mixin for the computation of loss and metrics, in training and in evaluation."""
 
     loss: Param[Any] = _param(
         "loss",
@@ -269,7 +269,7 @@ class HasCompiling(Params):
 
 
 class HasCluster(HasBatchSize):
-    """Mixin for where a model trains and how rows get there."""
+    """Mixin for the cluster that trains a model and for the rows that it gets."""
 
     numWorkers: Param[int] = _param("numWorkers", "TensorFlow workers that train together.", TypeConverters.toInt)
     shapes: Param[dict[str, list[int | None]]] = _param(
@@ -295,7 +295,7 @@ PACKED = ("optimizer", "learningRate", "loss", "lossWeights", "metrics", "callba
 
 
 class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
-    """The Params that estimator and model share: a model knows how it was trained."""
+    """The Params that estimator and model share; a model keeps the Params of its training."""
 
     def _set_defaults(self) -> None:
         self._setDefault(probabilityCol="", rawPredictionCol="", numWorkers=1, batchSize=32, predictionBatchSize=1024)
@@ -307,13 +307,13 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
 
     @property
     def input_columns(self) -> str | dict[str, str]:
-        """The features' column, or the column of each input."""
+        """The column of the features, or the column of each input."""
         columns: dict[str, str] | None = self.value("featuresCols")
         return columns or self.getFeaturesCol()
 
     @property
     def target_columns(self) -> str | dict[str, str]:
-        """The label's column, or the column of each output's label."""
+        """The column of the label, or the column of each output's label."""
         columns: dict[str, str] | None = self.value("labelCols")
         return columns or self.getLabelCol()
 
@@ -325,16 +325,16 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
 
     @property
     def cluster_options(self) -> dict[str, Any]:
-        """Return the arguments of `tfspark.Cluster` beside what the other Params say."""
+        """The arguments of `tfspark.Cluster` that no other Param sets."""
         return {"progress": False, **(self.value("clusterOptions") or {})}
 
     def compiling(self) -> dict[str, Any]:
-        """Return the objects that nodes load and compile the model with, packed."""
+        """Return, in packed form, the objects with which nodes load and compile the model."""
         names = {"loss": "loss", "loss_weights": "lossWeights", "metrics": "metrics", "custom_objects": "customObjects"}
         return {key: as_json(self.value(name), name) for key, name in names.items()}
 
     def require(self, df: Any, labels: bool = True) -> None:
-        """Refuse columns that do not exist, labels that are not numbers, and too many Params for the output."""
+        """Check that columns exist, that labels are numbers, and that at most one kind of output columns is set."""
         scores = [n for n in ("probabilityCol", "rawPredictionCol") if self.value(n)]
         if len(scores) > 1 or (scores and self.value("predictionCols") is not None):
             raise ConfigurationError(

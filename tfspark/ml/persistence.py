@@ -1,7 +1,8 @@
 """Saving and loading of `KerasEstimator` and `KerasModel`, in Spark ML's form.
 
-``metadata/`` holds the Params as JSON, as of any Spark ML instance; functions among them are pickled, and stay so
-until a node needs them. ``model.keras`` is a file that Keras loads, ``saved_model.zip`` an archive of the SavedModel.
+``metadata/`` holds the Params as JSON, as for any Spark ML instance. Functions among them are pickled and stay pickled
+until a node needs them. ``model.keras`` is a file that Keras loads; ``saved_model.zip`` is an archive of the
+SavedModel.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _inside(path: str, name: str) -> str:
 
 
 def _metadata_context(session: SparkSession) -> Any:
-    """Return what this Spark's readers and writers of metadata take: Spark 3.5 wants the SparkContext."""
+    """Return the argument that Spark's readers and writers of metadata take: in Spark 3.5 it is the SparkContext."""
     return session.sparkContext if is_spark_3() else session
 
 
@@ -50,10 +51,10 @@ def _set_params(instance: Any, metadata: dict[str, Any]) -> None:
 
 
 class _Writer(MLWriter):
-    """Says at once that it needs a classic session, also where it would first remove what is there."""
+    """A writer that fails without a classic session, before ``overwrite()`` removes anything."""
 
     def save(self, path: str) -> None:
-        """Save it in a directory; one that exists is replaced after ``overwrite()`` only.
+        """Save the instance in a directory; an existing directory is replaced only after ``overwrite()``.
 
         Raises
         ------
@@ -72,7 +73,7 @@ class EstimatorWriter(_Writer):
         self.instance = instance
 
     def saveImpl(self, path: str) -> None:
-        """Save it in a directory that does not exist yet."""
+        """Save the estimator in a directory that does not exist yet."""
         require_new(self.sparkSession, path)
         source = self.instance.source()
         in_file = isinstance(source, KerasFile)
@@ -91,7 +92,7 @@ class EstimatorReader(MLReader["KerasEstimator"]):
         self.cls = cls
 
     def load(self, path: str) -> KerasEstimator:
-        """Load what was saved in a directory."""
+        """Load the estimator that was saved in a directory."""
         metadata = DefaultParamsReader.loadMetadata(path, _metadata_context(self.sparkSession))
         instance = self.cls()
         _set_params(instance, metadata)
@@ -111,7 +112,7 @@ class ModelWriter(_Writer):
         self.instance = instance
 
     def saveImpl(self, path: str) -> None:
-        """Save it in a directory that does not exist yet."""
+        """Save the model in a directory that does not exist yet."""
         require_new(self.sparkSession, path)
         trained = self.instance.trained
         extra = {
@@ -133,7 +134,7 @@ class ModelReader(MLReader["KerasModel"]):
         self.cls = cls
 
     def load(self, path: str) -> KerasModel:
-        """Load what was saved in a directory."""
+        """Load the model that was saved in a directory."""
         metadata = DefaultParamsReader.loadMetadata(path, _metadata_context(self.sparkSession))
         trained = TrainedModel(
             read_file(self.sparkSession, _inside(path, KERAS_FILE)),

@@ -1,4 +1,4 @@
-"""What a node has to know to train or evaluate: plain data, made in the driver from Params."""
+"""The plans by which a node trains or evaluates: plain data, made in the driver from Params."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VALIDATION = "validation"
-"""Name under which the rows to validate with are fed."""
+"""Name under which the validation rows are fed."""
 
 
 def fed_name(column: str) -> str:
-    """Return what a column is called where it is fed: Spark takes dots apart in the names of what Python gets."""
+    """Return the name under which a column is fed; it has no dots, because Spark splits names at dots for Python."""
     return column.replace(".", "/")
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which fed columns become what Keras takes as ``x``, ``y`` and ``sample_weight``.
+    """The fed columns that Keras takes as ``x``, ``y`` and ``sample_weight``.
 
     Attributes
     ----------
@@ -28,9 +28,10 @@ class BatchPlan:
     weight
         The column of the weights, if there is one.
     padding
-        What arrays of different lengths are padded with, by column, where it is not what the model masks.
+        The value with which arrays of different lengths are padded, by column, if it is not the value that the model
+        masks.
     classes
-        How many classes a label column has, for those whose metadata tells.
+        Number of classes by label column, for columns whose metadata contains it.
     """
 
     inputs: str | Mapping[str, str]
@@ -46,7 +47,7 @@ class BatchPlan:
         return list(dict.fromkeys([*groups[0], *groups[1], *([self.weight] if self.weight else [])]))
 
     def as_fed(self) -> BatchPlan:
-        """Return the plan with columns as they are called where they are fed; see `fed_name`."""
+        """Return the plan with the column names under which columns are fed; see `fed_name`."""
         inputs, targets = (
             fed_name(g) if isinstance(g, str) else {n: fed_name(c) for n, c in g.items()}
             for g in (self.inputs, self.targets)
@@ -57,7 +58,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How a node comes by its compiled model; objects are packed, see `tfspark.ml.param_values`.
+    """How a node makes its compiled model; objects are packed, see `tfspark.ml.param_values`.
 
     Attributes
     ----------
@@ -66,11 +67,11 @@ class ModelPlan:
     function
         A pickled function that makes the model.
     loss, loss_weights, metrics, optimizer
-        As ``Model.compile`` takes them. Without a loss the model comes compiled.
+        As for ``Model.compile``. Without a loss, the model must be compiled already.
     learning_rate
-        A number or a LearningRateSchedule; ``None`` for that of the optimizer.
+        A number or a LearningRateSchedule; ``None`` for the learning rate of the optimizer.
     weighted
-        Whether rows have weights: then metrics are weighted, as the loss is.
+        Whether rows have weights. If so, metrics are weighted, as the loss is.
     """
 
     keras: bytes | None = field(default=None, repr=False)
@@ -86,7 +87,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """All that training needs beside the rows."""
+    """Everything that training needs except the rows."""
 
     model: ModelPlan
     training: BatchPlan
@@ -100,7 +101,7 @@ class FitPlan:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """All that evaluation needs beside the rows."""
+    """Everything that evaluation needs except the rows."""
 
     model: ModelPlan
     batch: BatchPlan
@@ -118,9 +119,9 @@ class Tensor:
     key
         Name in the signature of its SavedModel.
     dtype, shape
-        Of one row; ``None`` for a dimension of any length.
+        Dtype and shape of one row; ``None`` for a dimension of any length.
     mask
-        The value of an input that the model masks, if it has a layer for that.
+        The value of an input that the model masks, if it has a layer for masking.
     """
 
     name: str
@@ -135,14 +136,14 @@ class Tensor:
 
     @classmethod
     def from_json(cls, fields: list[Any]) -> Tensor:
-        """Decode what `to_json` made."""
-        # Models that were saved before masks were known have four fields.
+        """Decode the result of `to_json`."""
+        # Models that were saved by versions without masks have four fields.
         return cls(fields[0], fields[1], fields[2], tuple(fields[3]), *fields[4:])
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training gives: the model as a ``.keras`` file and as a packed SavedModel, and what is known of it."""
+    """The result of training: the model as a ``.keras`` file and as a packed SavedModel, its inputs and outputs."""
 
     keras: bytes = field(repr=False)
     saved_model: bytes = field(repr=False)

@@ -1,4 +1,4 @@
-"""Batch inference with the SavedModel of a `KerasModel`, which travels with the task: no directory has to be shared."""
+"""Batch prediction with the SavedModel of a `KerasModel`; it is sent with the tasks and needs no shared directory."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def score(
     Parameters
     ----------
     inputs
-        Input of the model to the column that becomes it.
+        Column of each input, by the name of the input.
     outputs
-        Output of the model to the column that it becomes.
+        New column for each output, by the name of the output.
     shapes
-        Shape of one row for array columns whose inputs do not tell it.
+        Shape of one row for array columns whose inputs do not define it.
     padding
-        What array columns are padded with, where it is not what the model masks.
+        The value with which array columns are padded, if it is not the value that the model masks.
 
     Raises
     ------
     SchemaError
-        If a column has no tensor form, or not that of its input.
+        If a column cannot be converted to a tensor, or not to the tensor of its input.
     """
     described = Signature(DEFAULT, _infos(model.inputs), _infos(model.outputs))
     keys = {t.name: t.key for t in (*model.inputs, *model.outputs)}

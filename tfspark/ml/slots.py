@@ -1,7 +1,7 @@
-"""Trials that train at the same time share Spark's task slots: each waits, first come, first served, for its own.
+"""Shares Spark's task slots among trials that train at the same time: a trial waits until its slots are free.
 
-Nodes hold their slots until they end, and whoever feeds them needs one more. Were all slots taken by nodes, nothing
-could be fed, and nothing would ever end.
+Slots are granted first come, first served. Nodes hold their slots until they end, and feed tasks need one more slot. If
+nodes took all slots, no rows could be fed, and no node would ever end.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEEDING = 1
-"""Slots that no node may take."""
+"""Slots for feed tasks, which no node may take."""
 
 
 class SlotQueue:
-    """Grants slots in the order in which they are asked for."""
+    """Grants slots in the order in which they are requested."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -38,12 +38,12 @@ class SlotQueue:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting requests."""
         return len(self._waiting)
 
     @contextmanager
     def hold(self, wanted: int, capacity: int) -> Iterator[None]:
-        """Hold `wanted` of `capacity` slots within the block; waits for them."""
+        """Wait for `wanted` of `capacity` slots and hold them within the block."""
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
@@ -70,40 +70,41 @@ _queues_lock = threading.Lock()
 
 @contextmanager
 def reserved(spark: SparkSession, workers: int, options: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the slots of a cluster's nodes within the block, and leave one for feeding; waits for other trials.
+    """Wait for the slots of a cluster's nodes and hold them within the block; one slot stays free for feed tasks.
 
     Parameters
     ----------
     workers, options
-        Arguments of `tfspark.Cluster`, those that say what nodes there are and what each takes among them.
+        Arguments of `tfspark.Cluster`; those that set the nodes and the resources of each node are used.
 
     Raises
     ------
     ResourceError
-        If Spark has too little for this cluster alone.
+        If Spark has too few resources for this cluster, even without other trials.
     """
     nodes = plan_nodes(workers, options.get("chief", False), options.get("ps", 0), options.get("evaluator", False))
     gpus, cpus, spread = (options.get(n) for n in ("gpus_per_node", "cpus_per_node", "spread"))
     resources = Resources(spark, nodes, NodeResources.of(gpus, cpus, bool(spread)))
     groups = resources.groups_beside_feeding()
     if resources.settings.dynamic:
-        # How many executors there could be, Spark knows when they are asked for.
+        # With dynamic allocation, Spark knows the possible number of executors only when they are requested.
         yield
         return
     slot = resources.settings.task.cpus
     wanted = sum(len(g.nodes) * math.ceil(g.need.cpus / slot) for g in groups)
     slots = task_slots(spark)
     if slots is None:
-        # How many there are, only Spark knows: it makes trials wait that do not fit.
+        # Only Spark knows the number of slots. It makes trials wait that do not fit.
         yield
         return
     with _queues_lock:
         queue = _queues.setdefault(_application(spark), SlotQueue())
-    # What fits alone by profiles of its own, such as tasks without GPUs, may be more than there are default slots.
+    # A cluster with its own resource profiles, such as tasks without GPUs, may fit although it needs more slots than
+    # there are default slots.
     with queue.hold(wanted, max(wanted, slots - FEEDING)):
         yield
 
 
 def _application(spark: SparkSession) -> str:
-    """Return what names the application of a session; on Spark Connect the session, as a client knows no more."""
+    """Return the ID of a session's application; on Spark Connect, where it is unknown, return the ID of the session."""
     return str(spark.session_id if is_connect(spark) else spark.sparkContext.applicationId)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a fit tells of itself: metrics by epoch, as numbers, as a DataFrame and as a plot."""
+"""The summary of a fit: metrics by epoch, as numbers, as a DataFrame and as a plot."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class KerasTrainingSummary:
     Attributes
     ----------
     metrics
-        Metric name to its value after each epoch; those of the validation rows begin with ``val_``.
+        Metric name to its value after each epoch; the names of validation metrics begin with ``val_``.
     rows
-        Rows trained on, in each epoch.
+        Number of training rows in each epoch.
     validationRows
-        Rows validated with.
+        Number of validation rows.
     seconds
-        From the start of the cluster to its end.
+        Seconds from the start of the cluster to its end.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class KerasTrainingSummary:
 
     @property
     def totalIterations(self) -> int:
-        """Epochs trained; fewer than asked for if training stopped early.
+        """Number of trained epochs; fewer than requested if training stopped early.
 
         Examples
         --------
@@ -73,12 +73,13 @@ class KerasTrainingSummary:
         return SparkSession.active().createDataFrame(rows, schema)
 
     def plot(self) -> Figure:
-        """Draw each metric over the epochs, with that of the validation rows beside it.
+        """Plot each metric over the epochs, together with the same metric of the validation rows.
 
         Returns
         -------
         matplotlib.figure.Figure
-            Not shown and not known to pyplot: ``figure.savefig("history.png")``, or the last line of a notebook cell.
+            The figure is not shown and not known to pyplot: use ``figure.savefig("history.png")``, or return it in the
+            last line of a notebook cell.
 
         Raises
         ------
@@ -125,7 +126,7 @@ class KerasTrainingSummary:
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> KerasTrainingSummary:
-        """Decode what `to_json` made.
+        """Decode the result of `to_json`.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""What nodes do for an Estimator: `train` and `evaluate` are the ``main`` of their clusters."""
+"""The programs of an Estimator's nodes: `train` and `evaluate` are the ``main`` functions of their clusters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(plan: FitPlan, ctx: NodeContext) -> tuple[dict[str, list[float]], TrainedModel] | None:
-    """Train; the chief returns the history and the model."""
+    """Train the model; the chief returns the history and the model, other nodes return ``None``."""
     import keras
 
     from tfspark.ml.datasets import batch_function, open_columns
@@ -56,12 +56,12 @@ def evaluate(plan: EvaluationPlan, ctx: NodeContext) -> dict[str, float]:
 
 
 def compiled_model(plan: ModelPlan) -> Any:
-    """Make the model of a plan, ready to train.
+    """Return the model of a plan, ready to train.
 
     Raises
     ------
     ConfigurationError
-        If it is no Keras model, or neither compiled nor has a loss to be compiled with.
+        If it is not a Keras model, or it is not compiled and the plan has no loss to compile it with.
     """
     import keras
 
@@ -83,13 +83,13 @@ def compiled_model(plan: ModelPlan) -> Any:
         raise ConfigurationError("The model is not compiled.", hint="Pass a loss, or return a compiled model.")
     if loss is None and rate is not None:
         model.optimizer = _with_learning_rate(model.optimizer, rate, model.trainable_variables)
-        # A model that has trained keeps its step, with the optimizer in it.
+        # A model that was trained before keeps its training step, which contains the old optimizer.
         model.train_function = None
     return model
 
 
 def _made(value: Any) -> Any:
-    """Return Keras objects, of which classes may stand for objects made without arguments."""
+    """Return Keras objects; a class is replaced by an object that is made without arguments."""
     if isinstance(value, list):
         return [_made(v) for v in value]
     if isinstance(value, dict):
@@ -98,7 +98,7 @@ def _made(value: Any) -> Any:
 
 
 def _with_learning_rate(optimizer: Any, rate: Any, variables: Any) -> Any:
-    """Return an optimizer of `variables` with a learning rate: a number is set, a schedule makes a new optimizer."""
+    """Return an optimizer of `variables` with a learning rate; a number is set, a schedule makes a new optimizer."""
     if isinstance(rate, float):
         try:
             optimizer.learning_rate = rate
@@ -110,7 +110,7 @@ def _with_learning_rate(optimizer: Any, rate: Any, variables: Any) -> Any:
             f"learningRate is a LearningRateSchedule, but {type(optimizer).__name__} takes only a number.",
             hint="Make the inner optimizer with it: LossScaleOptimizer(Adam(schedule)).",
         )
-    # TensorFlow cannot export an optimizer whose number a schedule has replaced.
+    # TensorFlow cannot export an optimizer whose learning rate was changed from a number to a schedule.
     scheduled = type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
     if optimizer.built:
         scheduled.build(variables)
@@ -121,7 +121,7 @@ def _with_learning_rate(optimizer: Any, rate: Any, variables: Any) -> Any:
 
 
 def scheduled_already(optimizer: str, rate: Any) -> ConfigurationError:
-    """Return the error for an optimizer with a schedule and a learning rate beside it."""
+    """Return the error for an optimizer that has a schedule although a learning rate is set too."""
     return ConfigurationError(
         f"learningRate={rate} is set, but the optimizer {optimizer} has a LearningRateSchedule.",
         hint="Set only one of them. learningRate takes a LearningRateSchedule, too.",
@@ -144,7 +144,7 @@ def _callbacks(plan: FitPlan) -> list[Any]:
 
 
 def trained(model: Any, plan: FitPlan, ctx: NodeContext) -> TrainedModel:
-    """Write the model down, in both its forms."""
+    """Return the model in both of its forms, a ``.keras`` file and a SavedModel."""
     from tfspark.prediction.model_source import EmbeddedModel
 
     with tempfile.TemporaryDirectory(prefix="tfspark-model-") as directory:
@@ -162,13 +162,13 @@ def _exported(model: Any, base: str, ctx: NodeContext) -> str:
 
     if known_inputs(model):
         return ctx.export(model, base, name=model.name)
-    # What a subclassed model takes has no names to serve it by; Keras itself makes some up.
+    # The inputs of a subclassed model have no names with which to serve it; Keras itself makes up names.
     model.export(base, verbose=False)
     return base
 
 
 def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Bring together what inputs and outputs are called in the Keras model and in its SavedModel."""
+    """Match the names of inputs and outputs in the Keras model with their names in its SavedModel."""
     from tfspark.ml.datasets import output_names
     from tfspark.node.keras.inputs import known_inputs
     from tfspark.saved_models.description import read_signature
@@ -197,6 +197,6 @@ def _signature(model: Any, plan: FitPlan, version: str) -> tuple[tuple[Tensor, .
 
 
 def _in_order(key: str) -> tuple[str, int]:
-    """Sort ``output_10`` after ``output_9``."""
+    """Return a sort key that places ``output_10`` after ``output_9``."""
     head, _, number = key.rpartition("_")
     return (head, int(number)) if number.isdigit() else (key, -1)

@@ -1,4 +1,4 @@
-"""Checks of values that run within TensorFlow's graph, and whose failures become errors of ours."""
+"""Checks of values in TensorFlow's graph; their failures become errors of tfspark."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MARK, _HINT, _UNTIL = "tfspark check: ", " [hint] ", " [end of check]"
 
 
 def checked(value: Any, holds: Any, text: Sequence[Any], hint: str) -> Any:
-    """Return a tensor, in graph code that fails unless `holds`; see `in_words`.
+    """Return `value`, in graph code that fails unless `holds` is true; see `in_words`.
 
     Parameters
     ----------
     holds
         A scalar ``tf.bool``.
     text
-        Strings and string scalars, which joined say what is wrong. They are computed where nothing fails, too.
+        Strings and string scalars that are joined to the error message. They are computed even if the check passes.
     """
     joined = tf.strings.join([_MARK, *text, _HINT, hint, _UNTIL])
     with tf.control_dependencies([tf.debugging.Assert(holds, [joined])]):
@@ -31,7 +31,7 @@ def checked(value: Any, holds: Any, text: Sequence[Any], hint: str) -> Any:
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """Raise what `checked` has found as an error of ours.
+    """Raise a failed check of `checked` as an error of tfspark.
 
     Raises
     ------
@@ -49,5 +49,5 @@ def in_words() -> Iterator[None]:
 
 
 def _plain(shown: str) -> str:
-    """Return a string that TensorFlow shows with escapes, and with bytes beyond ASCII as octal numbers."""
+    """Return the original of a string that TensorFlow shows with escapes, with bytes beyond ASCII in octal."""
     return shown.encode().decode("unicode_escape").encode("latin-1").decode()

@@ -1,4 +1,4 @@
-"""The rows of an epoch in chunks: a whole number of batches each, on their way from the spool to ``tf.data``."""
+"""Reads the rows of an epoch from the spool, for ``tf.data``, in chunks of a whole number of batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tfspark.settings import Settings
 PREFETCHED_CHUNKS = 2
 
 KEPT_BATCHES = 16
-"""Batches that can be read again although the consumer has had them: whoever looks at the first ones starts over."""
+"""Batches that can be read again after the consumer got them, for a consumer that starts over."""
 
 
 @dataclass(frozen=True)
 class DatasetTerms:
     """The arguments of `NodeContext.dataset`, and the sizes of chunks, in bytes.
 
-    Larger chunks need fewer calls of Python, smaller ones less memory. Rows are shuffled within a chunk.
+    Larger chunks need fewer calls of Python; smaller chunks need less memory. Rows are shuffled within a chunk.
     """
 
     batch_size: int
@@ -55,34 +55,34 @@ class DatasetTerms:
 
 
 class Position:
-    """How far the consumer of a dataset has surely come, as told by the chunks that were taken for it.
+    """Number of rows that the consumer of a dataset has certainly read, computed from the chunks taken for it.
 
-    Some are on their way to it, and batches that it has had may be wanted again.
+    Some of these chunks have not reached the consumer yet, and the consumer may read its last batches again.
     """
 
     def __init__(self, batch_size: int) -> None:
         self._kept = KEPT_BATCHES * batch_size
-        # One more is being cut, and one has just been taken.
+        # Besides the prefetched chunks, one chunk is being cut into batches and one has just been taken.
         self._ahead: deque[int] = deque(maxlen=PREFETCHED_CHUNKS + 2)
         self.taken = 0
 
     def take(self, rows: int) -> None:
-        """Note that a chunk was taken."""
+        """Note that a chunk of `rows` rows was taken."""
         self._ahead.append(rows)
         self.taken += rows
 
     @property
     def passed(self) -> int:
-        """Rows that nobody will ask for again."""
+        """Number of rows, from the first one, that will not be read again."""
         return max(0, self.taken - sum(self._ahead) - self._kept)
 
 
 def read_chunks(
     reader: EpochReader, layout: Layout, terms: DatasetTerms, position: Position | None = None
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the rows of an epoch in chunks of a whole number of batches; the last chunk has the rest.
+    """Yield the rows of an epoch in chunks of a whole number of batches; the last chunk has the remaining rows.
 
-    `position` is that of the consumer, if it has read other epochs before.
+    Pass the consumer's `position` if it has read other epochs before this one.
     """
     position = position or Position(terms.batch_size)
     before = position.taken
@@ -92,7 +92,7 @@ def read_chunks(
     for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
         if rng is not None:
             table = table.take(pa.array(rng.permutation(table.num_rows)))
-        # Shuffled rows are a copy already; other rows are the memory of the spool, which later epochs read again.
+        # Shuffled rows are already a copy. Other rows share the memory of the spool, which later epochs read again.
         arrays = layout.arrays(table, copy=rng is None)
         reader.clock.enter(InputState.AHEAD)
         yield arrays
@@ -104,7 +104,7 @@ def read_chunks(
 
 
 def rechunk(reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool) -> Iterator[pa.Table]:
-    """Cut an epoch into tables of a whole number of batches, of about `chunk_bytes` each; the last has the rest."""
+    """Cut an epoch into tables of whole batches, of about `chunk_bytes` each; the last table has the remaining rows."""
     pending: list[pa.RecordBatch] = []
     rows = nbytes = 0
     for partition in reader.partitions(shuffle, reads_ahead=True):

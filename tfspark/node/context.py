@@ -342,13 +342,14 @@ class NodeContext:
         """Return this worker's batches, followed by batches of 0 rows until all workers have read their batches.
 
         Use it in your own training loop, so that all workers run the same number of steps. For a batch of 0 rows,
-        ``strategy.run`` does not call the step function: the worker joins the step of the others with zeros. Call this
-        method on all workers, in the same order.
+        ``strategy.run`` does not call the step function: the worker adds zeros to the step of the other workers. Call
+        this method on all workers, in the same order.
 
         Parameters
         ----------
         dataset
-            A dataset of `dataset`, or any other. With one worker it is returned unchanged.
+            A dataset that the method `dataset` returned, or any other dataset. With one worker it is returned
+            unchanged.
 
         Examples
         --------
@@ -398,7 +399,7 @@ class NodeContext:
         label: str | None = None,
         weight: str | None = None,
     ) -> tf.data.Dataset:
-        """Return all rows that are fed from now on as one dataset. Iterate it once.
+        """Return one dataset of all rows that are fed from now on; iterate it once.
 
         It gives the epochs of one feed after another and ends when the driver has stopped feeding. A batch may have
         rows of two feeds, so only the last batch may be smaller than `batch_size`.
@@ -558,13 +559,13 @@ class NodeContext:
     def new_checkpoints(self, poll_seconds: float = 1.0) -> Iterator[str]:
         """Yield the path of the newest checkpoint whenever there is a new one, until training ends.
 
-        It is for the evaluator. Checkpoints may be skipped if several are written while the evaluator works on an
+        Call it on the evaluator. Checkpoints may be skipped if several are written while the evaluator works on an
         earlier one. The last checkpoint is always yielded.
 
         Parameters
         ----------
         poll_seconds
-            Pause between two looks at the directory, in seconds.
+            Seconds between two checks of the directory.
 
         Examples
         --------
@@ -793,8 +794,8 @@ class NodeContext:
     def report(self, step: int, *, flush: bool = False, **metrics: float) -> None:
         """Send metrics to the driver, which shows them in the progress display and in ``cluster.status()``.
 
-        Training neither waits for the driver nor fails if it does not answer: reports are sent in the background, and
-        of those that wait the newest one replaces the others.
+        Reports are sent in the background, so training neither waits for the driver nor fails if the driver does not
+        answer. A new report replaces a report that still waits, unless that one has `flush`.
 
         Parameters
         ----------
@@ -802,7 +803,7 @@ class NodeContext:
             Number of the training step.
         flush
             Send the report even if the last one was less than half a second ago, and keep it while the driver does not
-            answer, up to a hundred of them.
+            answer. Up to 100 such reports are kept.
         metrics
             Numbers by name.
 
@@ -837,13 +838,13 @@ class NodeContext:
         Returns
         -------
         str
-            Directory of the new version, on all nodes: those other than the chief wait until the chief has written it.
+            Directory of the new version, on all nodes. The other nodes wait until the chief has written it.
 
         Raises
         ------
         ConfigurationError
-            If the model cannot be exported, or the chief returns from ``main`` without having exported to `directory`
-            as often as this node.
+            If the model cannot be exported, or the chief's ``main`` returns after fewer exports to `directory` than
+            this node has started.
 
         Examples
         --------

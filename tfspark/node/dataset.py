@@ -54,12 +54,12 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     # The rows belong to this worker only: a strategy that distributes the dataset must not shard them.
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    # Autotuning has nothing to tune here, and its thread can miss its stop signal: deleting the iterator then waits
-    # until the thread wakes by itself, which takes seconds to a minute.
+    # Autotuning has nothing to tune here, and its thread can miss its stop signal. Deleting the iterator then blocks
+    # until the thread wakes by itself, which takes seconds up to a minute.
     options.autotune.enabled = False
     dataset = dataset.with_options(options)
     if not endless:
-        # Loops that train with other workers read this to know how many steps the others have.
+        # Training loops read this to know how many steps the other workers have.
         dataset._tfspark_steps = Steps(terms.batch_size, terms.drop_remainder, lambda: epoch.rows_by_worker)
     return dataset
 
@@ -73,8 +73,8 @@ class Steps:
     batch_size, drop_remainder
         As for `NodeContext.dataset`.
     rows_by_worker
-        Returns the number of rows of this worker, and those of all workers that have rows. Known after this worker has
-        read its rows.
+        Returns the number of rows of this worker, and a list of the numbers of rows of all workers that have rows. They
+        are known after this worker has read its rows.
     """
 
     batch_size: int
@@ -109,7 +109,7 @@ def _batches(
 def _nothing(
     spec: tuple[Any, ...], layout: Layout, terms: DatasetTerms, at_end: Callable[[], object]
 ) -> tf.data.Dataset:
-    """Return an empty dataset with the element spec of the batches; it calls `at_end` when it is read."""
+    """Return an empty dataset with the element spec of the batches; reading it calls `at_end`."""
 
     def none() -> np.int64:
         at_end()
@@ -121,7 +121,8 @@ def _nothing(
         if layout.varies:
             batches = layout.cut([_zeros(s, 1) for s in layout.signature], terms.batch_size)
         elif terms.drop_remainder:
-            # All batches have `batch_size` rows: the template is made lazily, because it would be as large as a batch.
+            # All batches have `batch_size` rows, so this template is made only when it is read: it is as large as a
+            # batch.
             batches = tf.data.Dataset.range(1).map(graph(lambda _: tuple(_zeros(s, 0) for s in spec)))
         else:
             batches = tf.data.Dataset.from_tensors(tuple(_zeros(s, 0) for s in spec))
@@ -145,7 +146,7 @@ class Epoch:
 
     @property
     def rows_by_worker(self) -> tuple[int, list[int]]:
-        """Rows of the epoch that was read last: of this worker, and of each worker that has rows."""
+        """Rows of the epoch that was read last: the number of this worker, and that of each worker that has rows."""
         assert self._last is not None
         return self._last.rows_here or 0, list(self._last.rows_by_node.values())
 
@@ -161,9 +162,10 @@ class Epoch:
         return self._read(reader)
 
     def go_on(self, reader: EpochReader, position: Position) -> EpochReader | None:
-        """Start the epoch after another one, of whichever feed, in the same iteration; ``None`` if none comes.
+        """Start the epoch that follows the one of `reader`, in the same iteration; return ``None`` if there is none.
 
-        Epochs are complete when the consumer is well past them: an iteration that is given up before reads them again.
+        The next epoch may belong to another feed. An epoch is complete when the consumer is well past it: if the
+        iteration is abandoned before, the epoch is read again.
         """
         self._before.append((reader, position.taken))
         while self._before and self._before[0][1] <= position.passed:
@@ -184,7 +186,7 @@ class Epoch:
         return reader
 
     def end(self) -> None:
-        """Mark the epoch, or all that were read as one, as read to the end."""
+        """Mark the current epoch, and all earlier epochs of the same iteration, as read to the end."""
         while self._before:
             self._before.popleft()[0].complete()
         if self._reader is not None:

@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger("tfspark")
 
 DUMPS_SUFFIX = ".metadata"
-"""End of the name of a file that each set of the debugger's dumps has."""
+"""Suffix of the metadata file, which each set of the debugger's dumps has."""
 
 CIRCULAR_BUFFER = 1000
 """Number of the newest executions that the debugger keeps; all executions would fill the disk."""
@@ -61,7 +61,7 @@ class Debugging:
         return [keras.callbacks.TensorBoard(self.log_dir, write_graph=False), WriteGraph(self.log_dir)]
 
     def close(self) -> None:
-        """Write remaining data; the process will exit without TensorFlow's own teardown."""
+        """Write remaining data, because the process will exit without TensorFlow's own teardown."""
         if self._profiler is not None:
             self._profiler.close()
         if self._dumps is not None:
@@ -80,9 +80,10 @@ def _check(log_dir: str) -> None:
 
 
 def _dump_root(log_dir: str, name: str, is_chief: bool, restarts: int) -> str:
-    """Return where a node dumps to.
+    """Return the directory for the dumps of a node.
 
-    TensorBoard's page reads one set of dumps, beside the runs: the chief's. With a second set there it would show none.
+    TensorBoard's page reads only one set of dumps in `log_dir`, that of the chief. If there were two sets, it would
+    show none. Other sets go to subdirectories of ``debug``.
     """
     if is_chief and not glob.glob(os.path.join(glob.escape(log_dir), f"*{DUMPS_SUFFIX}")):
         return log_dir
@@ -97,7 +98,7 @@ def _enable_dumps(directory: str, mode: str) -> None:
 
 
 class StepProfiler:
-    """Runs TensorFlow's profiler over a range of steps, and marks each of them, for XProf's overview.
+    """Runs TensorFlow's profiler over a range of steps and marks each step for XProf's overview.
 
     Parameters
     ----------
@@ -147,17 +148,18 @@ class StepProfiler:
             logger.warning("cannot profile (profile=...): %s", e)
 
     def _mark_step(self, step: int) -> None:
-        """Begin the next step: what this thread does until the next call is part of it."""
+        """Begin the next step: all work of this thread until the next call is part of it."""
         import tensorflow as tf
 
         self._end_mark()
-        # TensorFlow's own mark of a training step: XProf groups by step_num, and _r makes it a root.
+        # TensorFlow itself marks a training step like this: XProf groups by step_num, and _r makes the step a root
+        # event.
         self._mark = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
         self._mark.__enter__()
         self._marking = threading.get_ident()
 
     def _end_mark(self) -> None:
         mark, self._mark = self._mark, None
-        # A mark belongs to the thread that has begun it.
+        # Only the thread that began a mark can end it.
         if mark is not None and self._marking == threading.get_ident():
             mark.__exit__(None, None, None)

@@ -33,12 +33,12 @@ def export(
     metrics: Mapping[str, float],
     options: Mapping[str, Any],
 ) -> str:
-    """Export a model; `options` override what is known of its training."""
+    """Export a model; `options` override the known facts about its training."""
     from tfspark.saved_models.export import export_model
 
     known: dict[str, Any] = {"metrics": metrics}
     if feed is not None and options.get("preprocessing") is None:
-        # With preprocessing, a column of the feed and an input of the same name need not be the same.
+        # With preprocessing, a column of the feed and an input of the same name can have different contents.
         known["fill"] = feed.fill
     data = {**training_data(feed, workers), **options.get("data", {})}
     return export_model(model, base, **{**known, **options, "data": data})

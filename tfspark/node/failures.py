@@ -1,7 +1,7 @@
-"""Why ``main`` failed, in one line.
+"""Describes in one line why ``main`` failed.
 
-What a user needs to know is often deep inside: Keras and TensorFlow wrap exceptions of layers, of ``tf.data`` functions
-and of graph code, and pass some of them on as text only.
+The useful message is often inside other exceptions: Keras and TensorFlow wrap exceptions of layers, of ``tf.data``
+functions and of graph code, and pass some of them on as text only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _FUNCTION_NODE = re.compile(r"^\{\{function_node .*?\}\} ")
 _OPERATION = re.compile(r"\s*\[Op:\w+\]( name: .*)?$")
 
 MOST_CHARACTERS = 400
-"""Length at which a headline is cut."""
+"""Largest length of a headline; longer headlines are cut."""
 
 
 def cause_of(e: BaseException) -> tuple[str, str]:
-    """Return what went wrong, in one line that begins with the type of the exception, and a hint or ``""``.
+    """Return the cause in one line that begins with the type of the exception, and a hint or ``""``.
 
-    The innermost error of tfspark comes first, also one that TensorFlow passed on as text; then the sentence that Keras
-    or TensorFlow wrote about a layer or an operation; else it is the first line of the message.
+    The cause is the first of these that exists: the innermost error of tfspark; the last error of a traceback that
+    TensorFlow passed on as text; the sentence that Keras or TensorFlow wrote about a layer or an operation; the first
+    line of the message.
 
     Examples
     --------
@@ -54,7 +55,7 @@ def cause_of(e: BaseException) -> tuple[str, str]:
 
 
 def _causes(e: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those that it was raised from, the outermost first."""
+    """Yield an exception and the exceptions that it was raised from, the outermost first."""
     seen: set[int] = set()
     while e is not None and id(e) not in seen:
         seen.add(id(e))

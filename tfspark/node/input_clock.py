@@ -32,7 +32,7 @@ class InputClock:
         self._entered = self._settled = now()
 
     def enter(self, state: InputState) -> None:
-        """Set the state of the reader from now on."""
+        """Set the current state of the reader."""
         with self._lock:
             self._entered = self._settle()
             self._state = state

@@ -1,4 +1,4 @@
-"""How Arrow columns pass through ``tf.data`` as few arrays and become the tensors that ``main`` gets.
+"""Packs Arrow columns into few arrays that pass through ``tf.data``, and turns these into the tensors of ``main``.
 
 All scalar columns of one dtype are packed into one array, so 40 columns cost little more than one. A ragged column is
 passed as its flat values and row splits.
@@ -61,8 +61,8 @@ class Layout:
     def arrays(self, table: pa.Table, *, copy: bool) -> tuple[np.ndarray, ...]:
         """Return the rows of a table as a chunk; pass `copy` if the memory of the table must not change.
 
-        TensorFlow uses the memory of an array that a ``PyFunc`` returns as the tensor's memory if it is aligned. An
-        operation may then write its result into the memory of its input.
+        If an array that a ``PyFunc`` returns is aligned, TensorFlow uses its memory for the tensor. An operation may
+        then write its result into the memory of its input.
         """
         packs = [_pack(table, pack) for pack in self._packs]
         return (*packs, *(a for c in self._alone for a in column_arrays(table.column(c.name), c, copy=copy)))
@@ -72,7 +72,7 @@ class Layout:
         return tuple(np.zeros([0 if d is None else d for d in s.shape], s.dtype.as_numpy_dtype) for s in self.signature)
 
     def cut(self, arrays: Sequence[tf.Tensor], batch_size: int) -> tf.data.Dataset:
-        """Cut a chunk into batches; their tensors are the arguments of `structure`."""
+        """Cut a chunk into batches; the tensors of a batch are the arguments of `structure`."""
         rest = list(arrays)
         tensors: list[Any] = [rest.pop(0) for _ in self._packs]
         for c in self._alone:
@@ -119,7 +119,7 @@ class Layout:
 def _select(
     fed: Sequence[ColumnSpec], columns: Sequence[str] | None, label: str | None, weight: str | None
 ) -> tuple[list[ColumnSpec], set[ColumnSpec]]:
-    """Return the selected columns, and those of them that are features."""
+    """Return the selected columns, and those selected columns that are features."""
     by_name: dict[str, list[ColumnSpec]] = {}
     for c in fed:
         # A struct column can be selected by its own name or by the name of one of its fields.
@@ -159,7 +159,7 @@ def _signature(c: ColumnSpec) -> list[tf.TensorSpec]:
 
 
 def graph(function: Any) -> Any:
-    """Tell AutoGraph not to convert a function: the conversion is not needed, slow, and writes temporary files."""
+    """Tell AutoGraph not to convert a function: the conversion is unnecessary and slow, and writes temporary files."""
     return tf.autograph.experimental.do_not_convert(function)
 
 

@@ -1,6 +1,6 @@
 """A node's connection with the coordinator: registration, events and reports.
 
-It owns the spool and the server that fills it. It does not use TensorFlow.
+`CoordinatorLink` owns the spool and the Flight server that fills it. This module does not use TensorFlow.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tfspark.transport.client import MessageClient
 logger = logging.getLogger(__name__)
 
 LAST_WORD_SECONDS = 1.0
-"""How long a stopping node waits for the coordinator's stop event after the supervisor's."""
+"""Seconds that a stopping node waits for the coordinator's stop event after the supervisor's stop command."""
 
 DRAIN_SECONDS = 2.0
-"""How long a node that failed waits for its last reports to be sent."""
+"""Seconds that a failed node waits for its last reports to be sent."""
 
 M = TypeVar("M", bound=m.Message)
 
@@ -81,14 +81,14 @@ class CoordinatorLink:
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def register(self, port: int) -> None:
-        """Tell the coordinator where this node listens, and begin to follow the coordinator's events."""
+        """Tell the coordinator where this node listens, and start to follow the coordinator's events."""
         address = NodeAddress(self.node, self.host, port, self._receiver.port, os.getpid())
         self._tell(m.Register(address))
         self._follower.start()
         self._pulse.start()
 
     def wait_for_spec(self) -> ClusterSpec:
-        """Wait until all nodes have registered; the coordinator holds the deadline."""
+        """Wait until all nodes have registered and return the cluster spec; the coordinator enforces the deadline."""
         with self._changed:
             self._changed.wait_for(lambda: self._spec is not None or self.stopping.is_set())
             if self._spec is None:
@@ -96,10 +96,11 @@ class CoordinatorLink:
             return self._spec
 
     def wait_for_release(self) -> None:
-        """Wait until every node has finished, because collectives of the others still need this process."""
+        """Wait until every node has finished, because collectives of the other nodes still need this process."""
         with self._changed:
             self._changed.wait_for(lambda: self.released or self.stopping.is_set())
-            # The supervisor learns of a stop by its heartbeat, which may be answered before this node's poll.
+            # The supervisor gets the stop in the answer to its heartbeat, which may come before the answer to this
+            # node's poll.
             self._changed.wait_for(lambda: self.released or self._has_last_word, LAST_WORD_SECONDS)
 
     def resume(self, epochs: Sequence[int]) -> int:
@@ -113,7 +114,7 @@ class CoordinatorLink:
         Returns
         -------
         int
-            The largest number of epochs for which all nodes have a checkpoint; 0 for none.
+            The largest number of epochs for which all nodes have a checkpoint; 0 if there is none.
 
         Raises
         ------
@@ -128,7 +129,7 @@ class CoordinatorLink:
         return self._resumed
 
     def resume_without(self) -> None:
-        """Tell the others not to wait for this node's checkpoints, unless `resume` was called before."""
+        """Tell the other nodes not to wait for this node's checkpoints, unless `resume` was called before."""
         if self._resumed is None:
             self._tell(m.Resume(self.node, None, 0.0))
 
@@ -138,27 +139,27 @@ class CoordinatorLink:
         return self._resumed or 0
 
     def begin_epoch(self, feed: int, epoch: int) -> None:
-        """Tell the coordinator which epoch the chief begins; the workers ask for it."""
+        """Tell the coordinator which epoch the chief begins; the workers ask the coordinator for it."""
         self._tell(m.EpochBegins(feed, epoch))
 
     def epoch_begun(self) -> tuple[int, int]:
-        """Return the epoch that the chief has begun: number of the feed, and number of the epoch in it."""
+        """Return the epoch that the chief has begun, as the number of the feed and the number of the epoch in it."""
         answer = self._ask(m.WhichEpoch(), m.EpochBegins)
         return answer.feed, answer.epoch
 
     def exported(self, base: str, number: int, path: str) -> None:
-        """Tell the other nodes where this one, the chief, has exported to for the `number`-th time under `base`."""
+        """Tell the other nodes the `path` of this chief's export number `number` under `base`."""
         self._tell(m.Exported(base, number, path))
 
     def path_of_export(self, base: str, number: int) -> str:
-        """Wait until the chief has exported for the `number`-th time under `base`, and return where.
+        """Wait for the chief's export number `number` under `base` and return its path.
 
         Raises
         ------
         ConfigurationError
-            If the chief's ``main`` has returned without.
+            If the chief's ``main`` has returned without that export.
         ClusterStopped
-            If the cluster is stopped meanwhile.
+            If the cluster is stopped during the wait.
         """
         while not self.stopping.is_set():
             message = m.WhichExport(base, number, self.settings.poll_interval)
@@ -178,7 +179,7 @@ class CoordinatorLink:
             return {a.node: a.pid for a in self._spec.nodes} if self._spec else {}
 
     def wait_for_news(self, seconds: float) -> None:
-        """Wait for the next event, at most this long."""
+        """Wait for the next event, at most `seconds`."""
         with self._changed:
             self._changed.wait(seconds)
 
@@ -187,7 +188,7 @@ class CoordinatorLink:
         self._tell(m.Entered(self.node, seconds))
 
     def finished(self, result: IO[bytes]) -> None:
-        """Report that ``main`` has returned; sends its pickled result, and closes the file that has it."""
+        """Report that ``main`` has returned: send its pickled result and close the file that holds it."""
         spool = self.spool
         self._mailbox.drain(self._patience)
         sent = 0
@@ -208,15 +209,15 @@ class CoordinatorLink:
             logger.warning("could not report the failure to the coordinator: %s", reason)
 
     def tell_open_columns(self, columns: Sequence[str]) -> None:
-        """Tell the driver the columns whose arrays may have any length, for which it waits before it feeds."""
+        """Tell the driver which columns may have arrays of any length; the driver waits for this before it feeds."""
         self._tell(m.OpenColumns(list(columns)))
 
     def report(self, step: int, metrics: dict[str, float], keep: bool = False) -> None:
-        """Have metrics sent to the driver; never waits. With `keep`, a newer report does not replace them."""
+        """Queue metrics for the driver without waiting; with `keep`, a newer report does not replace them."""
         self._mailbox.put(m.Report(self.node, step, metrics), keep)
 
     def epoch_ended(self, epoch: int, epochs: int, metrics: dict[str, float]) -> None:
-        """Have the metrics of a whole epoch sent to the driver; never waits."""
+        """Queue the metrics of a whole epoch for the driver without waiting."""
         self._mailbox.put(m.EpochEnded(self.node, epoch, epochs, metrics), keep=True)
 
     def on_stop(self, reason: str) -> None:
@@ -239,7 +240,8 @@ class CoordinatorLink:
         try:
             return self._ask(message, m.CommitAnswer).committed
         except flight.FlightError as e:
-            # The coordinator may have counted the partition, so its rows would be lost without an error.
+            # The coordinator may have counted the partition as committed. Without this error, its rows would be lost
+            # silently.
             self.spool.fail(
                 FeedError(f"The coordinator did not answer the commit of partition {header.partition}: {e}")
             )
@@ -250,7 +252,7 @@ class CoordinatorLink:
         return self.settings.poll_interval + self.settings.call_timeout
 
     def _tell(self, message: m.Message, timeout: float | None = None) -> None:
-        """Send a message that matters, again and again while the driver stands still and this node is not stopped."""
+        """Send a message that must arrive: retry while the driver does not answer, until `driver_timeout` or a stop."""
         self._client.insist_on_sending(message, self._patience, timeout, self.stopping.wait)
 
     def _ask(self, message: m.Message, answer: type[M], timeout: float | None = None) -> M:
@@ -282,7 +284,7 @@ class CoordinatorLink:
             self._leaving.wait(seconds_to_next)
 
     def _follow(self) -> None:
-        """Follow the coordinator's events; a node that cannot must not be left waiting for them."""
+        """Follow the coordinator's events; if that fails, stop the node, which would otherwise wait forever."""
         try:
             self._follow_events()
         except Exception as e:

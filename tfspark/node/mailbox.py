@@ -1,4 +1,4 @@
-"""Reports of a node on their way to the driver: training puts them here and never waits."""
+"""Queue of a node's reports to the driver: training adds reports and never waits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tfspark.transport.client import MAY_PASS
 logger = logging.getLogger(__name__)
 
 KEPT_REPORTS = 100
-"""Reports with ``flush`` that wait while the driver does not answer; beyond it, the oldest are dropped."""
+"""Largest number of reports with ``flush`` that wait while the driver does not answer; the oldest are dropped first."""
 
 RETRY_SECONDS = 0.5
-"""Pause after a report could not be sent."""
+"""Pause before a report that could not be sent is sent again."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Entry:
 
 
 class Mailbox:
-    """Sends reports from a thread of its own. A newer report replaces one that waits, unless that is to be kept.
+    """Sends reports from its own thread; a newer report replaces a waiting one, unless that one is to be kept.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Mailbox:
         self._thread.start()
 
     def put(self, report: Report | EpochEnded, keep: bool) -> None:
-        """Leave a report; returns at once. With `keep`, a newer one does not replace it."""
+        """Add a report and return at once; with `keep`, a newer report does not replace it."""
         with self._changed:
             if self._waiting and not self._waiting[-1].keep:
                 self._waiting.pop()
@@ -54,13 +54,13 @@ class Mailbox:
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> bool:
-        """Wait until all reports have been sent, at most this long; return whether they have."""
+        """Wait until all reports have been sent, at most `seconds`; return whether all have been sent."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting or self._closed.is_set(), seconds)
             return not self._waiting
 
     def close(self) -> None:
-        """Stop sending; what waits is dropped."""
+        """Stop sending; waiting reports are dropped."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
@@ -74,7 +74,7 @@ class Mailbox:
                 entry = self._waiting[0]
             if self._sent(entry.report):
                 with self._changed:
-                    # A newer one may have taken its place meanwhile.
+                    # A newer report may have replaced this one meanwhile.
                     if self._waiting and self._waiting[0] is entry:
                         self._waiting.popleft()
                     self._changed.notify_all()

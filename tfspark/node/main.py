@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when the supervisor dies; exit at once if it has died already."""
+    """Ask the kernel to kill this process when the supervisor dies; exit at once if the supervisor is already dead."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -34,7 +34,7 @@ def _die_with_parent(parent: int) -> None:
 def _fork_guardian(lifeline: int, directory: str) -> None:
     """Fork a small process that kills this process group and removes its files when the supervisor ends.
 
-    It is forked before any thread exists and before TensorFlow is imported, because TensorFlow does not survive a fork.
+    It is forked before any thread exists and before TensorFlow is imported, because TensorFlow fails after a fork.
     """
     group = os.getpgid(0)
     if os.fork() == 0:
@@ -54,7 +54,7 @@ def _read_block(stream: BinaryIO, length_bytes: int) -> bytes:
 
 
 def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
-    """Read the supervisor's commands."""
+    """Read the supervisor's commands and stop the node on ``stop``."""
     for line in stream:
         if line.strip() == b"stop":
             link.on_stop("the cluster is stopping")
@@ -66,8 +66,8 @@ def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
     from tfspark.node.link import CoordinatorLink, tell_refusal
     from tfspark.transport.ports import ReservedPort
 
-    # A restarted worker must get the port that its peers know, so this port is reserved first: the server for rows may
-    # take any port of the range.
+    # A restarted worker must get the port that the other nodes know. It is reserved first, because the server for rows
+    # may take any port of the range.
     ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
     try:
         reserved = ReservedPort(None, ports)
@@ -80,7 +80,7 @@ def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
 def main() -> None:
     """Run the node; the exit code is 0 only if ``main`` has returned and the driver has its result."""
     began = time.time()
-    # With it, a crash in native code writes the Python stack to the log.
+    # When native code crashes, write the Python stack to the log.
     faulthandler.enable()
     _die_with_parent(int(sys.argv[1]))
     _fork_guardian(int(sys.argv[2]), sys.argv[3])
@@ -91,7 +91,7 @@ def main() -> None:
     user_main = body[8 + header_size :]
     sys.path[:] = [*dict.fromkeys([*plan["sys_path"], *sys.path])]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # TensorFlow logs every collective that it traces at this level.
+    # At this level, TensorFlow logs every collective that it traces.
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -110,7 +110,7 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
 
         from tfspark.tensorflow_import import import_tensorflow
 
-        import_tensorflow()  # While the other nodes start.
+        import_tensorflow()  # Imported now, while the other nodes start.
         times["tensorflow"] = time.time() - t
         t = time.time()
         spec = link.wait_for_spec()
@@ -127,7 +127,7 @@ def _run(plan: dict[str, Any], user_main: bytes, link: Any, began: float) -> int
         if sets_up_collectives(options["strategy"], options["own_strategy"], link.node, link.nodes):
             from tfspark.node.keras.collectives import set_up
 
-            # Before main is unpickled, because unpickling a model in its closure runs TensorFlow.
+            # This runs before main is unpickled, because unpickling a model in the closure of main runs TensorFlow.
             collectives = set_up()  # noqa: F841 - lives as long as the process
             warn_of_idle_gpus(options.get("gpus", ()))
         function, args, strategy = cloudpickle.loads(user_main)
@@ -160,7 +160,7 @@ def _pickled(result: Any) -> IO[bytes]:
     Raises
     ------
     ConfigurationError
-        If it cannot be pickled.
+        If the value cannot be pickled.
     """
     import cloudpickle
 
@@ -198,7 +198,7 @@ def _report_failure(e: BaseException, link: Any) -> int:
 
 
 def _end(code: int, link: Any) -> None:
-    """Exit at once: TensorFlow's own teardown would wait seconds for peers that exit too."""
+    """Exit at once, because TensorFlow's own teardown would wait seconds for other nodes that also exit."""
     link.close()
     logging.shutdown()
     sys.stdout.flush()

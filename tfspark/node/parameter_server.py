@@ -1,4 +1,4 @@
-"""Training with parameter servers: the servers that workers and parameter servers run, and the chief's epochs.
+"""Training with parameter servers: the servers in workers and parameter servers, and the chief's epochs.
 
 The chief's graph runs in the workers' processes, but Python functions in a dataset would run in the chief's process:
 ``from_generator`` and ``numpy_function`` are bound to the process that created them. A ``PyFunc`` op looks its function
@@ -33,10 +33,10 @@ STEPS_AHEAD = 8
 """Steps per worker that are scheduled before the first result is read."""
 
 EPOCH_ENDED = -1
-"""Returned instead of a number of rows by a worker that has no rows left in this epoch."""
+"""The value that a worker returns instead of a number of rows when it has no rows left in this epoch."""
 
 IDLE_SECONDS = 0.2
-"""Pause before workers are asked again, while a worker restarts or rows are missing."""
+"""Pause before the workers are asked again, while a worker restarts or rows are missing."""
 
 
 def run_server(link: Any, spec: ClusterSpec) -> tuple[Any, ...]:
@@ -70,7 +70,7 @@ class SpoolSource:
     spool
         The worker's spool.
     epoch_begun
-        Returns the epoch that the chief has begun; a restarted worker has not seen the earlier epochs.
+        Returns the epoch that the chief has begun. A restarted worker needs it: it has not seen the earlier epochs.
     """
 
     def __init__(self, spool: Spool, epoch_begun: Callable[[], tuple[int, int]]) -> None:
@@ -91,7 +91,7 @@ class SpoolSource:
 
     def _open(self, terms: DatasetTerms) -> tuple[Layout, Iterator[Any]]:
         feed, epoch = self._epoch_begun()
-        # A chief with its own loop does not announce epochs; then each worker counts by itself.
+        # A chief with its own training loop does not announce epochs. Each worker then counts its own epochs.
         reader = self._spool.next_epoch() if feed < 0 else self._spool.epoch_of(feed, epoch)
         if reader is None:
             raise FeedError(

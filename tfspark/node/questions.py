@@ -18,7 +18,7 @@ from tfspark.settings import Settings
 Answer = Callable[[ServeHeader, pa.RecordBatch], pa.RecordBatch]
 
 LOOK_SECONDS = 0.2
-"""How often a waiting request checks whether its client is still connected."""
+"""Seconds between two checks whether the client of a waiting request is still connected."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Questions:
     # --- events of the coordinator
 
     def no_more(self) -> None:
-        """The driver sends no new requests; running streams are completed."""
+        """Note that the driver sends no new requests; running streams are completed."""
         with self._changed:
             self._no_more = True
             self._changed.notify_all()
@@ -65,7 +65,7 @@ class Questions:
 
     @contextmanager
     def stream(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Wait until ``main`` serves, and keep ``ctx.serve`` running until the stream has ended."""
+        """Wait until ``main`` calls ``ctx.serve``, and keep ``ctx.serve`` running until the stream has ended."""
         waited, patience = 0.0, self._patience
         with self._changed:
             while not (self._ready or self._error or self._no_more or is_cancelled()) and waited < patience:
@@ -101,7 +101,7 @@ class Questions:
     # --- main's threads
 
     def run(self, answer: Answer, threads: int = 1) -> int:
-        """Process requests until there will be no more; return the number of rows.
+        """Process requests until there are no more, and return the number of rows.
 
         Raises
         ------

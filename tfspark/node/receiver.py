@@ -1,7 +1,7 @@
 """The data side of a node's Flight server: it receives rows, spools them and commits each partition once.
 
-An upload counts only if its end marker arrives with the right number of rows, because Flight ends the stream of a
-killed client as if it were complete.
+An upload counts only if its end marker arrives with the right number of rows: when a client is killed, Flight ends its
+stream as if it were complete.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tfspark.transport.shared_memory import SLOTS_IN_HAND, GrantedSlots, SlotPoo
 logger = logging.getLogger(__name__)
 
 READ_BYTES = 64 << 20
-"""Extra slots beyond those for waiting rows: for slots that are being filled or read."""
+"""Bytes of slots in addition to those for waiting rows: slots that are being filled or read."""
 
 SLOTS_PER_ROWS = 2
-"""So many bytes of slots there are for one of waiting rows: a message may fill half of its slot, or less."""
+"""Bytes of slots for each byte of waiting rows: a message may fill half of its slot, or less."""
 
 CommitVote = Callable[[PutHeader, int, int], bool]
 Refusal = Callable[[PutHeader, TFSparkError], None]
@@ -47,7 +47,7 @@ class Receiver(MessageServer):
         Called with the header, rows and bytes; asks the coordinator whether this is the first complete upload of its
         partition.
     on_refusal
-        Tells the coordinator why rows were rejected. The answer to the client can get lost while it is still sending.
+        Tells the coordinator why rows were rejected, because the answer to a client that is still sending can get lost.
     questions
         Handles prediction requests.
     ports

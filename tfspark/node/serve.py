@@ -55,7 +55,7 @@ def _columns(found: Any, schema: Sequence[pa.Field], rows: int) -> Sequence[pa.A
 
 
 def _column(found: Any, f: pa.Field, rows: int) -> pa.Array:
-    """Return an output as a column: a dict as a struct."""
+    """Return an output as a column; a dict becomes a struct."""
     if not (pa.types.is_struct(f.type) and isinstance(found, Mapping)):
         return to_arrow(found, rows, f.name, f.type)
     inner = [f.type.field(i) for i in range(f.type.num_fields)]

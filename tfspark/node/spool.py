@@ -1,12 +1,12 @@
 """The spool: keeps the rows that a node was fed until training has read them.
 
 The first rows stay in memory, up to a limit. Every further upload is written as an Arrow IPC stream to an unlinked
-file, and becomes visible, memory-mapped, when the whole partition is committed. The files have no names, so they
-disappear with the process. Feeding waits while the unread bytes are at their limit.
+file, which readers memory-map. A partition becomes visible to readers when the whole partition is committed. The files
+have no names, so they disappear with the process. Feeding waits while the unread bytes are at their limit.
 
 Epochs are read in order: ``spool.next_epoch()`` returns an `EpochReader`. Until the reader calls ``complete``, the
 same epoch is returned again, because Keras starts an iteration to look at one batch and then starts over. Named feeds
-are not part of this order: ``spool.named_epoch(feed)`` reads them any number of times.
+are not part of this order: ``spool.named_epoch(feed)`` reads a named feed any number of times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tfspark.node.input_clock import InputClock, InputState
 from tfspark.settings import Settings
 
 REWIND_BYTES = 64 << 20
-"""Bytes of read rows of the last epoch that are kept, so that an iteration that stops early can start over."""
+"""Bytes of the last epoch that are kept after they were read, so that an iteration that stops early can start over."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Partition:
 
 @dataclass
 class Feed:
-    """One call of `Cluster.feed` in this node."""
+    """One call of `Cluster.feed`, as this node knows it."""
 
     number: int
     epochs: int
@@ -73,7 +73,7 @@ class Feed:
 
     @property
     def features(self) -> list[str]:
-        """Names of the features of a dataset: columns, and structs as a whole."""
+        """Names of the features of a dataset; a struct is one feature."""
         return list(dict.fromkeys(c.keys[0] for c in self.columns))
 
 
@@ -150,14 +150,14 @@ class Spool:
     Parameters
     ----------
     directory
-        A directory on a local disk, or several, which files take in turn.
+        A directory on a local disk, or several directories that are used in turn, one for each new file.
     capacity_bytes
         Limit of the unread bytes.
     memory_bytes
-        Bytes that are kept in memory; further rows go to the disk. For a feed with ``cache="memory"`` the limit is
-        `capacity_bytes`.
+        Largest number of bytes that are kept in memory; further rows go to the disk. For a feed with ``cache="memory"``
+        the limit is `capacity_bytes`.
     upload_timeout
-        A client that has sent nothing for so many seconds loses its priority, so that others do not wait for it.
+        Seconds after which a client that sends nothing loses its priority, so that other clients do not wait for it.
     """
 
     def __init__(
@@ -203,15 +203,15 @@ class Spool:
             self._changed.notify_all()
 
     def settle(self, number: int, columns: tuple[ColumnSpec, ...]) -> None:
-        """Note the shapes that columns have; nobody reads a feed before."""
+        """Set the columns of a feed, with their final shapes; readers wait for this."""
         with self._changed:
             self._feeds[number].columns = columns
             self._changed.notify_all()
 
     def end_feed(self, number: int, rows_by_node: dict[str, int], rows_here: int = 0) -> None:
-        """All partitions of the feed are committed on all nodes.
+        """Note that all partitions of the feed are committed on all nodes.
 
-        A restarted node waits until it has all of its rows again.
+        A restarted node's feed ends when the node has received all of its rows again.
         """
         with self._changed:
             feed = self._feeds[number]
@@ -227,7 +227,7 @@ class Spool:
             feed.partitions.sort(key=lambda p: p.number if p else -1)
 
     def no_more_feeds(self) -> None:
-        """The driver will not feed again."""
+        """Note that the driver will not feed again."""
         with self._changed:
             self._no_more = True
             self._changed.notify_all()
@@ -239,7 +239,7 @@ class Spool:
             self._changed.notify_all()
 
     def discard(self) -> None:
-        """There are no more readers: accept further rows, so that the feed can end, and discard them."""
+        """Accept and discard further rows, so that the feed can end although there are no more readers."""
         with self._changed:
             self.discarding = True
             self._changed.notify_all()
@@ -247,7 +247,7 @@ class Spool:
     # --- the writing side
 
     def begin_upload(self, number: int, partition: int = 0, patience: float = 30.0) -> Upload:
-        """Open an upload; wait for its feed, because its first rows may arrive before its announcement."""
+        """Open an upload; wait for its feed first, because rows may arrive before the feed is announced."""
         with self._changed:
             if not self._changed.wait_for(lambda: number in self._feeds or self._error, patience):
                 raise FeedError(f"Feed {number} was not announced to this node within {patience:g} s.")
@@ -272,8 +272,8 @@ class Spool:
     def _reserve(self, upload: Upload, nbytes: int) -> bool:
         """Wait until there is room for the bytes; return whether they may stay in memory."""
         with self._changed:
-            # A reproducible feed is read only when it is complete, and a named feed when epochs end. Both must fit
-            # whole, so only the disk limits them.
+            # A reproducible feed is read only when it is complete, and a named feed only when epochs end. The spool
+            # must hold all rows of such a feed, so only the disk limits its size.
             bounded = not (self.discarding or upload.feed.reproducible or upload.feed.name)
             if bounded and upload.nbytes + nbytes > self.capacity_bytes:
                 raise FeedError(
@@ -296,7 +296,7 @@ class Spool:
                 upload.memory_bytes += nbytes
                 self._in_memory += nbytes
                 return True
-            # A partition is either all in memory or all in its file.
+            # A partition is either completely in memory or completely in its file.
             self._leave_memory(upload)
             return False
 
@@ -307,8 +307,8 @@ class Spool:
     def _has_room(self, upload: Upload, nbytes: int) -> bool:
         if self._unread_bytes + nbytes <= self.capacity_bytes:
             return True
-        # For the oldest upload with an active client, only committed rows count. Otherwise several incomplete
-        # partitions could fill the spool, none could be completed, and nothing could be read.
+        # For the oldest upload with an active client, only the bytes of committed rows count. Otherwise several
+        # incomplete partitions could fill the spool, none could be completed, and nothing could be read.
         half_written = sum(u.nbytes for u in self._uploads if not u.feed.name)
         committed = self._unread_bytes - half_written
         now = time.monotonic()
@@ -330,11 +330,11 @@ class Spool:
     # --- the reading side
 
     def before_first_wait(self, call: Callable[[], object]) -> None:
-        """Call `call` once, before a reader waits for the first time."""
+        """Set a function that is called once, before a reader waits for the first time."""
         self._before_first_wait = call
 
     def wait_for_feed(self, after: EpochReader | None = None) -> Feed | None:
-        """Wait for the feed that the next epoch belongs to, or the one `after` another; ``None`` if none will come."""
+        """Wait for the feed of the next epoch, or of the epoch that follows `after`; ``None`` if there will be none."""
         with self._changed:
             call, self._before_first_wait = self._before_first_wait, None
         if call is not None:
@@ -345,9 +345,10 @@ class Spool:
             return self._next_feed(after)
 
     def next_epoch(self, after: EpochReader | None = None) -> EpochReader | None:
-        """Return a reader of the next epoch; ``None`` if all that was and will be fed has been read.
+        """Return a reader of the next epoch; ``None`` if all rows that were fed and will be fed have been read.
 
-        That is the first one that is not complete, or the one `after` another that need not be.
+        The next epoch is the first one that is not complete. With `after`, it is the epoch that follows `after`, which
+        need not be complete.
         """
         feed = self.wait_for_feed(after)
         if feed is None:
@@ -365,14 +366,14 @@ class Spool:
         return self._feeds[number].base + epoch + 1
 
     def epochs_to_come(self) -> int:
-        """Wait for the next epoch; return the number of unread epochs of its ``cluster.feed``, 0 if none will come."""
+        """Wait for the next epoch; return the number of unread epochs of its ``cluster.feed``, 0 if there is none."""
         feed, following = self.wait_for_feed(), self._next()
         if feed is None or following is None:
             return 0
         return feed.epochs_to_come - (following[1] - feed.first_epoch)
 
     def epoch_of(self, number: int, epoch: int) -> EpochReader:
-        """Return a reader of the epoch that the chief has begun; wait until its feed is announced here."""
+        """Return a reader of the epoch that the chief has begun; wait until this node knows its feed and all shapes."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or (number in self._feeds and self._feeds[number].settled))
             self._check()
@@ -393,11 +394,11 @@ class Spool:
         return self._feeds[following[0]] if following else None
 
     def _is_settled(self, feed: Feed | None) -> bool:
-        """Whether a feed can be read, or none will come."""
+        """Return whether a feed can be read or, if `feed` is ``None``, whether there will be no more feeds."""
         return feed.settled if feed is not None else self._no_more
 
     def wait_for_named(self, name: str) -> Feed | None:
-        """Wait for the feed with this name, the last one if there are several; ``None`` if there will be none."""
+        """Wait for the last feed with this name and return it; ``None`` if there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._is_settled(self._named(name)))
             self._check()
@@ -438,9 +439,9 @@ class EpochReader:
         return not self.feed.name and self.epoch + 1 >= self.feed.epochs
 
     def partitions(self, shuffle: bool = False, reads_ahead: bool = False) -> Iterator[Partition]:
-        """Yield partitions as they are committed, or, once all are there, in a new order if `shuffle`.
+        """Yield partitions as they are committed, or in a random order with `shuffle` if all of them are there already.
 
-        Who `reads_ahead` of the consumer says by `passed` how far that has come.
+        A caller with `reads_ahead` takes partitions before the consumer needs them and calls `passed` itself.
         """
         spool, feed = self._spool, self.feed
         order: list[int] | None = None
@@ -482,7 +483,10 @@ class EpochReader:
             i += 1
 
     def passed(self, rows: int) -> None:
-        """The consumer has come so far in this iteration: of a last epoch, what is well behind it is let go of."""
+        """Release partitions of a last epoch that are far behind the consumer, which has read `rows` rows so far.
+
+        The newest `REWIND_BYTES` of the rows that it has read are kept.
+        """
         if not self._is_last:
             return
         kept = 0
@@ -516,7 +520,7 @@ class EpochReader:
                 for partition in self.feed.partitions:
                     self._drop(partition)
                 self.feed.partitions.clear()
-                # Earlier feeds have been read; a stream has very many of them.
+                # Earlier feeds have been read. They are deleted because a stream has very many feeds.
                 for number in [n for n, f in spool._feeds.items() if n < self.feed.number and not f.name]:
                     del spool._feeds[number]
             spool._changed.notify_all()

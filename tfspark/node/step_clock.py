@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LONG_SECONDS = 10.0
-"""A process reports its stack after this time without the begin or end of a step."""
+"""Seconds without the start or the end of a step after which a process reports its stack."""
 
 STACK_FRAMES = 12
 
@@ -52,7 +52,7 @@ class StepClock:
         return self._now() - self._changed if self._in_step else 0.0
 
     def stack(self) -> str:
-        """Return the stack of the main thread if it has been there for `LONG_SECONDS`, else an empty text."""
+        """Return the stack of the main thread if no step has begun or ended for `LONG_SECONDS`, else an empty text."""
         if self._now() - self._changed < LONG_SECONDS:
             return ""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)

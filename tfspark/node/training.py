@@ -1,4 +1,4 @@
-"""How this node trains: with the engine, with a strategy of TensorFlow, or alone.
+"""Training in this node: with the engine, with a strategy of TensorFlow, or alone.
 
 `NodeContext` gets its strategy and ``fit`` from a `Trainer`, which imports TensorFlow on first use.
 """
@@ -51,9 +51,9 @@ class Trainer:
     strategy
         A value of `StrategyName`.
     make_strategy
-        Makes the user's own strategy, which is used instead.
+        A function that makes the user's own strategy, which replaces `strategy`; ``None`` if there is none.
     reads_fed_rows
-        Returns whether fed rows are being read.
+        A function that returns whether fed rows are being read.
     clock
         Measures the steps.
     """
@@ -136,7 +136,7 @@ class Trainer:
         return tf.distribute.MultiWorkerMirroredStrategy() if self.workers > 1 else tf.distribute.get_strategy()
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """Return an iterable of batches for a training loop, with one batch of every worker at each step."""
+        """Return an iterable of batches for a training loop; at each step, every worker has one batch."""
         engine = self.prepare()
         if engine is not None:
             return engine.distribute(dataset)
@@ -160,7 +160,7 @@ class Trainer:
         return "a strategy function" if self._make is not None else f"strategy={self._name.value!r}"
 
     def average_loss(self, losses: Any, sample_weight: Any = None) -> tf.Tensor:
-        """Return the mean loss of a batch, scaled as the strategy needs it."""
+        """Return the mean loss of a batch, scaled as the strategy requires."""
         from tfspark.node.keras.multi_worker_mirrored import average_loss
 
         return average_loss(losses, sample_weight, over_replicas=self.prepare() is None)

@@ -5,7 +5,8 @@
     <directory>/finished.json                              the run of these checkpoints has finished
 
 A checkpoint is written to a staging directory, which is then renamed. ``epoch.json`` is written afterwards, also by a
-rename, because object stores move a directory file by file, in any order. Without ``epoch.json`` it is incomplete.
+rename, because object stores move a directory file by file, in any order. A checkpoint without ``epoch.json`` is
+incomplete.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PASSING = (
     tf.errors.DeadlineExceededError,
     tf.errors.ResourceExhaustedError,
 )
-"""Errors that a retry may solve: a file system or a parameter server cannot be reached."""
+"""Temporary errors, which a retry may solve: a file system or a parameter server cannot be reached."""
 
 
 def complete(directory: str) -> dict[int, str]:
@@ -77,7 +78,7 @@ def _is_begun(name: str, path: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    """Remove a checkpoint; it becomes incomplete first, so that no reader uses a part of it."""
+    """Remove a checkpoint; make it incomplete first, so that no reader uses a part of it."""
     if tf.io.gfile.exists(f"{path}/{EPOCH_FILE}"):
         tf.io.gfile.remove(f"{path}/{EPOCH_FILE}")
     tf.io.gfile.rmtree(path)
@@ -95,14 +96,14 @@ class TrainingCheckpoint:
     keep
         Number of checkpoints to keep.
     writes
-        Whether this node writes.
+        Whether this node writes checkpoints.
     agree
         Called with the numbers of epochs for which this node has a checkpoint; returns the largest number that all
         nodes have, or 0.
     epochs_read
         Returns the number of epochs that have been read.
     remote
-        Whether variables live on parameter servers.
+        Whether variables are on parameter servers.
     """
 
     def __init__(
@@ -137,11 +138,11 @@ class TrainingCheckpoint:
         return self._agreed
 
     def restore(self, path: str | None = None) -> int:
-        """Restore the newest checkpoint that all nodes have, or the one at `path`.
+        """Restore the newest checkpoint that all nodes have, or the checkpoint at `path`.
 
         Models must have been built. The driver then feeds the epochs after the checkpoint. Checkpoints of a finished
-        run are restored only by their `path`. If the one at `path` was tidied away meanwhile, as training went on, the
-        newest one is restored.
+        run are restored only by their `path`. If the checkpoint at `path` was deleted meanwhile, because training
+        continued and newer ones were saved, the newest one is restored.
 
         Returns
         -------
@@ -197,7 +198,7 @@ class TrainingCheckpoint:
             f.write(json.dumps({"epochs": epochs, "version": VERSION}))
         gfile.rename(f"{target}/{STAGING}{EPOCH_FILE}", f"{target}/{EPOCH_FILE}")
         self._tidy(epochs)
-        # The mark is removed last: until then the directory may have later epochs of the finished run.
+        # Remove this file last: until now the directory could contain later epochs of the finished run.
         if is_finished(self.directory):
             gfile.remove(f"{self.directory}/{FINISHED_FILE}")
         return target
@@ -210,7 +211,7 @@ class TrainingCheckpoint:
 
     def _tidy(self, newest: int) -> None:
         found = complete(self.directory)
-        # Later epochs belong to an earlier, longer run; a restart would take them for newer checkpoints.
+        # Checkpoints of later epochs belong to an earlier, longer run; a restart would use them as newer checkpoints.
         stale = [e for e in found if e > newest] + [e for e in found if e <= newest][: -self._keep]
         for epochs in stale:
             _remove(found[epochs])
@@ -221,7 +222,7 @@ class TrainingCheckpoint:
                 tf.io.gfile.rmtree(path)
 
     def _read_or_newer(self, path: str) -> int:
-        """Read a checkpoint, or the newest one beside it if it is gone, which may happen while it is read."""
+        """Read a checkpoint; if it was deleted, even during the read, read the newest later one beside it."""
         while True:
             self.last_read = path.rstrip("/")
             try:
@@ -255,7 +256,7 @@ class TrainingCheckpoint:
     def _io_options(self) -> tf.train.CheckpointOptions | None:
         if not self._remote:
             return None
-        # Without it, each parameter server would write its part to its local disk.
+        # Without this option, each parameter server would write its part to its local disk.
         return tf.train.CheckpointOptions(experimental_io_device="/job:chief/replica:0/task:0/device:CPU:0")
 
     def _checkpoint(self) -> tf.train.Checkpoint:
@@ -292,7 +293,7 @@ class SaveEachEpoch(keras.callbacks.Callback):
         self._checkpoint.agreed_epochs()
 
     def restore(self) -> None:
-        """Restore, the first time."""
+        """Restore the checkpoint in the first call; later calls do nothing."""
         if not self._restored:
             self._restored = True
             self._checkpoint.restore()
@@ -302,7 +303,7 @@ class SaveEachEpoch(keras.callbacks.Callback):
         self.restore()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save."""
+        """Save a checkpoint."""
         self._checkpoint.save()
 
 
@@ -315,7 +316,7 @@ def follow(
 ) -> Iterator[str]:
     """Yield the newest checkpoint whenever there is a new one, until training has ended; the last is always yielded.
 
-    Those of `read` are not new: one of them was restored in the place of one that had gone.
+    The paths that `read` returns are not new: such a checkpoint was restored in place of a deleted one.
     """
     seen: str | None = None
     while not stopping.is_set():

@@ -22,7 +22,7 @@ GROUP_KEY = 0x7F5A
 """TensorFlow's key of the group of all workers; +1 for the same group on GPUs."""
 
 FIRST_INSTANCE_KEY = 1 << 20
-"""Instance keys below are those of MultiWorkerMirroredStrategy."""
+"""Smaller instance keys are those of MultiWorkerMirroredStrategy."""
 
 SIZES = tuple(1 << k for k in range(4, 40))
 """Sizes to which tensors of varying size are padded, because an instance of a collective has a fixed shape."""
@@ -43,7 +43,7 @@ BROADCAST_BYTES = 32 << 20
 def set_up() -> Any:
     """Start the collective runtime of this process from ``TF_CONFIG``, before any other operation.
 
-    Returns the strategy that started it. Keep a reference to it: it watches the health of the peers.
+    Returns the strategy that started it. Keep a reference to it, because it checks the health of the other workers.
     """
     return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -57,9 +57,9 @@ class Group:
     size
         Number of workers.
     rank
-        Index of this one; 0 is the chief.
+        Index of this worker; 0 is the chief.
     clock
-        Measures when this process waits for the others.
+        Measures the time during which this process waits for the other workers.
     shared
         Shared memory of all workers if they are on one host, else ``None``; known after `meet`.
     """
@@ -76,7 +76,7 @@ class Group:
         return next(self._keys)
 
     def meet(self) -> None:
-        """Find out, in the first call, whether all workers are on one host; all workers must call it."""
+        """Determine, in the first call, whether all workers are on one host; all workers must call this."""
         if self._has_met or self.size == 1:
             return
         self._has_met = True
@@ -94,7 +94,7 @@ class Group:
         self.shared = same_host.meet(self.rank, self.size, tell, all_agree)
 
     def sum_of_gradients(self, value: tf.Tensor, key: int, on_gpu: bool) -> tf.Tensor:
-        """Like `all_reduce`, for a large vector: uses shared memory if all workers are on one host."""
+        """Sum a large vector over the workers, as `all_reduce`; use shared memory if all workers are on one host."""
         if self.shared is None or on_gpu:
             return self.all_reduce(value, key, on_gpu=on_gpu)
         total = tf.numpy_function(self.shared.add, [value], value.dtype)
@@ -102,7 +102,7 @@ class Group:
         return total
 
     def _noted(self) -> contextlib.AbstractContextManager[None]:
-        """Tell the clock that this process waits for the others, if the call is eager."""
+        """Return a context that tells the clock that this process waits for the other workers, if the call is eager."""
         waits = self.clock is not None and tf.executing_eagerly()
         return self.clock.step() if waits and self.clock is not None else contextlib.nullcontext()
 
@@ -148,9 +148,9 @@ class Group:
             )
 
     def all_reduce_varying(self, flat: tf.Tensor, key: int, merge: str = "Add") -> tf.Tensor:
-        """Like `all_reduce`, for a vector whose size is the same on all workers but changes between calls.
+        """Sum a vector over the workers, as `all_reduce`; its size is equal on all workers but varies by call.
 
-        Takes `VARYING_KEYS` keys from `key` on.
+        Uses the `VARYING_KEYS` keys that begin with `key`.
         """
         n = tf.shape(flat)[0]
         size, which = padded_size(n, flat.dtype)
@@ -174,18 +174,18 @@ class Group:
         return tf.boolean_mask(gathered, tf.reshape(tf.sequence_mask(rows, size), [-1]))
 
     def add(self, values: Any, key: int) -> np.ndarray:
-        """Sum numbers over the workers, eagerly; takes `VARYING_KEYS` keys from `key` on."""
+        """Sum numbers over the workers, eagerly; this uses the `VARYING_KEYS` keys that begin with `key`."""
         return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key).numpy()
 
     def broadcast(self, variables: Sequence[tf.Variable], key: int) -> None:
         """Copy the values of the chief's variables to all workers, eagerly.
 
+        Uses `VARYING_KEYS` + 2 keys.
+
         Raises
         ------
         ValueError
             If the workers' variables differ in number, shape or dtype.
-
-        Takes 2 keys more than `VARYING_KEYS`.
         """
         self._check_alike(variables, key)
         kinds = sorted({_reduced_as(v.dtype) for v in variables}, key=lambda dtype: dtype.name)
@@ -211,7 +211,7 @@ class Group:
 
 
 def _reduced_as(dtype: tf.DType) -> tf.DType:
-    """Return the dtype in which a variable is broadcast; it holds all of its values exactly."""
+    """Return the dtype in which a variable is broadcast; it represents all values of the variable exactly."""
     if dtype in SUMMED:
         return dtype
     return tf.float32 if dtype.is_floating else tf.int64
@@ -236,7 +236,7 @@ def _split(flat: tf.Tensor, like: Sequence[Any]) -> list[tf.Tensor]:
 
 
 def buckets(sizes: Sequence[int], at_most: int) -> list[list[int]]:
-    """Group indices in order, each group with at most `at_most` bytes or one larger item."""
+    """Group indices in order; a group has at most `at_most` bytes, or one larger item."""
     found: list[list[int]] = []
     room = 0
     for i, size in enumerate(sizes):

@@ -1,8 +1,8 @@
 """The engine: every worker runs plain Keras, and the optimizer averages the gradients over the workers.
 
 A process has one `Engine`. It knows the other workers and the synchronized models and optimizers, and replaces the
-training and evaluation steps of a model during a fit. `tfspark.node.keras.step` explains a step; `gradients`,
-`losses`, `metrics` and `state` are the values that are summed over the workers.
+training and evaluation steps of a model during a fit. `tfspark.node.keras.step` explains a step. The modules
+`gradients`, `losses`, `metrics` and `state` handle the values that are summed over the workers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tfspark.node.step_clock import StepClock
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP = range(6)
-"""Sums over the workers outside of steps, each with its own keys."""
+"""The sums over the workers outside of steps, by number; each sum has its own keys."""
 
 
 class Engine:
@@ -43,7 +43,7 @@ class Engine:
     group
         The workers; a group may have one worker.
     reads_fed_rows
-        Returns whether fed rows are being read: then training without the other workers is an error.
+        Returns whether fed rows are being read. If so, training without the other workers is an error.
     clock
         Measures the steps.
     """
@@ -52,7 +52,7 @@ class Engine:
         self.group = group
         self.clock = clock or StepClock()
         self._reads_fed_rows = reads_fed_rows
-        self._synchronized: list[weakref.ref[Any]] = []  # In the order of the program, which is that of all workers.
+        self._synchronized: list[weakref.ref[Any]] = []  # In the order of the program, the same on all workers.
         self._aligned: weakref.WeakSet[Any] = weakref.WeakSet()
         gradients.install(self.refuse)
 
@@ -87,7 +87,8 @@ class Engine:
         new = [o for o in self._objects() if o not in self._aligned]
         if self.group.size == 1 or not new:
             return
-        # Python's garbage collector frees unreferenced objects at a different time on each worker.
+        # Python's garbage collector frees unreferenced objects at a different time on each worker, so run it here on
+        # all.
         del new
         gc.collect()
         new = [o for o in self._objects() if o not in self._aligned]
@@ -144,7 +145,7 @@ class Engine:
         found = getattr(model, "_tfspark_training", None)
         if found is None or not found.is_current():
             found = Training(model, self.group, self.clock)
-            # Set without Keras' tracking, because it is not a part of the model.
+            # Set without Keras' tracking, because it is not part of the model.
             object.__setattr__(model, "_tfspark_training", found)
         return found
 
@@ -213,7 +214,7 @@ class Training:
         try:
             m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
-            # A model with its own training step, such as a GAN, may have a call that does not take a batch.
+            # A model with its own training step, such as a GAN, may have a `call` that does not accept a batch.
             if not self._is_own("train_step"):
                 raise
         if m.optimizer is not None and not m.optimizer.built and m.trainable_variables:
@@ -221,7 +222,7 @@ class Training:
         self._watch()
 
     def build_by_step(self, spec: Any) -> None:
-        """Trace the model's own training step to create the variables that only it creates; call it in `in_place`.
+        """Trace the model's own training step to create the variables that only this step creates; call in `in_place`.
 
         All workers must have these variables before the chief's values are copied.
         """
@@ -278,7 +279,7 @@ class Training:
     def agree_to_stop(self, *, now: bool = False) -> None:
         """End the fit of all workers if a callback on any worker has set ``stop_training``.
 
-        The request travels with the next step. With `now`, the workers exchange it at once.
+        The request is sent with the next step. With `now`, the workers exchange it at once.
         """
         if self._group.size == 1:
             return
@@ -289,7 +290,7 @@ class Training:
         self._model.stop_training = bool(agreed)
 
     def wait_for_all(self) -> None:
-        """Wait until all workers are here, so that the files of the chief are complete."""
+        """Wait until all workers have called this, so that the files of the chief are complete."""
         if self._group.size > 1:
             self._group.add([1.0], self._key_of(_END))
 
@@ -297,7 +298,7 @@ class Training:
     def in_place(self, spec: Any) -> Iterator[Callable[..., Any]]:
         """Replace the model's training and evaluation steps by steps that all workers run together.
 
-        Yields an ``evaluate`` function over all workers. ``model.evaluate`` itself still evaluates this worker only,
+        Yields a function that evaluates over all workers. ``model.evaluate`` itself still evaluates this worker only,
         except for the validation in ``fit``.
 
         Parameters
@@ -306,7 +307,7 @@ class Training:
             ``element_spec`` of the dataset.
         """
         m = self._model
-        if self._evaluate is not None:  # A callback evaluates within a fit.
+        if self._evaluate is not None:  # A callback calls evaluate within a fit.
             yield self._evaluate
             return
         own = {name: getattr(m, name) for name in ("train_function", "test_function")}
@@ -382,7 +383,7 @@ class Training:
         counting = _counting(function, counts)
         self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs, self._stop)
         setattr(m, step_name, self._steps[kind])
-        m.jit_compile = False  # The collectives stay outside of what XLA compiles.
+        m.jit_compile = False  # XLA must not compile the collectives.
         saved = getattr(m, f"{kind}_function")
         try:
             setattr(m, f"{kind}_function", None)
@@ -397,7 +398,7 @@ class Training:
 
         def run(iterator: Any) -> Any:
             nonlocal traced
-            # The first call compiles.
+            # The first call compiles, so the clock does not count it as a step.
             with self._clock.step() if traced else contextlib.nullcontext():
                 self._last_logs = made(iterator)
             traced = True

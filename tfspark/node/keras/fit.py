@@ -25,7 +25,7 @@ from tfspark.node.keras.engine import Engine, Training
 from tfspark.node.keras.writing import flat, only_chief_writes
 
 DEFAULT_BATCH_ROWS = 32
-"""The default of Keras."""
+"""The default batch size of Keras."""
 
 _local = threading.local()
 
@@ -162,7 +162,7 @@ def as_number(value: Any) -> Any:
 
 @contextmanager
 def of_unknown_length() -> Iterator[None]:
-    """Silence Keras' warnings about datasets of unknown length: a fed dataset never knows its length in advance."""
+    """Silence Keras' warnings about datasets of unknown length: a fed dataset's length is not known in advance."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
@@ -170,7 +170,7 @@ def of_unknown_length() -> Iterator[None]:
 
 
 class _MergeState(keras.callbacks.Callback):
-    """The first callback: merges state, so that the other callbacks see and save the same on all workers."""
+    """The first callback: merges state, so that the other callbacks see and save the same state on all workers."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class _MergeState(keras.callbacks.Callback):
 
 
 class _Meet(keras.callbacks.Callback):
-    """The last callback: the other callbacks may have restored weights or written files on the chief before."""
+    """The last callback: runs after the others, which may have restored weights or written files on the chief."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _Meet(keras.callbacks.Callback):
 
 
 class _RefuseFedRows(keras.callbacks.Callback):
-    """Ends a fit after its first step if the workers' weights would diverge."""
+    """Ends a fit with an error after its first step if the workers' weights would diverge."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()

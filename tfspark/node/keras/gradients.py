@@ -128,7 +128,7 @@ class GradientSum:
     grads
         This worker's gradients; only their structure, shapes and dtypes are used.
     shapes
-        Shapes of their variables.
+        Shapes of the variables of the gradients.
     """
 
     def __init__(self, step: Step, grads: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
@@ -153,11 +153,11 @@ class GradientSum:
         self._sparse_keys = {i: (step.key(VARYING_KEYS), step.key(VARYING_KEYS)) for i in self._sparse}
 
     def nothing(self) -> list[Any]:
-        """Return the gradients of a worker without rows."""
+        """Return zero gradients, for a worker without rows."""
         return [None if s is None else s() for s in self._specs]
 
     def __call__(self, weight: tf.Tensor, grads: Sequence[Any]) -> list[Any]:
-        """Return the mean of the workers' gradients, weighted by `weight`."""
+        """Return the mean of the workers' gradients, weighted by `weight`, or their sum if the step sums gradients."""
         merged: list[Any] = [None] * len(grads)
         total: Any = None
         stop = self._step.stop

@@ -1,4 +1,4 @@
-"""The graph of a model for TensorBoard's Graphs tab, which cannot read the one that Keras 3 writes."""
+"""The graph of a model for TensorBoard's Graphs tab, which cannot read the graph that Keras 3 writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("tfspark")
 
 
 class WriteGraph(keras.callbacks.Callback):
-    """Writes the operations of the model's call into the run ``train``, once the first epoch has built it."""
+    """Writes the operations of the model's call into the run ``train``, after the first epoch has built the model."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__()
@@ -21,14 +21,14 @@ class WriteGraph(keras.callbacks.Callback):
         self._written = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write it at the end of the first epoch."""
+        """Write the graph at the end of the first epoch."""
         if self._written:
             return
         self._written = True
         try:
             graph = graph_of(self.model)
         except Exception as e:
-            # A model of one's own may not be callable like this, which is no reason to end its training.
+            # A user's own model class may not be callable like this. Its training must continue.
             logger.warning("cannot draw the graph of the model for TensorBoard: %s", e)
             return
         if graph is not None:

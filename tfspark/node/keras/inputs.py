@@ -35,7 +35,7 @@ def input_names(model: Any) -> list[str]:
 def columns_for(model: Any, features: Sequence[str]) -> list[str] | None:
     """Return the fed columns that a model takes; ``None`` for all columns.
 
-    A model with one input takes the only column, whatever their names are.
+    If the model has one input and one column is fed, their names need not be the same.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def check_labels(model: Any, label: str | None, map_batch: Callable[..., Any] | 
     Raises
     ------
     ConfigurationError
-        If it gets no labels, or is not compiled.
+        If the model gets no labels, or is not compiled.
     """
     if not getattr(model, "compiled", False):
         raise ConfigurationError(
@@ -126,7 +126,7 @@ def check_label_kind(dataset: tf.data.Dataset, label: str | None) -> None:
     Raises
     ------
     ConfigurationError
-        If they are strings.
+        If the labels are strings.
     """
     spec = dataset.element_spec
     if label is not None and isinstance(spec, tuple) and len(spec) > 1 and getattr(spec[1], "dtype", None) == tf.string:
@@ -138,7 +138,7 @@ def check_label_kind(dataset: tf.data.Dataset, label: str | None) -> None:
 
 @contextmanager
 def labels_in_words(label: str | None) -> Iterator[None]:
-    """Replace TensorFlow's error for a label that is out of range by a plain one.
+    """Replace TensorFlow's error for a label that is out of range by an error with the column and the valid range.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Datasets with the same number of batches on all workers: batches of 0 rows follow a worker's own batches.
 
-For feeds and arrays, the rows of all workers are known, and so is the number of these batches. For files and streams,
-the workers agree before each batch on whether any of them has another one.
+For feeds and arrays, the numbers of rows of all workers are known, so the number of batches of 0 rows is known too. For
+files and streams, the workers agree before each batch on whether any of them has another batch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tfspark.node.keras.collectives import Group
 from tfspark.node.keras.step import rows_of
 
 AGREEING_THREADS = 2
-"""Extra threads of a dataset whose workers agree, besides one per core: they block while they wait for each other."""
+"""Threads of a dataset whose workers agree, in addition to one per core: they block while workers wait."""
 
 
 def with_joins(dataset: tf.data.Dataset, group: Group) -> tf.data.Dataset:
     """Return a dataset of this worker's batches, then batches of 0 rows until all workers have read their batches.
 
-    Call it on all workers, in the same order. A dataset that has joins already is returned unchanged. A dataset that
-    knows the batches of all workers has an attribute, see `tfspark.node.dataset.Steps`.
+    Call it on all workers, in the same order. A dataset that has joins already is returned unchanged. A dataset whose
+    number of batches on all workers is known has an attribute for it, see `tfspark.node.dataset.Steps`.
     """
     if group.size == 1 or getattr(dataset, "_tfspark_has_joins", False):
         return dataset
@@ -37,7 +37,7 @@ def with_joins(dataset: tf.data.Dataset, group: Group) -> tf.data.Dataset:
 
 
 def _all_know(steps: Any, group: Group) -> bool:
-    """Return whether all workers know the batches of the others and have the same batch size."""
+    """Return whether all workers know the other workers' numbers of batches and have the same batch size."""
     mine = [0.0, 0.0] if steps is None else [float(steps.batch_size), float(steps.drop_remainder)]
     key = group.new_keys()
     low, high = (group.all_reduce(tf.constant(mine, tf.float64), key + i, m) for i, m in enumerate(("Min", "Max")))

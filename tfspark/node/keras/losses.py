@@ -1,7 +1,7 @@
 """Losses of the global batch that are not a mean over rows.
 
 A worker's gradient is weighted by its rows. For a loss that is a mean over rows, this gives the gradient of the global
-batch, and nothing changes here. Other losses of a worker are scaled with sums over the workers:
+batch, so such a loss is not changed. Other losses of a worker are scaled with sums over the workers:
 
 - a mean over other items than rows (unmasked steps, sample weights, a varying number of elements);
 - a sum;
@@ -55,7 +55,7 @@ def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GlobalLoss:
-    """Replaces one loss of a compiled model; outside of a step it is that loss.
+    """Replaces one loss of a compiled model; outside of a step it behaves like that loss.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def is_by_row(values: Any, y_pred: Any) -> bool:
 
 
 def gathered(step: Step, *structures: Any) -> list[Any]:
-    """Return the rows of all workers for each of the structures, masks included."""
+    """Return the rows of all workers for each of the structures, with their masks."""
 
     def one(tensor: Any) -> Any:
         if tensor is None:

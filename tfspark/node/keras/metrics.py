@@ -1,8 +1,8 @@
 """Metrics over the rows of all workers: their state variables are summed when an epoch or an evaluation ends.
 
-This is exact for every metric with additive state, as all metrics of Keras have. Two kinds need more in a step: a mean
-of numbers for whole batches weights each number by its share of the rows of all workers, and a function that computes
-one number from a batch gets the rows of all workers.
+This is exact for every metric with additive state, and all metrics of Keras have additive state. Two kinds need more in
+a step. A mean of numbers for whole batches weights each number by its share of the rows of all workers. A function that
+computes one number from a batch gets the rows of all workers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def leaves(metrics: Sequence[Any]) -> Iterator[Any]:
 
 
 def watch_metrics(metrics: Sequence[Any]) -> None:
-    """Make mean metrics weight scalars by their share of all rows in steps.
+    """Make mean metrics, in steps, weight each scalar by its share of the rows of all workers.
 
     A class that overrides ``update_state``, such as ``RootMeanSquaredError``, is unchanged: its values are per row.
     """

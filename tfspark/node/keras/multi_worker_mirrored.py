@@ -1,4 +1,4 @@
-"""Fix bugs of Keras 3 that prevent training under ``MultiWorkerMirroredStrategy``.
+"""Fixes for bugs of Keras 3 that prevent training under ``MultiWorkerMirroredStrategy``.
 
 Two functions of ``keras/src/backend/tensorflow/trainer.py`` have a bug, see
 https://github.com/keras-team/keras/issues/20585:
@@ -23,7 +23,7 @@ _FAULTY_REDUCE = 'strategy.reduce("MEAN", v, axis=0)'
 
 
 def faults() -> dict[str, bool]:
-    """Return which of the two functions of the installed Keras has its bug."""
+    """Return, for each of the two functions, whether the installed Keras has its bug."""
     from keras.src.backend.tensorflow import trainer
 
     build = inspect.getsource(trainer.TensorFlowTrainer._maybe_symbolic_build)
@@ -32,7 +32,7 @@ def faults() -> dict[str, bool]:
 
 
 def mend() -> bool:
-    """Fix Keras in this process if it has the bugs; return whether it had. Calling it again does nothing."""
+    """Fix Keras in this process if it has the bugs; return whether it had them. A second call does nothing."""
     from keras.src.backend.tensorflow import trainer
 
     found = faults()

@@ -2,9 +2,9 @@
 
 Worker 0 owns an anonymous file (``memfd_create``) that the others open as ``/proc/<pid>/fd/<fd>``. The file begins with
 a key, because this path can be another file in another container. Each worker writes its numbers into its own slot,
-increments its counter, waits for the counters of the others (with a futex, without spinning), and sums all slots in
-the order of ranks, so that all workers get exactly the same result. Each worker has two slots and uses them in turn: a
-worker that writes a slot again has seen all workers arrive at the other slot, so they have finished reading this one.
+increments its counter, waits for the counters of the others (with a futex, without spinning), and sums all slots in the
+order of ranks, so that all workers get exactly the same result. Each worker has two slots and uses them in turn. When a
+worker writes to a slot again, all workers have arrived at the other slot, so they have finished reading this one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SLOT_BYTES = 4 << 20
 """Numbers are summed in pieces of this size, which fit the processor's caches."""
 
 WAKE_SECONDS = 0.5
-"""How often a waiting worker checks whether the others are alive."""
+"""Seconds between two checks of a waiting worker whether the others are alive."""
 
 _KEY_BYTES = 16
 _LINE = 64
 """Bytes between counters, so that each has its own cache line."""
 
 _FUTEX = {"x86_64": 202}
-"""Number of the futex system call, on processors that keep the order of stores."""
+"""Number of the futex system call by processor; only for processors that keep the order of stores."""
 
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 
@@ -40,7 +40,7 @@ class _Seconds(ctypes.Structure):
 
 
 def is_possible() -> bool:
-    """Return whether this machine supports it."""
+    """Return whether this machine supports sums through shared memory."""
     return platform.machine() in _FUTEX and hasattr(os, "memfd_create")
 
 
@@ -95,7 +95,7 @@ class SharedSum:
         return [np.frombuffer(self._map, dtype, count, first + i * SLOT_BYTES) for i in range(self._size)]
 
     def _meet(self) -> None:
-        """Wait until all workers are here."""
+        """Wait until all workers have reached this turn."""
         self._turn = (self._turn + 1) & 0xFFFFFFFF
         self._counters[self._rank] = self._turn
         self._syscall(self._number, ctypes.c_void_p(self._addresses[self._rank]), _FUTEX_WAKE, self._size, None)
@@ -110,7 +110,7 @@ class SharedSum:
                     self._check(peer)
 
     def _is_ahead(self, seen: int) -> bool:
-        """Return whether a worker has already gone on to the next turn."""
+        """Return whether a worker has already reached the next turn."""
         return seen == (self._turn + 1) & 0xFFFFFFFF
 
     def _check(self, peer: int) -> None:
@@ -135,7 +135,7 @@ def _file_bytes(size: int) -> int:
 
 
 def create(size: int) -> tuple[int, list[int]]:
-    """Create the memory; return the file, and the numbers by which the others find it.
+    """Create the memory; return its file descriptor, and the numbers with which the other workers find it.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def join(found: Sequence[int], size: int) -> int:
     Raises
     ------
     OSError
-        If it cannot be opened from here.
+        If this process cannot open it.
     """
     pid, number, *halves = (int(n) for n in found)
     fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)

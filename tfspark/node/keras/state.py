@@ -1,8 +1,8 @@
 """The non-trainable state of a model: moving statistics, counters, seeds.
 
-The layers of a worker see only its own rows. Once per epoch, and before each evaluation, the state that training has
-changed is merged: floating-point state becomes the mean over the workers, weighted by their rows; other state becomes
-the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
+The layers of a worker process only its own rows. Once per epoch, and before each evaluation, the state that training
+has changed is merged: floating-point state becomes the mean over the workers, weighted by their rows; other state
+becomes the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SharedState:
         seeds = {id(s) for s in seeds_of(model)}
         metrics = {id(v.value) for v in getattr(model, "metrics_variables", ())}
         variables = {id(v.value): v.value for v in model.non_trainable_variables}
-        # Weights of frozen layers do not change; they cost one comparison.
+        # Weights of frozen layers are in this list too; they do not change, so they cost only a comparison.
         self._variables = [v for i, v in variables.items() if i not in seeds | metrics and v.dtype != tf.string]
         self.begin()
 
@@ -111,7 +111,7 @@ def watch_normalization(model: Any) -> None:
 
 def _normalizing_everywhere(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     def joined() -> None:
-        """Do the kernel update of the call; it does not depend on the rows."""
+        """Update the kernel as the layer's call does; the update does not depend on the rows."""
         kept = (layer.vector_u.value, layer.kernel.value)
         u, kernel = keras.ops.cond(
             keras.ops.all(keras.ops.equal(layer.kernel.value, 0)), lambda: kept, layer.normalized_weights

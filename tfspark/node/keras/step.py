@@ -2,7 +2,7 @@
 
 A worker with rows runs the step and records each collective in it. A worker without rows *joins*: it runs the same
 collectives with zeros and applies the same update, but never runs the model on a batch of 0 rows. Both are branches of
-one ``tf.cond`` on the batch. So no part of the step runs before there is a batch; otherwise Keras would count one
+one ``tf.cond`` on the batch, so no part of the step runs before there is a batch. Otherwise Keras would count one
 optimizer iteration too many at the end of each epoch of a dataset of unknown length.
 """
 
@@ -45,13 +45,13 @@ class StopWish:
         self.agreed = tf.Variable(0.0, trainable=False)
 
     def clear(self) -> None:
-        """Reset both."""
+        """Reset both values."""
         self.wanted.assign(0.0)
         self.agreed.assign(0.0)
 
 
 class Step:
-    """The context of a step for its hooks: the rows of its batch, and collectives in the same order on all workers.
+    """The context for the hooks of a step: the rows of its batch, and collectives in the same order on all workers.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ class Step:
         return self.in_order(lambda: self.group.all_reduce(value, key))
 
     def all_sum_with_gradient(self, value: tf.Tensor, joined: Callable[[tf.Tensor], None] | None = None) -> tf.Tensor:
-        """Sum over the workers; the gradient flows back to each worker's value.
+        """Sum a tensor over the workers; the gradient flows back to each worker's value.
 
         The optimizer weights each worker's gradient by `weight`, so the gradient is divided by it here.
         """
@@ -208,7 +208,9 @@ def _summable(value: tf.Tensor) -> tf.Tensor:
 
 
 class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """What ``tf.distribute.get_replica_context()`` gives within a step: its ``all_reduce`` is over all workers.
+    """The replica context within a step; its ``all_reduce`` is over all workers.
+
+    ``tf.distribute.get_replica_context()`` returns it.
 
     Parameters
     ----------
@@ -221,7 +223,7 @@ class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
         self._step = step
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
-        """Reduce a structure of tensors over the workers; those that join add zeros."""
+        """Reduce a structure of tensors over the workers; workers that join add zeros."""
         if self._step.group.size == 1 or self._step.is_applying:
             return value
         mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
@@ -235,7 +237,7 @@ class WorkerContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 
 def has_rows(batch: Any) -> bool:
-    """Return whether a structure has a tensor with rows."""
+    """Return whether a structure contains a tensor with rows."""
     return any(getattr(getattr(t, "shape", None), "rank", 0) != 0 for t in tf.nest.flatten(batch) if t is not None)
 
 
@@ -267,9 +269,9 @@ class SynchronizedFunction:
     group
         The workers.
     joined
-        Returns the result of a worker that joins; its argument is zeros in the structure of the others' results.
+        Called with zeros in the structure of the other workers' results; returns the result of a worker that joins.
     stop
-        The worker's request to stop, which is sent to the others.
+        The worker's request to stop, which is sent to the other workers.
     """
 
     def __init__(
@@ -348,7 +350,7 @@ class _Noted:
 
 
 def _kind_of(value: Any) -> str:
-    """Describe a part of a batch by properties that are equal on all workers and in graphs; the shape is not one."""
+    """Describe a part of a batch by properties that are equal on all workers and in graphs, so not by its shape."""
     if getattr(value, "dtype", None) is None:
         return type(value).__name__
     sparse, ragged = (tf.SparseTensor, tf.SparseTensorSpec), (tf.RaggedTensor, tf.RaggedTensorSpec)

@@ -46,7 +46,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
                 self._sum_when_read(metric)
 
     def _sum_when_read(self, metric: Any) -> None:
-        """Make ``metric.result()`` outside of steps the result over all workers; all workers must call it."""
+        """Make ``metric.result()`` return the result over all workers, outside of steps; all workers must call it."""
         result, key = metric.result, self._engine.group.new_keys()
 
         def over_all() -> Any:
@@ -58,9 +58,9 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         metric.result = over_all
 
     def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
-        """Run a step on a batch; a worker whose batch has 0 rows joins the others without calling `fn`.
+        """Run a step on a batch; a worker whose batch has 0 rows joins the other workers without calling `fn`.
 
-        Pass the same function in each call, or a function that is defined at the same place of the program.
+        Pass the same function in each call, or a function that is defined at the same place in the program.
         """
         if current() is not None or self._engine.group.size == 1:
             return self._default.run(fn, args, kwargs, options)
@@ -69,7 +69,7 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return self._synchronized(fn)(*args, **(kwargs or {}))
 
     def _synchronized(self, fn: Callable[..., Any]) -> SynchronizedFunction:
-        # A nested function is a new object in each call of the outer function.
+        # A nested function is a new object in each call of the outer function, but its code is the same object.
         place = getattr(fn, "__code__", fn)
         if place not in self._by_place:
             self._by_place[place] = SynchronizedFunction(fn, self._engine.group)
@@ -78,11 +78,11 @@ class LocalStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return found
 
     def distribute_datasets_from_function(self, dataset_fn: Callable[..., Any], options: Any = None) -> Any:
-        """Return this worker's batches, and batches of 0 rows until all workers have read theirs."""
+        """Return this worker's batches, and batches of 0 rows until all workers have read their batches."""
         return self._engine.distribute(dataset_fn(tf.distribute.InputContext()))
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Return this worker's batches, and batches of 0 rows until all workers have read theirs."""
+        """Return this worker's batches, and batches of 0 rows until all workers have read their batches."""
         return self._engine.distribute(dataset)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:

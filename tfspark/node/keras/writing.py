@@ -17,7 +17,7 @@ WRITERS: dict[type, str] = {
     keras.callbacks.CSVLogger: "filename",
     keras.callbacks.TensorBoard: "log_dir",
 }
-"""Callbacks that write files, and their attribute with the path."""
+"""Callbacks that write files, and the attribute that holds their path."""
 
 
 def flat(callbacks: Any) -> list[Any]:
@@ -67,7 +67,7 @@ def _redirect(callback: Any, attribute: str, directory: str) -> Callable[[], Non
             setattr(callback, name, value)
 
     if isinstance(callback, keras.callbacks.BackupAndRestore):
-        # It still restores from the chief's directory; only its writes are redirected.
+        # The callback still restores from the chief's directory; only its writes are redirected.
         begin = callback.on_train_begin
 
         def on_train_begin(logs: Any = None) -> None:
