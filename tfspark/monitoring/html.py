@@ -68,7 +68,7 @@ def _coloured(text: str, colour: str | None) -> str:
 
 
 def charts(curves: Curves) -> str:
-    """Return one chart per reported metric, except ``epoch``."""
+    """Return one chart per reported metric, except ``epoch``; at most `MOST_CHARTS`."""
     named = [name for name in curves if name != "epoch"][:MOST_CHARTS]
     return "".join(line_chart(name, curves[name], "epoch" if name.endswith(BY_EPOCH) else "step") for name in named)
 
@@ -123,7 +123,7 @@ def results_html(results: Mapping[tuple[str, int], Any]) -> str:
 
 
 def _curves_in(value: Any) -> dict[str, list[tuple[float, float]]]:
-    """Return the histories in a result: lists of numbers by name."""
+    """Return the points of each list of numbers in a result, by name."""
     if not isinstance(value, Mapping):
         return {}
     return {
