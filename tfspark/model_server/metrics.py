@@ -10,7 +10,7 @@ PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 BUCKETS = [10 * 1.8**i for i in range(33)]
-"""Upper bounds of latency buckets in microseconds, from 10 us to about 25 minutes."""
+"""Upper bounds of latency buckets in microseconds, from 10 microseconds to about 25 minutes."""
 
 UNKNOWN_MODEL = "(unknown)"
 """Label for models that are not served, so that requests cannot create an unlimited number of labels."""

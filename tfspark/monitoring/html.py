@@ -104,13 +104,13 @@ def _pre(text: str, style: str) -> str:
 
 
 def feed_report_html(report: FeedReport) -> str:
-    """Return a feed report."""
+    """Return a feed report as HTML."""
     rows = [[escape(f"{role} {i}"), f"{n:,}"] for (role, i), n in report.rows_by_worker.items()]
     return f"<div>{escape(str(report))}</div>" + table(["worker", "rows"], rows, ("worker",))
 
 
 def results_html(results: Mapping[tuple[str, int], Any]) -> str:
-    """Return the return values of ``main`` by node; a list of numbers is drawn as a curve."""
+    """Return a table of the return values of ``main`` by node; lists of numbers in a dict are drawn as curves."""
     rows = []
     for (role, i), value in results.items():
         curves = _curves_in(value)

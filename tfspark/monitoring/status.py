@@ -167,7 +167,7 @@ class Snapshot:
 
     @property
     def feed_rates(self) -> str:
-        """Rows and bytes fed per second of the phase."""
+        """Rows and megabytes fed per second of the phase, as text."""
         seconds = max(self.seconds, 1e-9)
         return f"{self.rows / seconds:,.0f} rows/s, {self.bytes / 1e6 / seconds:,.1f} MB/s"
 

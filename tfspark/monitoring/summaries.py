@@ -1,7 +1,7 @@
 """Writes the driver's metrics of each node as TensorBoard events, without TensorFlow.
 
-Each node is a run such as ``spark/worker-0``, so one chart shows all nodes. Metrics that a node reports have the node's
-steps; measurements of the driver have the seconds since the start as their steps.
+Each node is a run such as ``spark/worker-0``, so one chart shows all nodes. Metrics that a node reports are written at
+the node's steps. For measurements of the driver, the step is the number of seconds since the start.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _prefix(class_name: str) -> str:
 def _made_so_far(prefix: str) -> float:
     """Return how many names with this prefix Keras has made; infinity if this version of Keras does not say.
 
-    A name whose number is not smaller was given by the program.
+    A name with this number or a larger one was given by the program.
     """
     try:
         from keras.src.backend.common.global_state import get_global_attribute

@@ -1,4 +1,4 @@
-"""The nodes of a cluster of the old API: their job names, the cluster spec and ``TF_CONFIG``. Pure data."""
+"""The nodes of a cluster of the old API: their job names, the cluster spec and ``TF_CONFIG``. Pure functions."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TIMEOUT_COLUMN = "feed_timeout"
 """Column next to the rows of an inference: seconds within which main must take a row or give a result."""
 
 LOOK_SECONDS = 0.2
-"""Pause between two checks of a background node whether it may end."""
+"""Pause between two checks whether a background node may end."""
 
 Main = Callable[[Any, TFNodeContext], Any]
 

@@ -22,7 +22,7 @@ def now(form: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         module = function.__module__.rpartition(".")[2]
-        # Spark ML's fit() calls _fit().
+        # Users call Spark ML's fit(), which calls _fit().
         method = function.__qualname__.replace("._", ".")
         name = method if method.startswith(module) else f"{module}.{method}"
 

@@ -109,7 +109,7 @@ HasTagSet: Any = _mixin("HasTagSet", tag_set=("TagSet", _str, "Tags of the Saved
 
 
 class Namespace:
-    """Arguments as attributes, from a dict, an ``argparse.Namespace`` or another `Namespace`; or a list of words.
+    """Arguments as attributes, from a dict, an ``argparse.Namespace`` or a `Namespace`; a list of words goes to `argv`.
 
     Raises
     ------
