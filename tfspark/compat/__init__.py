@@ -1,7 +1,7 @@
-"""Homes for programs that were written for other libraries.
+"""Runs programs that were written for other libraries.
 
-`install` lets ``import tensorflowonspark`` find `tfspark.compat.tensorflowonspark`, and
-``python -m tfspark.compat PROGRAM`` runs a program file with that, unchanged.
+After `install`, ``import tensorflowonspark`` imports `tfspark.compat.tensorflowonspark`.
+``python -m tfspark.compat PROGRAM`` calls `install` and runs a program file unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STUB = Path(__file__).parent / "stub" / "tensorflowonspark.py"
 
 
 class _Alias(MetaPathFinder, Loader):
-    """Gives the modules of the compatibility package under the names of the original as well."""
+    """Imports the modules of the compatibility package under the names of the original too."""
 
     def __init__(self) -> None:
         self._specs: dict[str, ModuleSpec | None] = {}
@@ -48,7 +48,8 @@ class _Alias(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The module was executed under its own name; what importing it under the other one has noted is undone.
+        # The module was already executed under its own name. The import under the other name has replaced its
+        # __spec__, which is restored here.
         names = [n for n, s in self._specs.items() if s is not None and s.name == module.__name__]
         module.__spec__ = self._specs[names[0]]
 
@@ -57,14 +58,15 @@ _alias = _Alias()
 
 
 def install(spark: Any = None) -> None:
-    """Let ``import tensorflowonspark``, and that of its modules, find tfspark's in this process. Safe to call again.
+    """Make ``import tensorflowonspark`` import tfspark's modules in this process. Safe to call again.
 
-    In the processes of a cluster's nodes tfspark does this by itself.
+    In the processes of a cluster's nodes, tfspark calls this function itself.
 
     Parameters
     ----------
     spark
-        A SparkSession or SparkContext whose executors shall find it too, for functions of the program's own RDDs.
+        A SparkSession or SparkContext whose executors must import tfspark's modules too. Functions of the program's
+        own RDDs need this.
 
     Raises
     ------
@@ -85,12 +87,12 @@ def install(spark: Any = None) -> None:
 
 
 def is_installed() -> bool:
-    """Tell whether `install` was called in this process."""
+    """Return whether `install` was called in this process."""
     return _alias in sys.meta_path
 
 
 def _is_stub(module: ModuleType) -> bool:
-    """Whether a module is the one sent to executors, in the middle of its own import."""
+    """Return whether a module is the stub that `install` sends to executors, while it is being imported."""
     return os.path.basename(module.__file__ or "") == _STUB.name and getattr(module, "IS_TFSPARKS", False)
 
 

@@ -1,4 +1,4 @@
-"""What programs for TensorFlow 1 and Keras 2 say that TensorFlow 2.21 and Keras 3 do not understand, for `migrate`."""
+"""Finds code for TensorFlow 1 and Keras 2 that TensorFlow 2.21 and Keras 3 do not support, for `migrate`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GONE = {
     "tensorflow.keras.backend.get_session": "nothing: there are no sessions",
     "tensorflow.keras.backend.set_session": "nothing: there are no sessions",
 }
-"""Names that are gone, and what to write instead."""
+"""Names that were removed, and what to write instead."""
 
 METHODS = {
     "fit_generator": "model.fit(...)",
@@ -44,20 +44,20 @@ METHODS = {
     "predict_proba": "model.predict(...)",
     "model_to_estimator": ESTIMATOR,
 }
-"""Methods of models that are gone."""
+"""Methods of models that were removed, and what to write instead."""
 
 ARGUMENTS = {
     "save_format": "model.export(directory) for a SavedModel, model.save('model.keras') for a file: Keras 3 has no "
     "save_format",
     "lr": "learning_rate=",
 }
-"""Arguments that Keras 3 does not take."""
+"""Arguments that Keras 3 does not accept, and what to write instead."""
 
 SUFFIXES = {True: (".weights.h5",), False: (".keras", ".h5")}
-"""How the path of a ModelCheckpoint must end, by ``save_weights_only``."""
+"""Suffixes that the path of a ModelCheckpoint must have, by ``save_weights_only``."""
 
 SAVES = {"save_weights": (".weights.h5",), "save": (".keras", ".h5")}
-"""How paths must end that models are saved to, by method."""
+"""Suffixes that the path of a saved model must have, by method."""
 
 OPTIMIZERS = {"Adadelta", "Adagrad", "Adam", "Adamax", "Ftrl", "Nadam", "RMSprop", "SGD"}
 
@@ -67,7 +67,7 @@ LAYER = (
 )
 
 EXPORTED_NAME = re.compile(rf"{LAYER}(?:_\d+)?_input|input_\d+|{LAYER}_\d+")
-"""Names that Keras 2 gave to inputs and outputs of exported models."""
+"""Matches names that Keras 2 gave to inputs and outputs of exported models."""
 
 EXPORTED_BECOMES = (
     "the same with compat.export_saved_model; ctx.export calls inputs by keras.Input(name=...), and the output output_0"
@@ -76,12 +76,12 @@ EXPORTED_BECOMES = (
 
 @dataclass(frozen=True)
 class Use:
-    """Something that Keras 3 or TensorFlow 2.21 sees otherwise.
+    """One part of a program that Keras 3 or TensorFlow 2.21 treats differently.
 
     Attributes
     ----------
     runs
-        Whether the program runs with it, on `tfspark.compat`.
+        Whether the program runs on `tfspark.compat` if this part is not changed.
     """
 
     line: int
@@ -91,7 +91,7 @@ class Use:
 
 
 def find_uses(tree: ast.AST) -> Iterator[Use]:
-    """Yield what a program has to change for Keras 3 and TensorFlow 2.21."""
+    """Yield the parts of a program that Keras 3 and TensorFlow 2.21 treat differently."""
     names = dict(_imported(tree))
     values = _assigned(tree)
     for node in ast.walk(tree):
@@ -106,7 +106,7 @@ def find_uses(tree: ast.AST) -> Iterator[Use]:
 
 
 def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield the program's own names for TensorFlow, Keras and what it has imported from them."""
+    """Yield the program's own names for TensorFlow, Keras and their imported members, each with its full name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -119,7 +119,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _full_name(node: ast.AST, names: Mapping[str, str]) -> str:
-    """Return the name of something of TensorFlow or Keras, as ``tensorflow.keras.x``; ``""`` for all else."""
+    """Return the full name of a member of TensorFlow or Keras, such as ``tensorflow.keras.x``; otherwise ``""``."""
     if isinstance(node, ast.Name):
         name = names.get(node.id, "")
     elif isinstance(node, ast.Attribute):
@@ -146,7 +146,7 @@ def _of_import(node: ast.Import | ast.ImportFrom) -> Iterator[Use]:
 
 def _of_name(node: ast.Attribute, names: Mapping[str, str]) -> Iterator[Use]:
     name = _full_name(node, names)
-    # Once for each use: of tf.estimator.Estimator not again for tf.estimator.
+    # Only the exact name counts, so that tf.estimator.Estimator is reported once: for its inner node tf.estimator.
     if name in GONE:
         yield Use(node.lineno, name.replace("tensorflow.", "tf.", 1), GONE[name])
 
@@ -171,7 +171,7 @@ def _of_call(node: ast.Call, names: Mapping[str, str], values: Mapping[str, ast.
 
 
 def _is_a_model(method: ast.AST) -> bool:
-    """Tell whether a method is that of a model, by what the program calls it."""
+    """Return whether a method is that of a model: the name of the object contains ``model``."""
     return isinstance(method, ast.Attribute) and "model" in ast.unparse(method.value).rpartition(".")[2].lower()
 
 
@@ -197,7 +197,7 @@ def _of_checkpoint(node: ast.Call, values: Mapping[str, ast.AST]) -> Iterator[Us
 
 
 def _assigned(tree: ast.AST) -> dict[str, ast.AST]:
-    """Return what is assigned to each name; the last one counts."""
+    """Return the expression that is assigned to each name; the last assignment counts."""
     found: dict[str, ast.AST] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -206,7 +206,7 @@ def _assigned(tree: ast.AST) -> dict[str, ast.AST]:
 
 
 def _ending(node: ast.AST, values: Mapping[str, ast.AST], depth: int = 5) -> str | None:
-    """Return the text that an expression ends with, ``None`` if it cannot be seen."""
+    """Return the text with which an expression ends, or ``None`` if the source does not show it."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if depth == 0:

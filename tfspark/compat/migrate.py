@@ -1,6 +1,6 @@
-"""``tfspark migrate``: report the calls of TensorFlowOnSpark in programs, and what they become; nothing is changed.
+"""``tfspark migrate``: reports the calls of TensorFlowOnSpark in programs with their tfspark form; changes no files.
 
-What Keras 3 and TensorFlow 2.21 do not understand is reported too: it has to be changed before anything runs.
+It also reports code that Keras 3 and TensorFlow 2.21 do not support, which must be changed before the program can run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CALLS = {
     "TFSparkNode.shutdown": "leaving the with block, or cluster.wait(timeout)",
     "util.single_node_env": "nothing: tfspark sets CUDA_VISIBLE_DEVICES before TensorFlow starts",
 }
-"""What each function and class becomes, by module and name."""
+"""The tfspark form of each function and class, by module and name."""
 
 METHODS = {
     "train": "cluster.feed(df, epochs=n), or cluster.feed_stream(df)",
@@ -69,7 +69,7 @@ METHODS = {
     "export_saved_model": CALLS["TFNode.export_saved_model"],
     "release_port": CALLS["TFNode.release_port"],
 }
-"""Methods, which are known by their names alone where the object's class cannot be seen."""
+"""The tfspark form of each method, by name only, because the source does not show the class of the object."""
 
 ATTRIBUTES = {
     "job_name": "ctx.role",
@@ -79,7 +79,7 @@ ATTRIBUTES = {
     "mgr": "ctx",
     "defaultFS": "a full path in args",
 }
-"""Attributes of main's context."""
+"""The tfspark form of each attribute of main's context."""
 
 ARGUMENTS = {
     "num_ps": "ps=; main then runs in the chief alone",
@@ -95,7 +95,7 @@ ARGUMENTS = {
     "feed_timeout": "Cluster(stall_timeout=, hang_timeout=)",
     "grace_secs": "nothing: wait() waits until main has returned",
 }
-"""Arguments of the calls that start, feed and stop a cluster."""
+"""The tfspark form of each argument of the calls that start, feed and stop a cluster."""
 
 
 REFUSED = {
@@ -109,20 +109,20 @@ REFUSED = {
     "TFSparkNode.inference",
     "TFSparkNode.shutdown",
 }
-"""Functions that `tfspark.compat` refuses, as the original does with TensorFlow 2."""
+"""Functions for which `tfspark.compat` raises an error, as the original does with TensorFlow 2."""
 
 REFUSED_METHODS = {"start_cluster_server", "export_saved_model"}
-"""Methods of main's context that it refuses."""
+"""Methods of main's context for which `tfspark.compat` raises an error."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One use of the old API, or of something that has left Keras or TensorFlow.
+    """One use of the old API, or one part that Keras 3 or TensorFlow 2.21 treats differently.
 
     Attributes
     ----------
     runs
-        Whether `tfspark.compat` runs it as it is.
+        Whether `tfspark.compat` runs it unchanged.
     """
 
     line: int
@@ -132,21 +132,21 @@ class Finding:
 
 
 def find(source: str, name: str = "<program>") -> list[Finding]:
-    """Find the uses of TensorFlowOnSpark in a program, and what it must change for Keras 3, in the order of its lines.
+    """Return the uses of TensorFlowOnSpark in a program, and the changes for Keras 3, in the order of the lines.
 
     Parameters
     ----------
     source
         The program's text.
     name
-        Of the file, for errors.
+        Name of the file, for errors.
 
     Raises
     ------
     ConfigurationError
-        If it is no Python that this Python can read.
+        If this version of Python cannot parse the source.
     """
-    # What has changed its imports only is no further than that.
+    # A program that imports tfspark.compat.tensorflowonspark still uses the old API.
     source = source.replace(f"tfspark.compat.{PACKAGE}", PACKAGE)
     try:
         tree = ast.parse(source, name)
@@ -160,7 +160,7 @@ def find(source: str, name: str = "<program>") -> list[Finding]:
 
 
 def _imported(tree: ast.AST) -> dict[str, str]:
-    """Return what the program's own names stand for within the package: ``""`` for the package itself."""
+    """Return the name within the package for each name that the program imports; ``""`` for the package itself."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -187,7 +187,7 @@ def _uses(node: ast.AST, names: dict[str, str]) -> Iterator[Finding]:
 
 
 def _unknown(node: ast.Import | ast.ImportFrom, modules: list[str]) -> Iterator[Finding]:
-    """Yield the modules and names that `tfspark.compat` does not have."""
+    """Yield a finding for each imported module or name that `tfspark.compat` does not have."""
     wanted = (
         [(m, None) for m in modules] if isinstance(node, ast.Import) else [(modules[0], a.name) for a in node.names]
     )
@@ -234,7 +234,7 @@ def _dotted(node: ast.AST) -> str:
 
 
 def _resolve(written: str, names: dict[str, str]) -> str | None:
-    """Return ``module.name`` of something that the program has imported, ``None`` if it has not."""
+    """Return ``module.name`` for a name that the program imports from the package, otherwise ``None``."""
     for own, inner in names.items():
         if written == own or written.startswith(f"{own}."):
             return f"{inner}{written.removeprefix(own)}".lstrip(".")
@@ -242,7 +242,7 @@ def _resolve(written: str, names: dict[str, str]) -> str | None:
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the command to those of ``tfspark``."""
+    """Add the ``migrate`` command to ``tfspark``."""
     parser = verbs.add_parser(
         "migrate",
         help="report what a program of TensorFlowOnSpark becomes",

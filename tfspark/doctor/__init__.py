@@ -1,5 +1,5 @@
-"""``tfspark doctor``: checks a set-up and says how to fix each failed check.
+"""``tfspark doctor``: checks a setup and says how to fix each failed check.
 
-`machine` checks the driver's machine. `survey` gathers facts of the executors with `probe`, and `verdicts` turns them
-into findings. `command` shows the findings.
+`machine` checks the driver's machine. `survey` collects facts about the executors with `probe`, and `verdicts` turns
+the facts into findings. `command` shows the findings.
 """

@@ -1,4 +1,4 @@
-"""``tfspark doctor``: the command line and its output."""
+"""The command ``tfspark doctor``: its options and its output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tfspark.errors import ConfigurationError
 EXECUTOR_SECONDS = 300.0
 
 STATE_WIDTH, CHECK_WIDTH = 7, 12
-"""Columns of a terminal."""
+"""Widths of the first two columns of the output in a terminal, in characters."""
 
 _COLORS = {State.OK: "green", State.WARNING: "yellow", State.BROKEN: "bold red", State.UNKNOWN: "dim"}
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the command to those of ``tfspark``."""
+    """Add the ``doctor`` command to ``tfspark``."""
     parser = verbs.add_parser(
         "doctor",
         help="check Java, Spark, Python, TensorFlow, GPUs, network and paths here and on the executors",
@@ -74,7 +74,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def examine(options: argparse.Namespace) -> Iterator[Finding]:
-    """Run all checks and yield findings as they are made; executors are asked only if this machine can start Spark."""
+    """Run all checks and yield each finding when it is known; check executors only if this machine can start Spark."""
     if not (yield from _each(machine.examine())):
         yield unknown("executors", "not checked: first fix the failed checks above")
         return
@@ -122,7 +122,7 @@ def _summary(findings: list[Finding]) -> str:
 
 
 def _show_in_terminal(findings: Iterable[Finding]) -> list[Finding]:
-    """Show each finding as it is made, and what is still to come."""
+    """Show each finding when it is known, and a status line while checks are running."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -62,14 +62,14 @@ def unknown(check: str, text: str) -> Finding:
 
 
 def of_error(check: str, error: Exception, hint: str = "") -> Finding:
-    """Return a finding for an error; its hint is the fix."""
+    """Return a finding for an error; its hint is the error's own, or else `hint`."""
     if isinstance(error, TFSparkError):
         return broken(check, error.message, error.hint or hint)
     return broken(check, f"{type(error).__name__}: {error}", hint)
 
 
 def guarded(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a check; an error that it raises becomes a finding."""
+    """Yield the findings of a check; if the check raises an error, yield a finding for the error."""
     try:
         yield from look()
     except (TFSparkError, OSError, ImportError) as e:

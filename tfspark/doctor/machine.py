@@ -73,7 +73,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "java": check_java,
     "connector": check_jar,
 }
-"""The checks in order; later ones depend on earlier ones."""
+"""The checks in order; later checks depend on earlier checks."""
 
 
 def examine() -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def examine() -> Iterator[Finding]:
 
 
 def check_master(master: str) -> Iterator[Finding]:
-    """Check that a standalone master listens; Spark itself would try for a minute before it fails."""
+    """Check that a standalone master listens; Spark itself tries for a minute before it fails."""
     if not master.startswith("spark://"):
         return
     addresses = [urlsplit(f"//{address}") for address in master.removeprefix("spark://").split(",")]

@@ -1,4 +1,4 @@
-"""Compares the installed Python packages with tfspark's requirements, from its metadata."""
+"""Compares the installed Python packages with the requirements in tfspark's metadata."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def judge(check: str, where: str, installed: Mapping[str, str | None], optional:
     check
         Name of the check.
     where
-        The place of the packages, such as ``"the driver"``.
+        Where the packages are installed, such as ``"the driver"``.
     installed
         Version by name; None if the package is missing.
     optional
-        Packages that give only a warning if they are missing.
+        Packages that give only a warning if they are missing or have a wrong version.
     """
     wrong: dict[State, list[tuple[str, str]]] = {State.BROKEN: [], State.WARNING: []}
     for needed in requirements():

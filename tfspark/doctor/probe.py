@@ -1,7 +1,8 @@
-"""Gathers facts of executors, inside Spark tasks, with the executors' Python.
+"""Collects facts about executors, inside Spark tasks, with the executors' Python.
 
-Its functions are pickled by value, so that they also work on executors without tfspark, pandas or TensorFlow. So it
-imports only the standard library, pyspark and `tfspark.executor.host`, which is pickled by value too.
+Functions of this module are pickled by value, so that they also work on executors without tfspark, pandas or
+TensorFlow. The module therefore imports only the standard library, pyspark and `tfspark.executor.host`, which is
+pickled by value too.
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Order:
-    """The facts to gather.
+    """The facts to collect.
 
     Attributes
     ----------
     driver
-        Host and port where the driver sends `word`.
+        Host and port of the driver's listener, which sends `word`.
     word
-        Random text that listeners send, so that a port of another program is noticed.
+        Random text that listeners send, so that another program at the same port is detected.
     packages
         Names of the Python packages to look up.
     paths
-        Directories, as local paths or URIs, that should be shared; the driver has put a file `word` into each.
+        Directories, as local paths or URIs, that should be shared; the driver has written a file `word` into each.
     """
 
     driver: tuple[str, int]
@@ -118,7 +119,7 @@ def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def examine(order: Order) -> Callable[[Iterator[Any]], Iterator[str]]:
-    """Return the function of a barrier task; it yields one JSON object of facts."""
+    """Return the function that each barrier task runs; it yields one JSON object of facts."""
 
     def body(_: Iterator[Any]) -> Iterator[str]:
         from pyspark import BarrierTaskContext
@@ -147,7 +148,7 @@ def examine(order: Order) -> Callable[[Iterator[Any]], Iterator[str]]:
             if firsts[me["executor"]] == rank:
                 others = [seats[i] for i in firsts.values() if i != rank]
                 facts.update(_thorough(order, facts["granted"], others))
-            # Listeners stay open until all tasks have tried all of them.
+            # Listeners stay open until all tasks have tried to connect to them.
             context.barrier()
         yield json.dumps(facts)
 
@@ -174,7 +175,7 @@ def _thorough(order: Order, granted: Sequence[str], others: Sequence[dict[str, A
 
 
 def _tfspark_version() -> str | None:
-    # This function was pickled by value; the installed package may be missing or have another version.
+    # This function is pickled by value, so the installed package may be missing or have another version.
     if importlib.util.find_spec("tfspark") is None:
         return None
     return str(importlib.import_module("tfspark").__version__)
@@ -207,7 +208,7 @@ def _nvidia_gpus() -> int:
 
 
 def _path_complaint(path: str, word: str) -> str | None:
-    """Return what is wrong with a shared directory, or None; leave a file for the driver in it."""
+    """Return what is wrong with a shared directory, or None; write a file into it, which the driver looks for."""
     try:
         from pyarrow import fs
 

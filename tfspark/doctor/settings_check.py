@@ -1,4 +1,4 @@
-"""What tfspark's settings are here: those that are not at their defaults, wrong ones, or all of them."""
+"""Checks tfspark's settings and lists those that are set, or all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from tfspark.settings import Settings, chosen, described, shown, unknown_variabl
 
 
 def examine(conf: Mapping[str, str], environment: Mapping[str, str], every: bool = False) -> Iterator[Finding]:
-    """Check settings of Spark and environment variables; yield what is set, or, with `every`, all settings."""
+    """Check settings in Spark's configuration and in environment variables.
+
+    Yield the settings that are set; with `every`, all settings.
+    """
     return guarded("settings", lambda: _examine(conf, environment, every))
 
 

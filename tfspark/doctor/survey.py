@@ -1,4 +1,7 @@
-"""Gathers facts of a Spark application and its executors: starts a session, examines all at once, stops it."""
+"""Collects facts about a Spark application and its executors.
+
+It starts a session, examines all executors at once, and stops the session.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
-    # A retry does not fix what is broken.
+    # A retry does not fix a broken setup.
     "spark.task.maxFailures": "1",
     "spark.stage.maxConsecutiveAttempts": "1",
 }
@@ -40,7 +43,7 @@ SETTINGS = {
 
 @dataclass
 class Survey:
-    """The gathered facts; None or empty if a fact is unknown.
+    """The collected facts; None or empty if a fact is unknown.
 
     Attributes
     ----------
@@ -49,19 +52,19 @@ class Survey:
     slots
         Number of tasks that can run at once.
     shortage
-        The error of a cluster with the requested number of workers, if there are too few slots.
+        The error that a cluster with the requested number of workers would raise, if there are too few slots.
     missing_jars
         Entries of ``spark.jars`` that do not exist.
     connector_error
         Why Spark does not have ``format("tfrecord")``.
     tasks
-        The facts of `probe`; complete for one task of each executor.
+        The facts from `probe`; they are complete for one task of each executor.
     job_error
         Why the job of `probe` failed.
     paths
-        What is wrong with each shared directory in the driver, or None, by path.
+        What is wrong with each shared directory on the driver, or None, by path.
     seen
-        Number of files that executors have left in each directory.
+        Number of executors' files that the driver finds in each directory.
     """
 
     master: str = ""
@@ -87,7 +90,7 @@ class Survey:
 
 
 def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], workers: int, timeout: float) -> Survey:
-    """Start an application, gather facts and stop it; an application that was running before is not stopped.
+    """Start an application, collect facts and stop it; an application that was already running is not stopped.
 
     Raises
     ------
@@ -160,7 +163,7 @@ def _probe(spark: SparkSession, word: str, paths: Sequence[str], found: Survey, 
 
 
 def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:
-    """Run the probe as an RDD, because a DataFrame would need pandas and pyarrow, which are to be checked."""
+    """Run the probe on an RDD, because a DataFrame would need pandas and pyarrow, which the probe must check."""
     from pyspark import cloudpickle
 
     modules = (probe, host)
@@ -205,7 +208,7 @@ def _connector_error(spark: SparkSession) -> str | None:
 
 
 def _uri(path: str) -> str:
-    """Return a directory in a form that Arrow finds from any working directory."""
+    """Return a directory as a URI or an absolute path, which Arrow opens from any working directory."""
     if path.startswith(("s3a:", "s3n:")):
         return f"s3{path[3:]}"
     return path if "://" in path else os.path.abspath(path)
@@ -213,7 +216,7 @@ def _uri(path: str) -> str:
 
 @contextmanager
 def _marked(paths: Sequence[str], word: str, found: Survey) -> Iterator[None]:
-    """Put a file into each shared directory; at the end, count the executors' files and remove all of them."""
+    """Write a file into each shared directory; at the end, count the executors' files and remove all these files."""
     from pyarrow import fs
 
     marked = []

@@ -19,7 +19,7 @@ _SAME_ENVIRONMENT = (
 
 
 def judge_slots(s: Survey) -> Iterator[Finding]:
-    """Check that the nodes and a feeding task can run at once."""
+    """Check that the nodes and a feed task can run at the same time."""
     if s.shortage is not None:
         yield broken("slots", s.shortage.message, s.shortage.hint or "")
     else:
@@ -153,7 +153,7 @@ def judge_gpus(s: Survey) -> Iterator[Finding]:
 
 
 def judge_network(s: Survey) -> Iterator[Finding]:
-    """Check connections between executors and to the driver, on the kind of ports that nodes use."""
+    """Check connections between executors and to the driver, on ephemeral ports as nodes use them."""
     deaf = [t for t in s.executors if t["driver"] is not None]
     for t in deaf:
         yield broken("network", f"{_places([t])} cannot reach the driver: {t['driver']}", _DRIVER_HINT)

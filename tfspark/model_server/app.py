@@ -1,4 +1,4 @@
-"""The ASGI application: the paths of TensorFlow Serving's REST API, and a page for people."""
+"""The ASGI application: the endpoints of TensorFlow Serving's REST API, and a web page."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def make_app(core: Core, hosts: Collection[str] | None = None, origins: Collecti
     Parameters
     ----------
     hosts
-        Accepted host names and addresses of the ``Host`` header; by default any. A server on the loopback interface
+        Host names and addresses to accept in the ``Host`` header; any by default. A server on the loopback interface
         accepts only its own names, so that an external web page cannot reach it through DNS rebinding.
     origins
-        Accepted origins of web pages besides the server's own: ``scheme://host:port``, or ``*`` for all.
+        Origins of web pages to accept in addition to the server's own: ``scheme://host:port``, or ``*`` for all.
     """
     server = _Server(core)
     cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -122,7 +122,7 @@ class _Server:
         return Response(text, headers={**SECURITY, "content-type": metrics.CONTENT_TYPE})
 
     async def api(self, request: Request) -> Response:
-        """Answer everything under ``/v1/models``."""
+        """Answer requests for paths under ``/v1/models``; all other paths are an error."""
         path = PATH.fullmatch(request.scope["path"])
         asks = path is not None and path["verb"] is not None
         if path is None or asks != (request.method == "POST"):
@@ -202,7 +202,7 @@ async def _page(name: str, kind: str, _: Request) -> Response:
 
 
 def _answer(content: Any, status: int = 200) -> Response:
-    # NaN and Infinity are written like TensorFlow Serving does, although JSON has no such numbers.
+    # NaN and Infinity are written as TensorFlow Serving writes them, although standard JSON does not have them.
     return Response(json.dumps(content), status, media_type="application/json", headers=SECURITY)
 
 

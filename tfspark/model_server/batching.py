@@ -1,6 +1,7 @@
-"""Calls of a model with limited concurrency; waiting requests can be joined into one call if batching is enabled.
+"""Calls a model with limited concurrency; if batching is enabled, waiting requests are joined into one call.
 
-Joining is correct only for models that process each row independently, and a SavedModel does not tell whether it does.
+Joining is correct only for models that process each row independently. A SavedModel does not say whether its model
+does.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class BatchLimits:
     rows
         Largest number of rows in one call, unless a single request has more.
     wait_seconds
-        How long a request waits for others when the model is idle.
+        How long a request waits for other requests while the model is idle.
     allowed_rows
-        Allowed numbers of rows of a call, ascending; the first row is repeated to reach one of them. Any by default.
+        Allowed numbers of rows in a call, ascending; a call is filled up to the next of them with copies of its first
+        row. By default, any number is allowed.
     pad
-        Whether inputs of different shapes are joined, by padding smaller ones with their first value.
+        Whether to join inputs of different shapes; smaller inputs are padded with their first value.
     waiting_rows
         Largest number of waiting rows; further requests are rejected.
     calls
@@ -60,20 +62,20 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
     def form(self, pad: bool) -> tuple[tuple[str, str, int | tuple[int, ...]], ...]:
-        """Return the form of the request; requests of the same form can be joined."""
+        """Return the names, dtypes and shapes of the inputs as a key; requests with equal keys can be joined."""
         return tuple((n, a.dtype.str, a.ndim if pad else a.shape[1:]) for n, a in sorted(self.inputs.items()))
 
 
 class Batcher:
-    """Makes the calls for one signature; used by one event loop.
+    """Calls one signature of a version; only one event loop uses it.
 
     Parameters
     ----------
     call
         Function from inputs to outputs; runs in threads of `executor`.
     joins
-        Whether the first dimension of inputs and outputs is the rows; otherwise each request runs alone. If a joined
-        call returns outputs of other sizes, requests run alone from then on.
+        Whether the first dimension of all inputs and outputs counts rows; otherwise each request is a separate call.
+        If a call returns an output with another first dimension, all later requests are separate calls.
     """
 
     def __init__(
@@ -98,12 +100,12 @@ class Batcher:
         Parameters
         ----------
         rows
-            Number of rows of all inputs; None if they differ.
+            Number of rows, if it is the same for all inputs; otherwise None.
 
         Raises
         ------
         Overloaded
-            If too many rows are waiting.
+            If other requests are waiting and there would be more waiting rows than the limit.
         """
         counted = 1 if rows is None else rows
         if self._waiting and self._waiting_rows + counted > self._limits.waiting_rows:
@@ -118,7 +120,8 @@ class Batcher:
         try:
             return await answer
         finally:
-            # The error refers to this frame; a reference back would be a cycle that keeps the model's memory alive.
+            # An exception refers to this frame. A reference back to it would make a cycle, which keeps the model's
+            # memory alive.
             del answer
 
     def _start(self) -> None:
@@ -130,7 +133,7 @@ class Batcher:
                 task.add_done_callback(self._ended)
 
     def _waits_for_more(self) -> bool:
-        """Return whether to wait for more requests; `_start` is then called again in time."""
+        """Return whether to wait for more requests; if so, a timer calls `_start` when the wait is over."""
         left = self._waiting[0].since + self._limits.wait_seconds - time.monotonic()
         if not self._joins or left <= 0 or self._waiting_rows >= self._limits.rows:
             return False
@@ -152,7 +155,7 @@ class Batcher:
         return [] if w.answer.done() else [w]
 
     def _next_group(self) -> list[_Waiting]:
-        """Take the oldest request and the later ones that fit its call; cancelled requests are dropped."""
+        """Take the oldest request and all later requests that can join it; drop cancelled requests."""
         group: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         rows, pad = 0, self._limits.pad
@@ -179,7 +182,7 @@ class Batcher:
                 if not group[0].answer.done():
                     group[0].answer.set_exception(e)
             else:
-                # One bad request must not fail the others, so each runs alone.
+                # One invalid request must not fail the others, so each request is now a separate call.
                 for w in group:
                     await self._run([w])
         else:
@@ -187,7 +190,7 @@ class Batcher:
                 if not w.answer.done():
                     w.answer.set_result(mine)
         finally:
-            # As in `submit`.
+            # Removes references, for the reason given in `submit`.
             group.clear()
 
     async def _answers(self, group: list[_Waiting]) -> list[dict[str, np.ndarray]]:
@@ -199,7 +202,7 @@ class Batcher:
         joined = {n: _joined([w.inputs[n] for w in group], target) for n in group[0].inputs}
         outputs = await self._called(joined)
         if any(a.shape[:1] != (target,) for a in outputs.values()):
-            # A first dimension of unknown size may not be the rows: the model may select some of them.
+            # A first dimension of unknown size need not count the rows: the model may select some of the rows.
             self._joins = False
             if len(group) == 1:
                 return [await self._called(group[0].inputs)]

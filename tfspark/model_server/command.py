@@ -1,4 +1,4 @@
-"""``tfspark serve``: REST, gRPC and the web page in one process, until a signal."""
+"""The command ``tfspark serve``: serves REST, gRPC and the web page in one process until a signal arrives."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tfspark.tensorflow_import import import_tensorflow
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 60
-"""How long an idle connection stays open; with a shorter time, clients often write to a closing connection."""
+"""How long an idle connection stays open; with a shorter time, clients often write to a connection that is closing."""
 
 ENDING_SECONDS = 0.5
-"""Part of the shutdown time that the server needs for itself."""
+"""Part of the shutdown time that is reserved for the server's own cleanup."""
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the command to those of ``tfspark``."""
+    """Add the ``serve`` command to ``tfspark``."""
     parser = verbs.add_parser(
         "serve",
         help="serve SavedModels by TensorFlow Serving's REST and gRPC APIs",
@@ -50,14 +50,14 @@ def add_parser(verbs: Any) -> None:
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options, except None and False."""
+    """Shows the defaults of options, except None, False and an empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until a signal."""
+    """Serve until SIGINT or SIGTERM."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for module in ("starlette", "uvicorn", "grpc", "grpc_health", "grpc_reflection", "tensorflow_serving"):
         if find_spec(module) is None:
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
                 f"tfspark serve needs {module}, which is not installed.", hint=f"{install_command('serve')}."
             )
     tensorflow = import_tensorflow()
-    # TensorFlow warns that this loader is deprecated. TensorFlow Serving uses it too, and users cannot change it.
+    # Hides the warning that the loader is deprecated. TensorFlow Serving uses it too, and users cannot change it.
     tensorflow.get_logger().setLevel(logging.ERROR)
     from tfspark.model_server.core import Core
     from tfspark.model_server.repository import Repository
@@ -114,7 +114,7 @@ async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket
     )
     config.timeout_graceful_shutdown = max(options.shutdown_seconds - 2 * ENDING_SECONDS, 0.0)  # type: ignore[assignment]
     server = Server(config)
-    # uvicorn handles signals while it serves, and then raises them again.
+    # uvicorn handles signals while it serves, and raises them again afterwards.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     if front is not None:
@@ -129,7 +129,7 @@ async def _serve(core: Any, options: argparse.Namespace, listener: socket.socket
 
 
 def _grpc_front(core: Any, options: argparse.Namespace, tls: Any, local: bool) -> tuple[Any, int]:
-    """Return the gRPC server and its port; None if gRPC is off, or if its default port is in use."""
+    """Return the gRPC server and its port, or ``(None, 0)`` if gRPC is off or its default port is in use."""
     from tfspark.model_server.grpc_front import GrpcFront
 
     if options.grpc_port == "off":
@@ -153,7 +153,7 @@ class _Ending:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """Handle the signal: start the shutdown time."""
+        """Start the shutdown time; a second signal does not restart it."""
         if self._began is None:
             self._began = time.monotonic()
             timer = threading.Timer(self._seconds - ENDING_SECONDS / 2, self._end)
@@ -161,19 +161,19 @@ class _Ending:
             timer.start()
 
     def left(self) -> float:
-        """Return the remaining seconds for running requests."""
+        """Return how many seconds running requests still have."""
         passed = 0.0 if self._began is None else time.monotonic() - self._began
         return max(self._seconds - 2 * ENDING_SECONDS - passed, 0.0)
 
     def _end(self) -> None:
         logger.warning("dropping calls that are still running %g seconds after the signal", self._seconds)
         logging.shutdown()
-        # A model call cannot be interrupted, and a normal exit of the interpreter would wait for it.
+        # A call of a model cannot be interrupted, and a normal exit of the interpreter would wait for it.
         os._exit(1)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, so that the port is known and reserved before models are loaded.
+    """Return a listening socket; called before models are loaded, so that the port is known and reserved.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The core of REST and gRPC: the repository and the calls of its models, from one event loop."""
+"""The part that REST and gRPC share: the repository and the calls of its models, made in one event loop."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PARSING_THREADS = min(4, os.cpu_count() or 1)
 """Number of threads that parse requests, so that parsing does not wait for the model."""
 
 INLINE_BYTES = 16 << 10
-"""Shorter requests are parsed in the event loop, because a thread switch takes longer."""
+"""Requests up to this size are parsed in the event loop, because a thread switch would take longer."""
 
 MOST_CHOICES = 64
-"""Output selections per version for which TensorFlow keeps a plan; other selections compute all outputs."""
+"""Number of output selections per version for which TensorFlow keeps a plan; other selections compute all outputs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Core:
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, size: int, function: Callable[[], T]) -> T:
-        """Call a function that processes this many bytes, in a thread if they are many."""
+        """Call a function that processes `size` bytes, in a thread if `size` is more than `INLINE_BYTES`."""
         if size <= INLINE_BYTES:
             return function()
         return await asyncio.get_running_loop().run_in_executor(self._parsers, function)
@@ -83,7 +83,10 @@ class Core:
 def _call(
     version: weakref.ref[LoadedVersion], signature: str, outputs: tuple[str, ...], inputs: Arrays
 ) -> dict[str, np.ndarray]:
-    """Call a version by a weak reference: the version owns the batcher, so a strong one would keep it alive."""
+    """Call a version through a weak reference.
+
+    The version owns the batcher, so a strong reference would keep the version alive.
+    """
     loaded = version()
     if loaded is None:
         raise RuntimeError("The version has been unloaded.")

@@ -12,7 +12,7 @@ from tfspark.model_server.metrics import Labels
 from tfspark.model_server.repository import Repository, VersionStatus
 
 SHOWN_VALUES = 64
-"""Largest arrays in example rows of the web page; users fill in longer ones."""
+"""Largest size of each dimension in example rows of the web page; users fill in longer arrays."""
 
 
 def version_status(statuses: Mapping[int, VersionStatus]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class NotFound(RequestError):
 
 
 class MissingSignature(RequestError):
-    """The model does not have the signature. gRPC's Predict has a separate code for it, REST does not."""
+    """The model does not have the signature. gRPC's Predict has a separate code for it; REST answers status 400."""
 
     code = Code.FAILED_PRECONDITION
 
@@ -94,13 +94,13 @@ class TooLarge(RequestError):
 
 
 class Overloaded(RequestError):
-    """More rows are waiting than the limit."""
+    """More rows are waiting than the limit allows."""
 
     code = Code.UNAVAILABLE
 
 
 class ModelFailed(RequestError):
-    """The model's graph rejected its inputs or failed; made from TensorFlow's error."""
+    """The model's graph rejected its inputs or failed; created from TensorFlow's error."""
 
     def __init__(self, error: Any) -> None:
         self.code = next((c for c in Code if c.number == error.error_code), Code.INTERNAL)
@@ -108,7 +108,7 @@ class ModelFailed(RequestError):
 
 
 def _what_failed(message: str) -> str:
-    """Return the line of TensorFlow's message with the reason, without the position in the graph."""
+    """Return the line of TensorFlow's message that gives the reason, without the position in the graph."""
     noise = ("Graph execution error", "Detected at node", "<stack traces", " ", "\t", "Stack trace")
     lines = [line for line in message.splitlines() if line and not line.startswith(noise)]
     return re.sub(r"\{\{.*?\}\} ?", "", lines[0] if lines else message.strip())

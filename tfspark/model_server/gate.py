@@ -1,7 +1,7 @@
-"""Access checks of requests: only for the server's own names, and not from foreign web pages.
+"""Access checks: a request must use one of the server's names and must not come from another site's web page.
 
-A browser sends requests of any web page, also to host names that the owner of the page has pointed to this server. The
-headers ``Host`` and ``Origin`` tell.
+A browser sends the requests of any web page, also to a host name that the owner of the page has pointed to this
+server. The headers ``Host`` and ``Origin`` identify such requests.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def check(
     scheme
         Scheme of the request.
     host, origin
-        The headers of these names.
+        Values of the headers ``Host`` and ``Origin``.
     hosts
-        Accepted names and addresses of the server; ``None`` for any.
+        Names and addresses of the server to accept; ``None`` for any.
     origins
-        Accepted origins of web pages besides the server's own; ``*`` for all.
+        Origins of web pages to accept in addition to the server's own; ``*`` for all.
 
     Raises
     ------

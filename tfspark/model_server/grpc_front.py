@@ -1,4 +1,4 @@
-"""TensorFlow Serving's gRPC services, over the same repository, versions, labels and batchers as REST."""
+"""TensorFlow Serving's gRPC services, with the same repository, versions, labels and batchers as REST."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IDLE_MS = 300_000
 
 @dataclass(frozen=True)
 class Tls:
-    """The server's key and certificate in PEM, and the CA of clients, whose certificates may be required."""
+    """The server's key and certificate in PEM, the CA for client certificates, and whether clients must have one."""
 
     key: bytes
     certificate: bytes
@@ -59,12 +59,12 @@ class GrpcFront:
     reloads
         Whether clients may change the served models.
     max_calls
-        Largest number of concurrent calls; further ones are rejected.
+        Largest number of concurrent calls; further calls are rejected.
     """
 
     def __init__(self, core: Core, reloads: bool, max_calls: int, tls: Tls | None = None) -> None:
         self._core, self._tls = core, tls
-        # Without it, two servers could share a port.
+        # With grpc.so_reuseport, two servers could share a port.
         options = [
             ("grpc.max_receive_message_length", core.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -82,7 +82,7 @@ class GrpcFront:
         self._updates: set[asyncio.Future[None]] = set()
 
     def listen(self, address: str) -> int:
-        """Listen on an address; return the port.
+        """Listen on an address and return the port.
 
         Raises
         ------
@@ -126,13 +126,13 @@ class GrpcFront:
             await self._health.set(name, states.SERVING if is_ready else states.NOT_SERVING)
 
     async def stop(self, seconds: float) -> None:
-        """Accept no more calls, and end running calls after a time."""
+        """Accept no more calls, and end running calls after `seconds`."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(seconds)
 
 
 async def _answered(api: str, model: str, context: Any, answer: Callable[[], Awaitable[Any]], core: Core) -> Any:
-    """Return an answer, or end the call with the code of its error; count it in the metrics."""
+    """Return the answer, or abort the call with the code of the error; record the call in the metrics."""
     began = time.monotonic()
     status, problem = Code.CANCELLED.name, ""
     try:

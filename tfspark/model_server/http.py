@@ -1,6 +1,6 @@
-"""HTTP connections with limits: deadlines for headers and for progress, and a largest number of connections.
+"""HTTP connections with limits: deadlines for headers and for progress, and a maximum number of connections.
 
-uvicorn has no such limits for slow clients; it does everything else.
+uvicorn has no such limits for slow clients. It does everything else.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def protocol(
     Parameters
     ----------
     timeout_seconds
-        Deadline for the header of a request, and longest pause in sending its body or reading its answer.
+        Deadline for the header of a request, and longest pause while a client sends the body or reads the answer.
     max_connections
-        Largest number of connections; further ones get status 503 and are closed.
+        Largest number of connections; further connections get status 503 and are closed.
     """
     limits = {"timeout_seconds": timeout_seconds, "max_connections": max_connections}
     return type("BoundedProtocol", (_Bounded,), limits)
@@ -44,14 +44,15 @@ class _Bounded(H11Protocol):
             self._close("503 Service Unavailable")
             return
         super().connection_made(transport)
-        # asyncio does not set TCP_NODELAY on sockets that it gets; without it, answers can wait 40 ms for an ACK.
+        # asyncio does not set TCP_NODELAY if the caller created the listening socket. Without it, answers can wait
+        # 40 ms for an ACK.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         waited_for_header = self._waits_for_header()
         super().data_received(data)
-        # The deadline of a header does not restart with each received byte.
+        # A received byte does not restart the deadline for a header.
         if not (waited_for_header and self._waits_for_header() and self._timer is not None):
             self._watch()
 
@@ -76,7 +77,7 @@ class _Bounded(H11Protocol):
         return self.conn.their_state is h11.IDLE
 
     def _watch(self) -> None:
-        """Start the deadline if the server waits for the client."""
+        """Cancel the deadline, and start a new one if the server waits for the client."""
         self._unwatch()
         if self.transport is None or self.transport.is_closing():
             return

@@ -15,7 +15,7 @@ from tfspark.model_server.errors import RequestError
 from tfspark.saved_models.signatures import TensorInfo
 
 BYTES_SUFFIX = "_bytes"
-"""Outputs whose names have this suffix are encoded in base64, and so are strings that are not UTF-8."""
+"""Outputs whose names have this suffix are encoded in base64; so are strings that are not valid UTF-8."""
 
 MOST_DIMENSIONS = 32
 
@@ -26,7 +26,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     Raises
     ------
     RequestError
-        If it is not a JSON object.
+        If the body is not a JSON object.
     """
     try:
         value = json.loads(body)
@@ -43,7 +43,7 @@ def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
     Raises
     ------
     RequestError
-        If it has another type or is not rectangular.
+        If the value does not fit the dtype or is not rectangular.
     """
     if info.dtype == "string":
         return _strings(name, value)
@@ -58,7 +58,7 @@ def decode(name: str, value: Any, info: TensorInfo) -> np.ndarray:
 
 
 def _numbers(name: str, value: Any, dtype: str, types: set[type], target: np.dtype[Any]) -> np.ndarray:
-    # If there were a string, NumPy would make an array of strings, each with the longest length.
+    # If one value is a string, NumPy makes an array of strings, all with the length of the longest.
     if not leaf_types(name, value) <= types:
         raise RequestError(f'Input "{name}" takes {dtype}, but has values of another type.')
     try:
@@ -73,7 +73,7 @@ def _integers(name: str, value: Any, dtype: str) -> np.ndarray:
     try:
         found = _numbers(name, value, dtype, {int}, np.dtype(np.int64))
     except OverflowError:
-        # Python's own numbers know no limits.
+        # Integers of Python have no limits.
         found = _numbers(name, value, dtype, {int}, np.dtype(object))
     if found.size and not (limits.min <= found.min() and found.max() <= limits.max):
         raise RequestError(f'Input "{name}" takes {dtype}, but holds a number beyond its range.')
@@ -142,12 +142,12 @@ def is_base64(value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> bytes:
-    """Return the bytes of a JSON string, or of ``{"b64": ...}``, with its padding or without.
+    """Return the bytes of a JSON string or of ``{"b64": ...}``; the padding of base64 may be missing.
 
     Raises
     ------
     RequestError
-        If it is neither.
+        If the value is neither, or is invalid.
     """
     if isinstance(value, str):
         try:
@@ -179,7 +179,7 @@ def encode(name: str, array: np.ndarray) -> Any:
     if array.dtype == np.float64 or kind in "biu":
         return array.tolist()
     if kind == "f" or array.dtype.name == "bfloat16":
-        # The float32 0.2 is 0.20000000298 as a double, which Python's float is.
+        # Python's float is a double: the float32 0.2 would become 0.20000000298.
         shortest = [float(str(v)) for v in array.astype(np.float32).reshape(-1)]
         return np.array(shortest, np.float64).reshape(array.shape).tolist()
     raise RequestError(f'Output "{name}" is {array.dtype.name}, which JSON cannot hold.')

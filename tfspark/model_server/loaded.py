@@ -1,6 +1,6 @@
 """A loaded version of a model, in a TensorFlow session as in TensorFlow Serving.
 
-A session accepts graphs of TensorFlow 1 and 2, and the graph decides which shapes it accepts.
+A session runs graphs of TensorFlow 1 and 2, and lets the graph decide which shapes it accepts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LoadedVersion:
     signatures
         Signatures by name.
     definitions
-        The same as TensorFlow's messages, including TensorFlow's internal signatures.
+        Signatures as TensorFlow's ``SignatureDef`` messages, including TensorFlow's internal signatures.
     card
         The model card, or None.
     batchers
@@ -44,7 +44,7 @@ class LoadedVersion:
         self.card = read_card(directory)
         self.batchers: dict[tuple[str, tuple[str, ...]], Batcher] = {}
         graph = tf.Graph()
-        # The old version is still loaded, so GPU memory must be allocated as needed.
+        # The old version is still loaded, so this one must allocate GPU memory only as needed.
         options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
         self._session = tf.compat.v1.Session(graph=graph, config=options)
         self._closing = weakref.finalize(self, self._session.close)
@@ -62,7 +62,7 @@ class LoadedVersion:
         self._lock = threading.Lock()
 
     def call(self, signature: str, inputs: Arrays, outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Return the named outputs, or all outputs. Thread-safe.
+        """Call a signature and return the named outputs, or all outputs if none is named. Thread-safe.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class LoadedVersion:
         with self._lock:
             if (feeds, fetches) not in self._callables:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-                # `Session.run` checks declared shapes, which TensorFlow Serving does not, and takes ten times as long.
+                # Unlike TensorFlow Serving, `Session.run` checks the declared shapes. It takes ten times as long.
                 # `make_callable` checks them too if there are inputs.
                 self._callables[feeds, fetches] = self._session._make_callable_from_options(options)
             return self._callables[feeds, fetches]

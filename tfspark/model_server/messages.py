@@ -33,7 +33,7 @@ def find(repository: Repository, spec: Any) -> LoadedVersion:
     Raises
     ------
     RequestError
-        If it names no model, or no version that is loaded.
+        If the ``ModelSpec`` names no model, or the version is not loaded.
     """
     if not spec.name:
         raise RequestError("Missing ModelSpec: the request names no model.")
@@ -55,12 +55,12 @@ def fill_spec(spec: Any, loaded: LoadedVersion, signature: str) -> None:
 
 
 def predict_call(request: Any, loaded: LoadedVersion, most_bytes: int) -> Call:
-    """Return the call of a ``PredictRequest``.
+    """Convert a ``PredictRequest`` to a call.
 
     Raises
     ------
     RequestError
-        If it does not fit the signature.
+        If the request does not fit the signature.
     """
     signature = signature_of(request.model_spec.signature_name, loaded.signatures)
     defaults = loaded.defaults[signature.name]
@@ -93,12 +93,12 @@ def predict_answer(loaded: LoadedVersion, call: Call, outputs: Mapping[str, np.n
 
 
 def example_call(spec: Any, given: Any, loaded: LoadedVersion, method: str, most_bytes: int) -> Call:
-    """Return the call for the ``Input`` of a request to classify or to regress.
+    """Convert the ``Input`` of a classify or regress request to a call.
 
     Raises
     ------
     RequestError
-        If the signature has another method, or there are no examples.
+        If the signature does not exist or has another method, there are no examples, or the context is too large.
     """
     name = spec.signature_name
     try:
@@ -129,7 +129,7 @@ def _examples(given: Any, most_bytes: int) -> np.ndarray:
             f"{most_bytes} bytes."
         )
     serialized = np.empty(len(examples), object)
-    # The concatenation of two messages is one message with the entries of both.
+    # Two concatenated serialized messages are one message with the entries of both.
     serialized[:] = [context + e.SerializeToString() for e in examples]
     return serialized
 
@@ -160,12 +160,13 @@ def regression(call: Call, outputs: Mapping[str, np.ndarray]) -> Any:
 
 
 def tasks(request: Any, loaded: LoadedVersion, most_bytes: int) -> list[tuple[str, Call]]:
-    """Return method and call of each task of a ``MultiInferenceRequest``.
+    """Return the method and the call of each task of a ``MultiInferenceRequest``.
 
     Raises
     ------
     RequestError
-        If the tasks do not fit together.
+        If the tasks have different models or input tensors, or use the same signature twice, or if a method is not
+        supported.
     """
     calls: list[tuple[str, Call]] = []
     for task in request.tasks:
@@ -233,7 +234,7 @@ def statuses_of(repository: Repository, spec: Any) -> Statuses:
     Raises
     ------
     RequestError
-        If it names no model, or the model does not exist.
+        If the ``ModelSpec`` names no model, or the model does not exist.
     """
     if not spec.name:
         raise RequestError("Missing ModelSpec: the request names no model.")

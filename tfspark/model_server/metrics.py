@@ -1,4 +1,4 @@
-"""Metrics of the server in Prometheus' text format, with the names of TensorFlow Serving."""
+"""Metrics of the server in Prometheus' text format, with TensorFlow Serving's names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 BUCKETS = [10 * 1.8**i for i in range(33)]
-"""Upper bounds of latency buckets in microseconds, from 10 to about twenty minutes."""
+"""Upper bounds of latency buckets in microseconds, from 10 microseconds to about 25 minutes."""
 
 UNKNOWN_MODEL = "(unknown)"
-"""Label for models that are not served, so that requests cannot create any number of labels."""
+"""Label for models that are not served, so that requests cannot create an unlimited number of labels."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -29,7 +29,7 @@ class _Histogram:
 
 
 class Metrics:
-    """Counters and distributions by name and labels. Thread-safe."""
+    """Counters and histograms by name and labels. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,14 +37,14 @@ class Metrics:
         self._histograms: dict[str, dict[Labels, _Histogram]] = {}
 
     def count(self, name: str, by: int = 1, **labels: str) -> None:
-        """Add to a counter."""
+        """Add `by` to a counter."""
         with self._lock:
             values = self._counters.setdefault(name, {})
             key = tuple(labels.items())
             values[key] = values.get(key, 0) + by
 
     def time(self, name: str, seconds: float, **labels: str) -> None:
-        """Add to a distribution of times."""
+        """Add a time to a histogram."""
         with self._lock:
             self._histograms.setdefault(name, {}).setdefault(tuple(labels.items()), _Histogram()).add(seconds * 1e6)
 

@@ -1,4 +1,4 @@
-"""The models to serve: those of a directory, or of a model config file of TensorFlow Serving."""
+"""The models to serve, from a directory or from a model config file of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class VersionPolicy:
     Attributes
     ----------
     newest
-        Number of the newest versions; ``None`` for all.
+        How many of the newest versions to load; ``None`` for all.
     specific
-        These versions instead, if not empty.
+        Numbers of the versions to load instead, if not empty.
     labels
-        Label to version number. Versions with a label are always loaded.
+        Version number by label. Versions with a label are always loaded.
     """
 
     newest: int | None = 1
@@ -72,11 +72,11 @@ class DirectorySource:
     directory
         A directory of numbered versions, a directory of such directories, or a SavedModel; a path or URI.
     name
-        Name of the model if there is one; by default the name of the directory.
+        Name of the model, if `directory` is that of one model; by default the name of the directory.
     policy
         Version policy of each model; labels are added to it.
     labels
-        Label to version number, by model name; the key None is for every model.
+        Version numbers by label, for each model name; the key None is for every model.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class DirectorySource:
 
 
 class ConfigFileSource:
-    """The models of a model config file; with polling, it is read again when its content changes."""
+    """The models of a model config file; with `again`, each `read` checks whether its content has changed."""
 
     def __init__(self, path: str, again: bool = True) -> None:
         self._path, self._again = path, again
@@ -129,7 +129,7 @@ class ConfigFileSource:
             raise ConfigurationError(f"Cannot read the model config file {self._path}: {e.strerror}.") from None
         if text == self._text:
             return None
-        # Kept before it is parsed, so that a bad file is reported once.
+        # Stored before it is parsed, so that an invalid file is reported only once.
         self._text = text
         return parse_config_file(text, self._path)
 
@@ -161,7 +161,8 @@ def configs_of(message: Any) -> Configs:
     Raises
     ------
     ConfigurationError
-        If it has no models, two models of one name, or a model without directory.
+        If it has no ``model_config_list``, two models with the same name, a model without name or directory, or an
+        unsupported value.
     """
     if message.WhichOneof("config") != "model_config_list":
         raise ConfigurationError("The model config has no model_config_list.")

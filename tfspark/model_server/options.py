@@ -1,4 +1,4 @@
-"""The options of ``tfspark serve``; options that TensorFlow Serving has too have the same names."""
+"""The options of ``tfspark serve``; options that TensorFlow Serving also has use the same names."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _versions(text: str) -> int | None:
 
 
 def _label(text: str) -> tuple[str | None, str, int]:
-    """Read ``[MODEL:]LABEL=VERSION``."""
+    """Parse ``[MODEL:]LABEL=VERSION``."""
     name, separator, version = text.partition("=")
     if not separator or not version.isdecimal() or not name:
         raise argparse.ArgumentTypeError(f"must be LABEL=VERSION or MODEL:LABEL=VERSION, got {text!r}")
@@ -154,7 +154,8 @@ def places_of(options: argparse.Namespace) -> Any:
     Raises
     ------
     ConfigurationError
-        If not exactly one of a directory and a model config file is given.
+        If not exactly one of a directory and a model config file is given, or if options for a directory are given
+        with a model config file.
     """
     from tfspark.model_server.model_config import ConfigFileSource, DirectorySource, VersionPolicy
 
@@ -178,7 +179,7 @@ def limits_of(options: argparse.Namespace) -> Any:
     Raises
     ------
     ConfigurationError
-        If batching parameters are given without --enable-batching.
+        If batching parameters are invalid, or are given without --enable-batching.
     """
     from tfspark.model_server.batching import BatchLimits
     from tfspark.model_server.core import ServerLimits
@@ -233,7 +234,7 @@ def tls_of(options: argparse.Namespace) -> Any:
     Raises
     ------
     ConfigurationError
-        If the file has no key or no certificate.
+        If the file has no key or no certificate, or requires client certificates without a CA.
     """
     from tfspark.model_server.grpc_front import Tls
     from tfspark.model_server.text_config import SSL, read_text
@@ -256,7 +257,7 @@ def tls_of(options: argparse.Namespace) -> Any:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is a loopback interface."""
+    """Return whether a host is a loopback address or ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -264,5 +265,5 @@ def is_loopback(host: str) -> bool:
 
 
 def in_url(host: str) -> str:
-    """Return a host in the form for a URL: IPv6 addresses in brackets."""
+    """Return a host as it is written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

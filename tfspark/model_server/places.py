@@ -1,4 +1,4 @@
-"""Directories of models: local, or in a file system that Arrow reads (hdfs, s3, gs), with a local copy."""
+"""Directories of models: local, or in a file system that Arrow reads (hdfs, s3, gs), copied to local files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COPY_BYTES = 1 << 20
 
 
 class Stamp(NamedTuple):
-    """A stamp that changes with the files of a version: newest time, total bytes, number of files."""
+    """A value that changes with the files of a version: newest modification time, total bytes, number of files."""
 
     newest_ns: int
     size: int
@@ -24,7 +24,7 @@ class Stamp(NamedTuple):
 
 
 class LocalFiles(NamedTuple):
-    """A version in the local file system, and the object that removes it if it is a copy."""
+    """The local directory of a version, and the function that removes the directory if it is a copy."""
 
     directory: str
     remove: Callable[[], None] | None = None
@@ -57,7 +57,7 @@ class Place(Protocol):
 
 @lru_cache(maxsize=256)
 def place_of(base: str) -> Place:
-    """Return the place that a path or URI names."""
+    """Return the place at a path or URI."""
     if base.startswith("file:") or "://" not in base:
         return LocalPlace(os.path.abspath(local_path(base)))
     storage, path = storage_of(base, pattern=False)
@@ -65,7 +65,7 @@ def place_of(base: str) -> Place:
 
 
 def child_of(base: str, name: str) -> str:
-    """Return the path or URI of a subdirectory; options of a URI stay at its end."""
+    """Return the path or URI of a subdirectory; the query of a URI stays at its end."""
     path, mark, query = base.partition("?") if "://" in base else (base, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
@@ -109,7 +109,7 @@ class LocalPlace:
 
 
 def stamp_of(directory: str) -> Stamp:
-    """Return the stamp of a local version; files that disappear meanwhile do not count.
+    """Return the stamp of a local version; files that disappear during the call are ignored.
 
     Raises
     ------
@@ -146,7 +146,7 @@ class RemotePlace:
         if self.is_saved_model():
             return {own_number(self._base): self._base}
         named = [d for d in self._directories() if _name(d.path).isdecimal() and len(_name(d.path)) <= 18]
-        # Of names that differ only in leading zeros, the shortest counts.
+        # Of names that differ only in leading zeros, the shortest is used.
         paths = {int(_name(d.path)): d.path for d in sorted(named, key=lambda d: -len(d.path))}
         return {v: paths[v] for v in sorted(paths) if self._is_saved_model(paths[v])}
 

@@ -1,7 +1,7 @@
-"""The models and versions, and which of them are loaded; it checks for changes every few seconds.
+"""The models, their versions and which versions are loaded; checks for changes every few seconds.
 
-A new version is loaded while the old one still serves, and the old one is unloaded when the new one serves. So a
-version that cannot be loaded does no harm; it is tried again. Running requests keep their version.
+The old version serves while a new one is loaded. When the new version serves, the old one is unloaded. A version that
+cannot be loaded therefore does not interrupt service; loading is tried again. Running requests keep their version.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tfspark.model_server.warmup import warm_up
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
-"""Pause between two checks for versions, unless `Repository.watch` gets another."""
+"""Default pause between two checks for versions; `Repository.watch` replaces it."""
 
 MOST_RETRY_SECONDS = 60.0
-"""Longest pause between tries to load a version; the pause is one poll, then two, four, and so on."""
+"""Longest pause between attempts to load a version; the pause is 1, 2, 4, ... times the pause between checks."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class VersionStatus:
     loaded
         The loaded version. If there is an error too, it was loaded from the earlier files.
     failures
-        Number of failed tries to load these files.
+        Number of failed attempts to load these files.
     tried
-        Time of the last try, by `time.monotonic`.
+        Time of the last attempt, by `time.monotonic`.
     """
 
     stamp: Stamp
@@ -59,7 +59,7 @@ class VersionStatus:
             return True
         if not self.failures:
             return False
-        # Loading may fail because a copy is still running, or because the file system shows files late.
+        # Loading may fail because files are still being copied, or because the file system shows files late.
         return now - self.tried >= min(MOST_RETRY_SECONDS, poll_seconds * 2.0 ** min(self.failures - 1, 32))
 
     @property
@@ -87,7 +87,7 @@ class Repository:
 
     def __init__(self, source: Source | str) -> None:
         self._source: Source | None = DirectorySource(source) if isinstance(source, str) else source
-        # Both are replaced as a whole and never modified, so readers need no lock.
+        # The two mappings are replaced as a whole and never modified, so readers need no lock.
         self._configs: Configs = {}
         self._models: dict[str, dict[int, VersionStatus]] = {}
         self._unreachable: dict[str, str] = {}
@@ -111,13 +111,13 @@ class Repository:
             )
 
     def watch(self, seconds: float) -> None:
-        """Check for new, changed and removed versions in a separate thread."""
+        """Start a thread that checks for new, changed and removed versions, with pauses of `seconds`."""
         self._poll_seconds = seconds
         self._watcher = threading.Thread(target=self._watch, args=(seconds,), name="tfspark-models", daemon=True)
         self._watcher.start()
 
     def close(self, seconds: float | None = None) -> None:
-        """End the checks; wait this long for a version that is being loaded."""
+        """End the checks; wait up to `seconds` for a version that is being loaded."""
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join(seconds)
@@ -192,7 +192,7 @@ class Repository:
             try:
                 stamp = place.stamp(found[number])
             except FileNotFoundError:
-                # It was removed after it had been listed.
+                # The version was removed after it had been listed.
                 continue
             if status is None or status.is_due(stamp, time.monotonic(), self._poll_seconds):
                 if status is None:
@@ -221,7 +221,7 @@ class Repository:
 
     @property
     def healthy(self) -> bool:
-        """Whether every model has a loaded version."""
+        """Whether there are models and every model has a loaded version."""
         ready = self.readiness()
         return bool(ready) and all(ready.values())
 
@@ -240,7 +240,7 @@ class Repository:
         Raises
         ------
         NotFound
-            If there is none.
+            If there is no such version.
         """
         known = self._models.get(model, {})
         if label is not None:
@@ -257,7 +257,7 @@ class Repository:
         Raises
         ------
         NotFound
-            If there is none.
+            If no such version is loaded.
         RequestError
             If the label does not exist.
         """
@@ -294,7 +294,7 @@ def _load(
         if files.remove is not None:
             weakref.finalize(loaded, files.remove)
     except Exception as e:
-        # No error of one SavedModel may stop the others.
+        # An error of one SavedModel must not stop the others.
         metrics.loaded(model, "error", time.monotonic() - began)
         error = ": ".join([type(e).__name__, *str(e).splitlines()[:1]])
         if before is None:

@@ -28,7 +28,7 @@ class Call:
     inputs
         Arrays by input name.
     rows
-        Number of rows of all inputs; None if they differ, so that the call cannot be joined with others.
+        Number of rows, if it is the same for all inputs; otherwise None, and the call cannot be joined with others.
     by_row
         Whether the answer lists rows instead of columns.
     outputs
@@ -43,12 +43,12 @@ class Call:
 
 
 def signature_of(name: Any, signatures: Mapping[str, Signature]) -> Signature:
-    """Return the signature of this name, or the default one for an empty name.
+    """Return the signature with this name, or the default signature for an empty name.
 
     Raises
     ------
     RequestError
-        If it does not exist.
+        If the signature does not exist.
     """
     if not isinstance(name, str):
         raise RequestError('"signature_name" must be a string.')
@@ -61,7 +61,7 @@ def signature_of(name: Any, signatures: Mapping[str, Signature]) -> Signature:
 
 
 def common_rows(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Return the common first dimension of all arrays; None if they differ."""
+    """Return the first dimension if it is the same for all arrays; otherwise None."""
     sizes = {a.shape[:1] for a in arrays.values()}
     return sizes.pop()[0] if len(sizes) == 1 and () not in sizes else None
 
@@ -72,12 +72,12 @@ def common_rows(arrays: Mapping[str, np.ndarray]) -> int | None:
 def predict_call(
     body: Mapping[str, Any], signature: Signature, defaults: Mapping[str, np.ndarray] | None = None
 ) -> Call:
-    """Return the call of a ``:predict`` request, by rows (``instances``) or by columns (``inputs``).
+    """Convert a ``:predict`` request to a call; it lists rows (``instances``) or columns (``inputs``).
 
     Parameters
     ----------
     defaults
-        Values of inputs that a request may leave out.
+        Values of inputs that a request may omit.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _columns(inputs: Any, signature: Signature, defaults: Mapping[str, Any]) -> 
 
 
 def _is_named(value: Any) -> bool:
-    """Return whether a value is an object of tensors by name; ``{"b64": ...}`` is not."""
+    """Return whether a value is an object that maps names to tensors; ``{"b64": ...}`` is not."""
     return isinstance(value, dict) and not is_base64(value)
 
 
@@ -174,14 +174,14 @@ def check_method(signature: Signature, method: str) -> None:
 
 
 def example_call(body: Mapping[str, Any], signature: Signature, method: str, most_bytes: int) -> Call:
-    """Return the call of a ``:classify`` or ``:regress`` request: its examples, serialized.
+    """Convert a ``:classify`` or ``:regress`` request to a call with its serialized examples.
 
     Parameters
     ----------
     method
-        What the signature must be for.
+        Method that the signature must support.
     most_bytes
-        Largest size of the context, repeated for each example.
+        Largest total size of the context, which is repeated for each example.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def _feature(name: str, value: Any) -> Any:
     values = value if isinstance(value, list) else [value]
     types = set(map(type, values))
     if not types:
-        # A feature without a kind is an empty list of the kind that the model expects.
+        # The model reads a feature without a kind as an empty list of the kind that it expects.
         return tf.train.Feature()
     if types <= {bool, int}:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=_whole(name, values)))
@@ -240,7 +240,7 @@ def _whole(name: str, values: Sequence[Any]) -> list[int]:
 
 
 def classes(call: Call, outputs: Mapping[str, np.ndarray]) -> list[list[tuple[bytes, float]]]:
-    """Return label and score of each class, for each example.
+    """Return the label and the score of each class, for each example.
 
     Raises
     ------

@@ -16,7 +16,7 @@ _FIELDS: dict[str, str] = {
     **{"float32": "float_val", "float64": "double_val", "bool": "bool_val"},
     **{"int64": "int64_val", "uint32": "uint32_val", "uint64": "uint64_val"},
 }
-"""Fields in which TensorFlow Serving writes outputs; clients without TensorFlow read them there."""
+"""Field into which TensorFlow Serving writes outputs, by dtype; clients without TensorFlow read outputs there."""
 
 
 def from_proto(name: str, proto: Any, info: TensorInfo, most_bytes: int) -> np.ndarray:
@@ -25,12 +25,12 @@ def from_proto(name: str, proto: Any, info: TensorInfo, most_bytes: int) -> np.n
     Parameters
     ----------
     most_bytes
-        Largest size of the array; a small message can stand for many equal values.
+        Largest size of the array; a small message can encode a large array of equal values.
 
     Raises
     ------
     RequestError
-        If its dtype differs, or it has fewer values than its shape.
+        If its dtype differs, its shape is unknown, it is too large, or it has fewer values than its shape.
     """
     wanted = tf.as_dtype(info.dtype)
     if proto.dtype != wanted.as_datatype_enum:

@@ -1,5 +1,6 @@
-"""Reads configuration files of TensorFlow Serving, in protobuf's text format, that ``tensorflow-serving-api`` lacks.
+"""Reads configuration files of TensorFlow Serving in protobuf's text format.
 
+``tensorflow-serving-api`` does not contain the message types of these files.
 The fields are those of TensorFlow Serving's ``session_bundle_config.proto`` and ``ssl_config.proto``.
 """
 

@@ -1,4 +1,4 @@
-"""Warm-up: runs the requests that a version contains before it is served, because first calls are slow."""
+"""Warm-up: runs the requests in a version's files before the version is served, because first calls are slow."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tfspark.saved_models.signatures import CLASSIFY, REGRESS
 logger = logging.getLogger(__name__)
 
 FILE = "tf_serving_warmup_requests"
-"""A TFRecord file of PredictionLogs in ``assets.extra``."""
+"""Name of a TFRecord file of PredictionLogs in ``assets.extra``."""
 
 MOST_RECORDS = 1000
 """Largest number of records; the same limit as in TensorFlow Serving."""
 
 MOST_BYTES = 1 << 30
-"""Largest size of one record, and of one input."""
+"""Largest size of one record and of one input."""
 
 
 def warm_up(loaded: LoadedVersion) -> None:

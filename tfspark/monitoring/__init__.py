@@ -1,1 +1,1 @@
-"""Views of a cluster for people and other programs: progress, notebook, web page, metrics. They only read."""
+"""Views of a cluster for users and other programs: progress, notebook, web page, metrics. They only read."""

@@ -1,4 +1,4 @@
-"""Finds the bottleneck of training from the times of its input. Pure functions."""
+"""Finds the bottleneck of training from the times of the input. Pure functions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Bottleneck(str, Enum):
 def bottleneck(times: InputTimes) -> Bottleneck:
     """Return the bottleneck of training.
 
-    An input prepares a few chunks in advance. If training is slower than the input, the input is often ahead. If the
-    input is hardly ever ahead, training waits for it: for rows to arrive or for tensors to be made, whichever takes
-    longer.
+    The input prepares a few chunks in advance. If training is slower than the input, tensors are often ready in
+    advance. If they are rarely ready, training waits for the input: for rows to arrive (``FEED``) or for rows to be
+    converted to tensors (``INPUT``), whichever takes longer.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def bottleneck(times: InputTimes) -> Bottleneck:
 
 
 def describe(times: InputTimes) -> str:
-    """Return a short description of the bottleneck; an empty text if it is unknown."""
+    """Return a short description of the bottleneck; an empty string if it is unknown."""
     total = max(times.total, 1e-9)
     match bottleneck(times):
         case Bottleneck.COMPUTE:

@@ -12,14 +12,14 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 8, 20, 18
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 
 MOST_NAMES = 4
-"""Lines that a legend names."""
+"""Largest number of lines that a legend names."""
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """Width and height of a chart, in pixels; a `fluid` one is as wide as what holds it, in these proportions."""
+    """Width and height of a chart, in pixels; a `fluid` chart fills its container's width, in these proportions."""
 
     width: int
     height: int
@@ -27,28 +27,29 @@ class Size:
 
 
 SMALL = Size(300, 120)
-"""Several beside each other in the output of a cell."""
+"""For several charts side by side in the output of a notebook cell."""
 
 FLUID = Size(480, 200, fluid=True)
-"""A part of a page's width."""
+"""For charts in the grid of a web page."""
 
 
 def line_chart(title: str, series: Mapping[str, Points], x_name: str = "", size: Size = SMALL) -> str:
-    """Draw lines over one pair of axes.
+    """Draw lines on one pair of axes.
 
     Parameters
     ----------
     title
-        Shown above.
+        Title above the chart.
     series
-        Points ``(x, y)`` by name; points with NaN or infinity are left out. Lines that are equal are drawn once.
+        Points ``(x, y)`` by name of the line; points with NaN or infinity are omitted. If all lines are equal, one line
+        is drawn.
     x_name
-        What ``x`` counts.
+        Label of the x axis.
 
     Returns
     -------
     str
-        An ``<svg>`` element, or an empty text if there are no points.
+        An ``<svg>`` element, or an empty string if there are no points.
     """
     finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     if len(finite) > 1 and len({tuple(line) for line in finite.values()}) == 1:
@@ -109,7 +110,7 @@ def _axes(size: Size, x_range: tuple[float, float], y_range: tuple[float, float]
 
 
 def _legend(names: Sequence[str], right: int) -> str:
-    """Name the lines at the upper right, the first few of them."""
+    """Return the names of the first `MOST_NAMES` lines, at the upper right; nothing if there is only one line."""
     if len(names) < 2:
         return ""
     shown = [*names[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])]

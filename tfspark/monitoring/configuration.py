@@ -1,4 +1,4 @@
-"""What a cluster was started with, as text for the live page and the report."""
+"""The configuration of a cluster as text, for the live page and the report."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def configuration_of(spark: SparkSession, options: Any) -> dict[str, str]:
-    """Return the options of a cluster that say anything, its settings that differ from the defaults, and versions.
+    """Return the options of a cluster, its settings that differ from the defaults, and versions.
 
-    Of environment variables there are the names alone: their values may be secret.
+    Values that are None or False are omitted. Of environment variables, only the names are returned, because the
+    values may be secret.
     """
     import pyspark
 

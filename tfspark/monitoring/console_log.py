@@ -1,4 +1,4 @@
-"""Log lines on standard error for programs that have not configured logging, such as one under spark-submit."""
+"""Log lines on standard error for programs that have not configured logging, such as programs under spark-submit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ node_logger = logging.getLogger("tfspark.node")
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is now; silent as soon as the program has handlers of its own."""
+    """Writes to the current ``sys.stderr``; writes nothing as soon as the root logger has handlers."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -22,7 +22,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:
-        # A live table takes its place for a while, to print lines above itself.
+        # While a live table is shown, it replaces sys.stderr in order to print lines above itself.
         return sys.stderr
 
     @stream.setter
@@ -31,12 +31,12 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 def ensure_log_lines() -> None:
-    """Show tfspark's log lines from INFO on, unless the program has configured logging.
+    """Show tfspark's log lines of level INFO and higher, unless the program has configured logging.
 
-    What nodes print stays in their executors' logs, on the live page and in `NodeFailed`; to see it here, too, set the
-    level of the logger ``tfspark.node`` to INFO.
+    The output of nodes is in the logs of their executors, on the live page and in `NodeFailed`. To see it here too,
+    set the level of the logger ``tfspark.node`` to INFO.
     """
-    # In a notebook the view of the cell says it.
+    # In a notebook, the output of the cell shows the progress.
     if logging.root.handlers or logger.handlers or notebook.is_running():
         return
     logger.addHandler(_StandardError())

@@ -1,4 +1,4 @@
-"""Shows the progress of a cluster while its driver waits."""
+"""Shows the progress of a cluster while the driver waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Display:
     live
         As for `Progress`.
     links
-        Returns the links to show.
+        Function that returns the links to show: addresses by name.
     """
 
     def __init__(self, live: bool | None, links: Callable[[], Mapping[str, str]] = dict) -> None:
@@ -30,7 +30,7 @@ class Display:
         self._phase_began = time.monotonic()
 
     def begin(self) -> float:
-        """Start the clock of a new phase; returns its time."""
+        """Start the clock of a new phase and return its start time (``time.monotonic()``)."""
         self._phase_began = time.monotonic()
         return self._phase_began
 
@@ -59,7 +59,7 @@ class Display:
         try:
             self._show(coordinator, phase, final=True)
         except Exception as e:
-            # A terminal or a kernel may be gone; this must not stop the rest of the cleanup.
+            # The terminal or the kernel may have ended; this must not stop the rest of the cleanup.
             logger.debug("cannot show the end of the cluster: %s", e)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""A text for a bug report: all that is known of a cluster, without secrets; `Cluster.dump` writes it.
+"""A text for a bug report: all that is known about a cluster, without secrets; `Cluster.dump` writes it.
 
-A part that cannot be told, such as Spark's settings after Spark has gone, says why and leaves the others alone.
+If a part cannot be collected, such as Spark's settings after Spark has stopped, it contains the error. The other parts
+are still written.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ _SECRET_NAME = (
     r"(?:secret|passw(?:or)?d|passphrase|token|credential|access[._-]?key|private[._-]?key|api[._-]?key|auth[._-]?key)"
 )
 _SECRET_KEY = re.compile(_SECRET_NAME, re.I)
-"""What names of settings and variables have in them whose values are secrets; more than what Spark itself hides."""
+"""Matches names of settings and variables whose values are secret; it matches more names than Spark itself hides."""
 
 _SECRET_WITHIN = re.compile(rf"([\w.-]*{_SECRET_NAME}[\w.-]*\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&]+)", re.I)
-"""A secret in the middle of a text, such as ``-Dstore.password=x`` among the options of Java."""
+"""Matches a secret inside a longer text, such as ``-Dstore.password=x`` in Java options."""
 
 _TOO_COMMON = re.compile(r".{0,3}|\d+|true|false|none|-----.*", re.I)
-"""Values that are hidden after their names alone: they stand elsewhere, too, and tell nothing there."""
+"""Matches values that are hidden only after their names: they also occur elsewhere, where they reveal nothing."""
 
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]+:)[^@/\s]+(?=@)")
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a dump is made of.
+    """The data from which a dump is made.
 
     Attributes
     ----------
@@ -56,15 +57,15 @@ class Known:
     settings
         Settings of the cluster.
     options
-        Other arguments of `Cluster` that say what it is, by name.
+        Other arguments of `Cluster` that describe it, by name.
     secret
-        Must not be told, wherever it may have got to.
+        Secret of the cluster, which is removed from the whole text.
     coordinator
-        That of the nodes, or ``None`` before they are started.
+        Coordinator of the nodes, or ``None`` before they are started.
     earlier
-        Stories of the nodes before each restart.
+        Story of the cluster (its last events) before each restart.
     restarts
-        Why there was a restart, for each.
+        The error that caused each restart.
     """
 
     spark: SparkSession
@@ -77,7 +78,7 @@ class Known:
 
 
 def dump(known: Known) -> str:
-    """Return the text."""
+    """Return the text of a dump."""
     hidden = {s for s in (known.secret.token, known.secret.key) if s}
     parts: list[tuple[str, Callable[[], Iterable[str]]]] = [
         ("versions", lambda: _versions(known)),
@@ -102,9 +103,9 @@ def dump(known: Known) -> str:
 
 
 def without_secrets(text: str, values: Iterable[str]) -> str:
-    """Return a text without these values, and without what looks like a secret by the name before it."""
+    """Return a text without these values, without passwords in URLs, and without values after names of secrets."""
     for value in sorted(values, key=len, reverse=True):
-        # The lines of a key may have been broken in other places.
+        # The lines of a key may occur separately, so each line is hidden too.
         for piece in {value, *value.splitlines()}:
             if not _TOO_COMMON.fullmatch(piece):
                 text = text.replace(piece, HIDDEN)
@@ -112,7 +113,7 @@ def without_secrets(text: str, values: Iterable[str]) -> str:
 
 
 def _pairs(values: Mapping[str, Any], hidden: set[str]) -> list[str]:
-    """Return ``name = value`` lines; values of names that look like secrets are hidden, here and everywhere else."""
+    """Return ``name = value`` lines; values with names of secrets are hidden here and added to `hidden`."""
     out = []
     for name, value in sorted(values.items()):
         if _SECRET_KEY.search(name):
@@ -198,7 +199,7 @@ def _lines(known: Known) -> Iterable[str]:
 
 
 def _node_stacks(known: Known) -> Iterable[str]:
-    """Tell where main threads stand that have stood in one step for long; pulses have brought it."""
+    """Return the stacks of main threads that have been in one step for a long time, as sent with pulses."""
     records = known.coordinator.lifecycle.records if known.coordinator is not None else {}
     standing = [f"-- {n}\n{r.stack.rstrip()}" for n, r in records.items() if r.stack]
     return standing or ["no node stands in a training step for long"]

@@ -68,7 +68,7 @@ def _coloured(text: str, colour: str | None) -> str:
 
 
 def charts(curves: Curves) -> str:
-    """Return one chart per reported metric, except ``epoch``."""
+    """Return one chart per reported metric, except ``epoch``; at most `MOST_CHARTS`."""
     named = [name for name in curves if name != "epoch"][:MOST_CHARTS]
     return "".join(line_chart(name, curves[name], "epoch" if name.endswith(BY_EPOCH) else "step") for name in named)
 
@@ -104,13 +104,13 @@ def _pre(text: str, style: str) -> str:
 
 
 def feed_report_html(report: FeedReport) -> str:
-    """Return a feed report."""
+    """Return a feed report as HTML."""
     rows = [[escape(f"{role} {i}"), f"{n:,}"] for (role, i), n in report.rows_by_worker.items()]
     return f"<div>{escape(str(report))}</div>" + table(["worker", "rows"], rows, ("worker",))
 
 
 def results_html(results: Mapping[tuple[str, int], Any]) -> str:
-    """Return the return values of ``main`` by node; a list of numbers is drawn as a curve."""
+    """Return a table of the return values of ``main`` by node; lists of numbers in a dict are drawn as curves."""
     rows = []
     for (role, i), value in results.items():
         curves = _curves_in(value)
@@ -123,7 +123,7 @@ def results_html(results: Mapping[tuple[str, int], Any]) -> str:
 
 
 def _curves_in(value: Any) -> dict[str, list[tuple[float, float]]]:
-    """Return the histories in a result: lists of numbers by name."""
+    """Return the points of each list of numbers in a result, by name."""
     if not isinstance(value, Mapping):
         return {}
     return {

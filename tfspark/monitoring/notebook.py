@@ -13,7 +13,7 @@ from tfspark.monitoring.status import Snapshot
 logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.5
-"""Pause between two updates; the notebook's document stores each update until the next one."""
+"""Pause between two updates; the notebook's document stores each update until the next update."""
 
 
 def is_running() -> bool:
@@ -53,7 +53,7 @@ class NotebookView:
             self._handle.update(html)
 
     def close(self) -> None:
-        """Show in all outputs how the cluster has ended, without links, which are dead from now on."""
+        """Show in all outputs how the cluster has ended, and remove the links, which no longer work."""
         from IPython.display import HTML
 
         handle, self._handle = self._handle, None

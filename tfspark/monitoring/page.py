@@ -1,6 +1,6 @@
-"""A run as a web page: the live page and the report that is kept after the end have the same content.
+"""A run as a web page; the live page and the report, which is kept after the run, have the same content.
 
-All external text is escaped. Nothing is loaded from elsewhere: the style is in the page, and so are the curves.
+All external text is escaped. The page contains its style sheet and its curves, and loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 MOST_CHARTS = 24
 
 MOST_FEEDS = 20
-"""Feeds that are listed; a stream has many."""
+"""Largest number of feeds that are listed; a stream has many feeds."""
 
 MOST_METRICS = 8
-"""Metrics that stand at the top in large figures."""
+"""Largest number of metrics that are shown at the top in large figures."""
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881;--link:#0b57d0}
@@ -72,17 +72,17 @@ class RunView:
     snapshot
         The state of the cluster.
     application, application_id
-        Of Spark.
+        Name and id of the Spark application.
     cluster
         Name of the cluster.
     began
-        Date and time of its start.
+        Date and time when the run began.
     configuration
-        What it was started with, by name.
+        Options, settings and versions of the cluster, by name.
     feeds
-        What was fed.
+        Reports of the feeds.
     restarts
-        Why nodes were started again.
+        The error that caused each restart of the nodes.
     """
 
     snapshot: Snapshot
@@ -96,7 +96,7 @@ class RunView:
 
     @property
     def title(self) -> str:
-        """What a browser's tab says: the application, and how far it is."""
+        """Title of the browser's tab: the application, its phase and its epoch."""
         s = self.snapshot
         node = next((n for n in s.nodes if n.epoch), None)
         place = f" epoch {node.epoch}/{node.epochs or '?'}" if node is not None and not s.is_over else ""
@@ -104,13 +104,13 @@ class RunView:
 
 
 def live_page(title: str, nonce: str) -> str:
-    """Return the page that fetches its content again and again; only a script with this nonce runs in it."""
+    """Return the page, which fetches its content about every second; only a script with this nonce may run in it."""
     script = f'<p id="state" class="state"></p><script nonce="{escape(nonce, quote=True)}">{SCRIPT}</script>'
     return document(title, f'<main id="view"></main>{script}')
 
 
 def report_page(view: RunView) -> str:
-    """Return a run that has ended as one page that needs nothing else."""
+    """Return a run that has ended as one page without external files."""
     return document(view.title, f"<main>{run_html(view)}</main>")
 
 
@@ -124,7 +124,7 @@ def document(title: str, body: str) -> str:
 
 
 def run_html(view: RunView) -> str:
-    """Return a run as HTML: what matters most first."""
+    """Return a run as HTML, the most important parts first."""
     s = view.snapshot
     parts = [_header(view), _error(s), _advice(s), _figures(view), _curves(s)]
     parts.append(_section("Nodes", f'<div class="wide">{nodes_table(s.nodes)}</div>'))
@@ -154,7 +154,7 @@ def _names(view: RunView) -> list[tuple[str, str]]:
 
 
 def _figures(view: RunView) -> str:
-    """Return the newest metrics and how far the run is, in large figures."""
+    """Return the newest metrics and the progress of the run, in large figures."""
     s = view.snapshot
     metrics = dict(s.ended_epochs[-1].metrics) if s.ended_epochs else {}
     if not metrics:

@@ -16,15 +16,15 @@ PLAIN_SECONDS = 5.0
 """Pause between two log lines of the same phase."""
 
 TERMINAL_LINES = 4
-"""Log lines below the nodes in a terminal."""
+"""Number of log lines below the nodes in a terminal."""
 
 MOST_NODES = 16
-"""Nodes shown in a terminal; all are on the live page and in ``cluster.status()``."""
+"""Largest number of nodes shown in a terminal; the live page and ``cluster.status()`` show all nodes."""
 
 BAR_CHARACTERS = 20
 
 METRICS = 2
-"""Place of the metrics among the cells of a node."""
+"""Index of the metrics among the cells of a node."""
 
 
 class View(Protocol):
@@ -33,7 +33,7 @@ class View(Protocol):
     Attributes
     ----------
     seconds
-        Pause between two snapshots.
+        Pause between two snapshots, in seconds.
     with_curves
         Whether it shows curves.
     """
@@ -54,8 +54,8 @@ class Progress:
     Parameters
     ----------
     live
-        ``True`` shows a live table, in a notebook or else in the terminal; ``False`` logs lines. By default a live
-        table in a notebook, or if standard error is a terminal.
+        ``True`` draws a live table, in the notebook or, outside of a notebook, in the terminal; ``False`` logs lines.
+        By default, a live table is drawn in a notebook or if standard error is a terminal.
     """
 
     def __init__(self, live: bool | None = None) -> None:
@@ -66,12 +66,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """How often a snapshot is wanted."""
+        """Pause between two snapshots, in seconds."""
         return self._view.seconds
 
     @property
     def with_curves(self) -> bool:
-        """Whether snapshots are to have curves."""
+        """Whether snapshots must contain curves."""
         return self._view.with_curves
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
@@ -84,20 +84,20 @@ class Progress:
 
 
 class News:
-    """What a snapshot says that none before it has said."""
+    """Finds the lines of a snapshot that earlier snapshots did not have."""
 
     def __init__(self) -> None:
         self._last_epoch = 0
         self._last_text = ""
 
     def epochs(self, s: Snapshot) -> list[str]:
-        """Return a line for each epoch that has ended since."""
+        """Return a line for each epoch that has ended since the last call."""
         lines = s.epoch_lines(after=self._last_epoch)
         self._last_epoch = max((e.number for e in s.ended_epochs), default=0)
         return lines
 
     def state(self, s: Snapshot, final: bool = False) -> list[str]:
-        """Return the snapshot in one line, or none if that was said before: also by the line of the last epoch."""
+        """Return the snapshot in one line, or no line if the last call or the line of the last epoch said the same."""
         last = s.ended_epochs[-1] if s.ended_epochs else None
         if s.phase == "training" and last is not None and (final or last.number == last.of):
             return []
@@ -107,7 +107,7 @@ class News:
 
 
 class LogLines:
-    """A log line for each epoch, and one every few seconds."""
+    """Logs a line for each epoch, and a line every few seconds if there is news."""
 
     seconds = PLAIN_SECONDS
     with_curves = False
@@ -125,7 +125,7 @@ class LogLines:
 
 
 class Terminal:
-    """A live table (rich) on standard error, which leaves a line for each phase and each epoch."""
+    """Draws a live table (rich) on standard error; one line for each phase and each epoch remains."""
 
     seconds = 0.25
     with_curves = False
@@ -136,7 +136,7 @@ class Terminal:
         self._news = News()
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
-        """Redraw the table; at the end of a phase it goes, and a line stays."""
+        """Redraw the table; at the end of a phase, remove it and print a line."""
         from rich.console import Console
         from rich.live import Live
 
@@ -175,7 +175,7 @@ def rendered(s: Snapshot) -> Any:
     def line(text: str, style: str = "") -> Text:
         return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
-    # Where there is no room for all, metrics are cut.
+    # If a row is too long, its metrics are cut.
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False, expand=True)
     shown = [_cells(n) for n in s.nodes[:MOST_NODES]]
     for i, column in enumerate(zip(*shown, strict=True)):
@@ -194,7 +194,7 @@ def rendered(s: Snapshot) -> Any:
 
 
 def _title(s: Snapshot) -> str:
-    """Return the phase, its time, how far training is, and how fast rows are fed."""
+    """Return the phase, its duration, the progress of training, and the feed rates."""
     parts = ["tfspark", s.phase, duration(s.seconds)]
     of = s.ended_epochs[-1].of if s.ended_epochs else 0
     if of and not s.is_over:
@@ -214,7 +214,7 @@ def _bar(share: float) -> str:
 
 
 def _cells(n: NodeStatus) -> list[str]:
-    """Return the cells of a node: metrics first, rates as far as there is room."""
+    """Return the cells of a node: name, state, metrics with the step, rows, and the share of time spent waiting."""
     share = n.input_times.waiting_share
     step = f"step {n.step:,}" if n.step else ""
     metrics = format_metrics({k: v for k, v in n.metrics.items() if k != "epoch"})

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Results(dict[tuple[str, int], Any]):
-    """A dict by ``(role, index)``; notebooks show it as a table with a curve for each history."""
+    """A dict with keys ``(role, index)``; notebooks show it as a table with a curve for each history."""
 
     def _repr_html_(self) -> str:
         from tfspark.monitoring.html import results_html

@@ -1,4 +1,4 @@
-"""The state of a cluster at one moment, for all of its views."""
+"""The state of a cluster at one moment, for all its views."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tfspark.spec import NodeId
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 
 SHOWN_LINES = 8
-"""Log lines in a snapshot."""
+"""Default number of log lines in a snapshot."""
 
 ENDS = ("finished", "failed", "stopped")
 """Phases of a cluster that has ended."""
 
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
-"""Terminal control sequences: lines of a node must not change the terminal that shows them."""
+"""Matches terminal control sequences; they are removed, because lines of a node must not change the terminal."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,32 @@ class NodeStatus:
     Attributes
     ----------
     role, index, host, pid
-        The node, and where its process runs.
+        Role and index of the node; host and process id of its process.
     state
         ``"pending"``, ``"launched"``, ``"registered"``, ``"running"``, ``"finished"``, ``"failed"`` or ``"gone"``.
     rows
-        Rows that the current or last feed has delivered to it.
+        Rows that the current or last feed has delivered to the node.
     step, metrics
-        Its last report.
+        Step and metrics of its last report.
     gpus
         Addresses of its GPUs.
     rows_read
         Rows that its dataset has read, over all epochs.
     rows_per_second, step_seconds
-        Rows read per second and seconds per step, over the last ten seconds; ``None`` if no step has ended.
+        Rows read per second and seconds per step, over the last ten seconds; `step_seconds` is ``None`` if no step has
+        ended.
     input_times
         Seconds that its input spent in each state.
     bottleneck
-        Its bottleneck in the last ten seconds, or over the whole time if ten seconds are not enough to tell.
+        Its bottleneck in the last ten seconds, or over the whole time if ten seconds are not enough to find it.
     advice
         The bottleneck in words.
     memory_bytes
         Resident memory of its process, in bytes.
     last_line
-        The last line that it printed.
+        The last line that the node printed.
     epoch, epochs
-        The epoch that it trains, counted from 1, and how many there are; 0 if it has not said.
+        The current epoch, counted from 1, and the number of epochs; 0 if the node has not reported them.
     """
 
     role: str
@@ -86,7 +87,7 @@ class NodeStatus:
 
 
 class Status(list[NodeStatus]):
-    """A list of the `NodeStatus` of a cluster, and the addresses of its views.
+    """A list with the `NodeStatus` of each node of a cluster, and the addresses of its views.
 
     Attributes
     ----------
@@ -127,23 +128,24 @@ class Snapshot:
     phase
         ``"starting"``, ``"feeding"``, ``"training"`` ...
     seconds
-        Since the phase began.
+        Seconds since the phase began.
     nodes
         All nodes.
     rows, bytes
-        Fed so far.
+        Rows and bytes that the current feed has delivered so far; 0 in other phases.
     curves
         Points ``(step, value)`` by metric and node.
     lines
         Newest log lines.
     error
-        The failure of the cluster, or an empty text.
+        The failure of the cluster, or an empty string.
     links
         Addresses by name.
     ended_epochs
-        The epochs that the first node that trains has ended.
+        The ended epochs of the first node that reports epochs.
     seconds_left
-        Until the last epoch ends, if the others take as long as those that have ended; ``None`` if that is not known.
+        Estimated seconds until the last epoch ends, from the mean time of the ended epochs after the first; ``None`` if
+        unknown.
     """
 
     phase: str
@@ -160,12 +162,12 @@ class Snapshot:
 
     @property
     def is_over(self) -> bool:
-        """Whether the cluster has ended, in one way or the other."""
+        """Whether the cluster has finished, failed or stopped."""
         return self.phase in ENDS
 
     @property
     def feed_rates(self) -> str:
-        """Rows and bytes fed per second of the phase."""
+        """Rows and megabytes fed per second of the phase, as text."""
         seconds = max(self.seconds, 1e-9)
         return f"{self.rows / seconds:,.0f} rows/s, {self.bytes / 1e6 / seconds:,.1f} MB/s"
 
@@ -188,7 +190,7 @@ class Snapshot:
         return f"{self.phase}: {'; '.join(parts) or f'{self.seconds:.0f} s'}"
 
     def epoch_lines(self, after: int = 0) -> list[str]:
-        """Return a line for each ended epoch after the one of this number."""
+        """Return a line for each ended epoch with a number greater than `after`."""
         return [
             f"epoch {e.number}/{e.of} {format_metrics(e.metrics)}".rstrip()
             for e in self.ended_epochs
@@ -206,7 +208,7 @@ class Snapshot:
 
     @property
     def advice(self) -> str:
-        """The bottleneck of the node with the slowest input, or an empty text."""
+        """The bottleneck of the input-bound node that waited longest for rows, or an empty string."""
         bound = [n for n in self.nodes if n.bottleneck in (Bottleneck.FEED, Bottleneck.INPUT)]
         worst = max(bound, key=lambda n: n.input_times.waiting, default=None)
         return f"{worst.name} is {worst.advice}" if worst is not None else ""
@@ -218,7 +220,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: ``8.3 s``, ``2:05 min``, ``1:02:05 h``."""
+    """Return a duration as text: ``8.3 s``, ``2:05 min``, ``1:02:05 h``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, s = divmod(round(seconds), 60)
@@ -296,9 +298,9 @@ def snapshot_of(
     links
         Addresses to show.
     curves
-        Whether it has the curves, which are all that was reported.
+        Whether to include the curves, which contain all reported metrics.
     lines
-        How many of the newest log lines it has.
+        Number of the newest log lines to include.
     """
     life, ledger = coordinator.lifecycle, coordinator.ledger
     if phase is None:
@@ -325,7 +327,7 @@ def snapshot_of(
 
 
 def _seconds_left(ended: Sequence[EndedEpoch]) -> float | None:
-    """Return how long the rest takes by the epochs after the first, which builds the graph."""
+    """Estimate the seconds until the last epoch ends; the first epoch does not count, because it builds the graph."""
     if len(ended) < 2 or ended[-1].number <= ended[0].number:
         return None
     last = ended[-1]

@@ -1,7 +1,7 @@
 """Writes the driver's metrics of each node as TensorBoard events, without TensorFlow.
 
 Each node is a run such as ``spark/worker-0``, so one chart shows all nodes. Metrics that a node reports are written at
-its steps; measurements of the driver are written at the seconds since the start.
+the node's steps. For measurements of the driver, the step is the number of seconds since the start.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SummaryWriter:
     Parameters
     ----------
     current
-        Returns the coordinator of the cluster; a restart makes a new one.
+        Function that returns the coordinator of the cluster; each restart creates a new coordinator.
     log_dir
         Directory that TensorBoard reads.
     """

@@ -1,8 +1,8 @@
-"""TensorBoard in its own process, which ends with its owner.
+"""Runs TensorBoard in a separate process, which ends when its owner ends.
 
-TensorBoard exits when its standard input ends, which also happens when the owner is killed. It prints the port, which
-the kernel chooses. Its address has a secret path, which is passed through the pipe, because other users of the host can
-see argument lists.
+TensorBoard's process exits when its standard input ends, which also happens when the owner is killed. It prints the
+port, which the kernel chooses. Its address has a secret path. The path is passed through the pipe, because other users
+of the host can see argument lists.
 
     python -m tfspark.monitoring.tensorboard < settings
 """
@@ -59,7 +59,7 @@ class TensorBoard:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "CUDA_VISIBLE_DEVICES": "-1"},
-            # In its own session, Ctrl-C in the owner's terminal does not reach it.
+            # In a separate session, it does not get the SIGINT of Ctrl-C in the owner's terminal.
             start_new_session=True,
         )
         settings = {"logdir": log_dir, "host": bind, "path_prefix": f"/{token}", "with_tensorflow": with_tensorflow}
@@ -122,7 +122,7 @@ def _serve(settings: dict[str, Any]) -> str:
     from tensorboard import default, program
 
     board = program.TensorBoard(plugins=default.get_plugins())
-    # Its faster loader would be a second process with a port that every user of the host can read.
+    # TensorBoard's faster loader is a second process, from whose port every user of the host can read.
     board.configure(argv=("",), port=0, load_fast="false", reload_interval=RELOAD_SECONDS, **settings)
     return str(board.launch())
 
@@ -136,7 +136,7 @@ def main() -> None:
     """Serve until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = json.loads(sys.stdin.buffer.readline())
-    # Notices at once that the owner has ended.
+    # This thread ends the process as soon as the owner has ended.
     watch = threading.Thread(target=_leave_with_owner, name="owner")
     watch.start()
     try:

@@ -1,4 +1,4 @@
-"""Sends the metrics that nodes report to experiment trackers: to the active run of MLflow.
+"""Sends the metrics that nodes report to experiment trackers, that is, to the active run of MLflow.
 
 The coordinator queues reports and a separate thread writes them, so a slow tracking server delays nothing else.
 """
@@ -20,10 +20,10 @@ from tfspark.spec import NodeId
 logger = logging.getLogger(__name__)
 
 KEPT_REPORTS = 10_000
-"""Reports that may wait for a tracker; further ones are dropped with a warning."""
+"""Largest number of reports that wait for a tracker; further reports are dropped with a warning."""
 
 CLOSE_SECONDS = 30.0
-"""How long the end of a cluster waits until trackers have written all reports."""
+"""Longest time that the end of a cluster waits until trackers have written all reports."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _qualified(node: NodeId, name: str) -> str:
 
 def _active_run() -> MLflowRun | None:
     """Return the active run of MLflow in this thread, or ``None``."""
-    # Without an import of mlflow there is no active run.
+    # If the program has not imported mlflow, there is no active run.
     if "mlflow" not in sys.modules or importlib.util.find_spec("mlflow") is None:
         return None
     import mlflow

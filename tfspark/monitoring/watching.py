@@ -1,4 +1,4 @@
-"""The views of a cluster: TensorBoard and its events, the live page, the link in Spark's UI."""
+"""The views of a cluster: TensorBoard and its events, the live page, the report, and the link in Spark's UI."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ logger = logging.getLogger("tfspark")
 Happened = tuple[Sequence["FeedReport"], Sequence[Exception]]
 
 REPORT_FILE = "report.html"
-"""Name of the report in a `log_dir`."""
+"""File name of the report in a `log_dir`."""
 
 PAGE_LINES = 200
 """Log lines on the live page and in the report."""
 
 DEBUG_MODES = ("NO_TENSOR", "CURT_HEALTH", "CONCISE_HEALTH", "FULL_HEALTH", "SHAPE", "FULL_TENSOR")
-"""TensorFlow's names for what its debugger writes of each tensor."""
+"""TensorFlow's names for the modes of its debugger, which set what it writes about each tensor."""
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """The checked arguments of `Cluster` that are about views.
+    """The arguments of `Cluster` that configure views, after checks.
 
     Raises
     ------
@@ -74,7 +74,7 @@ class WatchOptions:
         ui: bool,
         report: Any = None,
     ) -> WatchOptions:
-        """Check arguments as users write them."""
+        """Check the arguments as users pass them, and return the options."""
         for name, wanted in (("tensorboard", tensorboard), ("profile", profile), ("debug_dumps", debug_dumps)):
             if wanted and log_dir is None:
                 raise ConfigurationError(
@@ -136,7 +136,7 @@ class Watching:
     name
         Name of the cluster.
     happened
-        Returns what was fed, and why nodes were started again.
+        Function that returns the reports of the feeds, and the errors that caused restarts of the nodes.
     """
 
     def __init__(self, options: WatchOptions, name: str, happened: Callable[[], Happened]) -> None:
@@ -161,9 +161,9 @@ class Watching:
         Parameters
         ----------
         current
-            Returns the coordinator; a restart of the nodes makes a new one.
+            Function that returns the coordinator; each restart of the nodes creates a new coordinator.
         configuration
-            What the cluster was started with, to be shown.
+            Options, settings and versions of the cluster to show, by name.
         """
         self._current = current
         now = datetime.now().astimezone()
@@ -195,7 +195,7 @@ class Watching:
             logger.info("live page: %s", self.ui_url)
 
     def finish_start(self) -> None:
-        """Wait for TensorBoard."""
+        """Wait until TensorBoard serves or has failed to start."""
         if self._board is not None:
             self.tensorboard_url = self._board.url()
             if self.tensorboard_url:
@@ -213,7 +213,7 @@ class Watching:
         return snapshot_of(coordinator, links=self.links)
 
     def view(self) -> RunView:
-        """Return what the live page shows: all but a link to itself."""
+        """Return the content of the live page, without a link to the page itself."""
         assert self._current is not None
         shown = {name: url for name, url in self.links.items() if name != "live page"}
         if self._spark_url:
@@ -226,7 +226,7 @@ class Watching:
         return replace(self._run, snapshot=snapshot, feeds=list(feeds), restarts=[str(e) for e in restarts])
 
     def write_report(self, coordinator: Coordinator) -> None:
-        """Write how the run has ended, if a report is wanted; a warning says why where that fails."""
+        """Write the report of the run, if one is wanted; log a warning with the reason if that fails."""
         path = self.options.report
         if path is None or self._run is None:
             return

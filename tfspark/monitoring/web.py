@@ -1,6 +1,6 @@
 """A small read-only web server in the driver: a live page of the cluster, and its metrics for Prometheus.
 
-Every address needs the cluster's view token, in the path or as a bearer token; requests without it get status 404. The
+Every request needs the cluster's view token, in the path or as a bearer token; requests without it get status 404. The
 token allows reading only.
 """
 
@@ -27,7 +27,7 @@ REQUEST_SECONDS = 10.0
 """A connection is closed if its client sends nothing for this long within a request."""
 
 MOST_CONNECTIONS = 32
-"""Largest number of connections at the same time; further ones are closed."""
+"""Largest number of connections at the same time; further connections are closed."""
 
 
 class WebServer:
@@ -42,7 +42,7 @@ class WebServer:
     token
         The view token.
     view
-        Returns the state of the cluster.
+        Function that returns the state of the cluster.
     name
         Name of the cluster for Prometheus.
     """
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _asked(self) -> str | None:
-        """Return the path below the token, ``None`` if the token is wrong."""
+        """Return the path below the token, or ``None`` if the token is wrong."""
         path = self.path.split("?", 1)[0].split("#", 1)[0]
         kind, _, given = self.headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._is_token(given.strip()):

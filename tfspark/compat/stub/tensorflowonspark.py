@@ -1,4 +1,4 @@
-"""Sent to executors by `tfspark.compat.install`: importing it puts tfspark's modules in its place."""
+"""A stub that `tfspark.compat.install` sends to executors; importing it replaces it with tfspark's modules."""
 
 import tfspark.compat
 

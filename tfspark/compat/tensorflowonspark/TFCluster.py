@@ -1,4 +1,4 @@
-"""Start, feed and stop a cluster: `run`, and the `TFCluster` that it returns."""
+"""Starts, feeds and stops a cluster: `run`, and the `TFCluster` that it returns."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 QUEUES = ("input", "output", "error")
 
 DEFAULT_EPOCHS = 10
-"""What ``num_epochs=0`` means, as ever."""
+"""Number of epochs that ``num_epochs=0`` stands for, as in the original."""
 
 BLOCK_ROWS = 1 << 20
-"""Most rows of a partition that a node is asked about at a time; Spark's own batches are smaller."""
+"""Largest number of rows in one inference batch for a node; Spark's own batches are smaller."""
 
 LOOK_SECONDS = 0.2
 
@@ -41,30 +41,30 @@ tf_status: dict[str, str] = {}
 
 
 class InputMode:
-    """Who reads the data."""
+    """Who reads the data: TensorFlow in the nodes, or Spark."""
 
     TENSORFLOW = 0
     SPARK = 1
 
 
 class Server:
-    """What is left of the reservation server: whether the program has called ``terminate()``."""
+    """Takes the place of the reservation server; it only says whether the program has called ``terminate()``."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
     @property
     def sated(self) -> set[int]:
-        """Executor ids of the nodes that want no more rows."""
+        """Executor ids of the nodes that take no more rows."""
         return {status.index for status in self._cluster.status() if "terminated" in status.metrics}
 
     @property
     def done(self) -> bool:
-        """Whether a node wants no more rows."""
+        """Whether at least one node takes no more rows."""
         return bool(self.sated)
 
     def stop(self) -> None:
-        """Do nothing: it has no thread of its own."""
+        """Do nothing: there is no thread to stop."""
 
 
 class TFCluster:
@@ -73,7 +73,7 @@ class TFCluster:
     Attributes
     ----------
     cluster
-        The `tfspark.Cluster` that it is.
+        The underlying `tfspark.Cluster`.
     cluster_info
         A dict for each node: ``executor_id``, ``host``, ``job_name``, ``task_index``, ``port``.
     """
@@ -111,23 +111,25 @@ class TFCluster:
 
     @_notes.now("cluster.feed(df, epochs=n), or cluster.feed_stream(df)")
     def train(self, dataRDD: Any, num_epochs: int = 0, feed_timeout: float = 600, qname: str = "input") -> None:
-        """Feed the rows of an RDD, or of each RDD of a DStream, to the nodes; returns when all have been delivered.
+        """Feed the rows of an RDD, or of each RDD of a DStream, to the nodes.
+
+        For an RDD, return when all rows have been delivered.
 
         Parameters
         ----------
         dataRDD
-            An RDD of any objects that can be pickled, or a DStream of such.
+            An RDD of any objects that can be pickled, or a DStream of such objects.
         num_epochs
-            How often each row is fed; 10 times by default.
+            How often each row of an RDD is fed; 10 times by default. Rows of a DStream are fed once.
         feed_timeout
-            Not used: nodes that fail or hang are found by themselves.
+            Not used: tfspark detects nodes that fail or hang.
         qname
-            ``"input"``.
+            Must be ``"input"``.
 
         Raises
         ------
         ConfigurationError
-            If the cluster was not started with ``InputMode.SPARK``, or an argument cannot work.
+            If the cluster was not started with ``InputMode.SPARK``, or an argument is invalid.
         NodeFailed
             If a node failed.
         FeedError
@@ -151,23 +153,24 @@ class TFCluster:
 
     @_notes.now("cluster.predict(df, 'score float')")
     def inference(self, dataRDD: RDD[Any], feed_timeout: float = 600, qname: str = "input") -> RDD[Any]:
-        """Have the nodes give a result for each row of an RDD.
+        """Return an RDD of the nodes' results, one for each row of an RDD.
 
         Parameters
         ----------
         dataRDD
             An RDD of any objects that can be pickled.
         feed_timeout
-            Seconds in which ``map_fun`` must take a row or give a result, as long as results are missing; each starts
-            them anew.
+            Seconds within which ``map_fun`` must take a row or give a result, as long as results are missing. The time
+            starts again with each of these.
         qname
-            ``"input"``.
+            Must be ``"input"``.
 
         Returns
         -------
         pyspark.RDD
-            The results, in the order of the rows. Lazy: use it before `shutdown`. What uses it raises an error with a
-            `PredictError` in it if ``map_fun`` fails, with its traceback, or gives too few or too many results.
+            The results, in the order of the rows. The RDD is lazy: use it before `shutdown`. An action on it raises an
+            error that contains a `PredictError` if ``map_fun`` fails, with its traceback, or gives too few or too many
+            results.
 
         Raises
         ------
@@ -187,23 +190,23 @@ class TFCluster:
 
     @_notes.now("leaving the with block of tfspark.Cluster, or cluster.wait(timeout)")
     def shutdown(self, ssc: Any = None, grace_secs: float = 0, timeout: float = 259200) -> None:
-        """Wait until the program has returned on all nodes that train, then end the others and the cluster.
+        """Wait until the program has returned on all nodes that train, then end the other nodes and the cluster.
 
         Parameters
         ----------
         ssc
-            The StreamingContext, if rows come from a DStream: it is stopped when a node calls ``terminate()``.
+            The StreamingContext, if rows come from a DStream; it is stopped when a node calls ``terminate()``.
         grace_secs
-            Not used: nodes have all the time until `timeout`.
+            Not used: nodes may run until `timeout`.
         timeout
-            Seconds; -1 for none.
+            Longest time to wait, in seconds; -1 for no limit.
 
         Raises
         ------
         NodeFailed
             If a node failed.
         TimeoutError
-            If `timeout` seconds have passed; the cluster is gone then.
+            If nodes still run after `timeout` seconds; the cluster has then been stopped.
         """
         deadline = time.monotonic() + timeout if timeout > 0 else None
         with _Noted():
@@ -212,7 +215,7 @@ class TFCluster:
                     self._await_stream(ssc)
                 self._await_nodes(None if deadline is None else max(0.0, deadline - time.monotonic()))
             finally:
-                # After an error, whatever it was, and to end parameter servers and evaluator.
+                # The cluster is stopped after any error, and also to end parameter servers and the evaluator.
                 self.cluster.stop(grace=0.0)
 
     def _await_stream(self, ssc: Any) -> None:
@@ -224,7 +227,7 @@ class TFCluster:
         except Exception:
             ssc.stop(stopSparkContext=False, stopGraceFully=False)
             with contextlib.suppress(TimeoutError):
-                # If a node's failure is behind it, that says more.
+                # If a node's failure is the cause, wait() raises that failure, which says more.
                 self.cluster.wait(timeout=0.0)
             raise
 
@@ -233,7 +236,7 @@ class TFCluster:
 
     @_notes.now("cluster.tensorboard_url")
     def tensorboard_url(self) -> str | None:
-        """Return where TensorBoard is, ``None`` if it was not asked for."""
+        """Return the address of TensorBoard, or ``None`` if there is none."""
         return self.cluster.tensorboard_url
 
     def _require_feeding(self, what: str, qname: str) -> None:
@@ -272,42 +275,43 @@ def run(
     map_fun
         Gets a `TFSparkNode.TFNodeContext`.
     tf_args
-        What argparse gives, or a list, which becomes ``sys.argv`` of the nodes.
+        Arguments of the program, for example from argparse, or a list, which becomes ``sys.argv`` of the nodes.
     num_executors
-        Number of nodes, of every kind.
+        Number of nodes of all kinds.
     num_ps
-        How many of them are parameter servers: `map_fun` runs there too, and is ended when the others have returned.
+        Number of parameter servers among the nodes. `map_fun` runs there too, and is ended when the other nodes have
+        returned.
     tensorboard
-        Run TensorBoard beside the driver.
+        Whether to run TensorBoard on the driver's machine.
     input_mode
-        Of `InputMode`.
+        A value of `InputMode`.
     log_dir
-        What TensorBoard shows: a directory that nodes and driver share; ``tensorboard`` by default.
+        Directory that TensorBoard shows; nodes and driver must share it. ``tensorboard`` by default.
     driver_ps_nodes
         Not used: parameter servers run in executors.
     master_node
-        ``"chief"`` or ``"master"``: makes a node of that name, and ``TF_CONFIG`` for all.
+        ``"chief"`` or ``"master"``: adds a node with this name, and sets ``TF_CONFIG`` in all nodes.
     reservation_timeout
-        Seconds in which all nodes must have started.
+        Seconds within which all nodes must have started.
     queues
         Not used.
     eval_node
-        Make a node called ``"evaluator"``, which is ended when the others have returned.
+        Whether to add a node called ``"evaluator"``, which is ended when the other nodes have returned.
     release_port
         Not used: TensorFlow takes the port while tfspark holds it.
     stall_timeout
-        Seconds that a node may wait for rows while others are fed; ``None`` for ever.
+        Seconds that a node may wait for rows while other nodes are fed; ``None`` for no limit.
     hang_timeout
-        Seconds for which a node's process may be silent, although it exists, before it counts as failed.
+        Seconds for which an existing process of a node may be silent before the node counts as failed.
 
     Raises
     ------
     ConfigurationError
-        If nodes do not fit `num_executors`, or an argument cannot work with the input mode.
+        If the numbers of nodes do not fit `num_executors`, or an argument does not fit the input mode.
     ResourceError
-        If Spark has too few task slots: nodes hold theirs until they end, and feeding needs one more.
+        If Spark has too few task slots: each node holds a slot until it ends, and feeding needs one more.
     StartTimeout, NodeFailed
-        If nodes did not come up.
+        If nodes did not start.
     """
     from tfspark.compat.tensorflowonspark import _node
 
@@ -353,7 +357,7 @@ def run(
 
 
 def default_fs(sc: Any) -> str:
-    """Return Spark's default file system, without a slash at its end."""
+    """Return Spark's default file system, without a trailing slash."""
     fs = default_file_system(sc)
     return fs[:-1] if fs.startswith("file://") and len(fs) > len("file://") and fs.endswith("/") else fs
 
@@ -376,7 +380,7 @@ def _template(members: Sequence[_members.Member]) -> dict[str, list[int]]:
 
 
 class _Noted:
-    """Writes an error down in `tf_status` as it passes."""
+    """Records an error in `tf_status` and lets it propagate."""
 
     def __enter__(self) -> None:
         return None

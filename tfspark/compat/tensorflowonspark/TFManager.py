@@ -1,7 +1,7 @@
-"""What a node's ``ctx.mgr`` is: the state of its feed, a few values, and queues of this process.
+"""The ``ctx.mgr`` of a node: the state of its feed, a few values, and queues of this process.
 
-The original's was a server of its own in each executor, with pickles for messages. Rows come through tfspark's
-transport now, so nothing listens here.
+The original's manager was a separate server in each executor, which exchanged pickled messages. With tfspark, rows
+arrive through its transport, so the manager does not listen on a port.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class TFManager:
     Parameters
     ----------
     address
-        Names it for `connect`.
+        Address under which `connect` finds the manager.
     authkey
-        What `connect` has to present.
+        Key that must be passed to `connect`.
     inbox
-        What the node has been sent.
+        Rows that were sent to the node.
     on_terminate
-        Tells the driver that the program wants no more rows.
+        Function that tells the driver that the program takes no more rows.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class TFManager:
         self._values[key] = value
 
     def terminate(self) -> None:
-        """Take no more rows."""
+        """Take no more rows, and tell the driver so."""
         self.set("state", "terminating")
         if self.inbox is not None:
             self.inbox.close("called terminate()")
         self._on_terminate()
 
     def feed_of(self, qname_in: str, qname_out: str, train_mode: bool) -> Inbox | QueueFeed | None:
-        """Return what `TFNode.DataFeed` reads and answers, ``None`` if there is nothing."""
+        """Return the source of rows and target of results for `TFNode.DataFeed`, or ``None`` if there is none."""
         if self.inbox is not None:
             return self.inbox
         source = self._queues.get(qname_in)
         return None if source is None else QueueFeed(source, self._queues.get(qname_out), train_mode)
 
     def get_queue(self, qname: str) -> Any:
-        """Return a queue of this process, ``None`` if there is none of that name."""
+        """Return the queue of this process with this name, or ``None``."""
         if self.inbox is not None:
             raise _notes.gone(
                 f"The queue {qname!r} of a node", "TFNode.DataFeed gives its rows, and ctx.rows() of tfspark"
@@ -81,16 +81,16 @@ class TFManager:
 
 @_notes.now("ctx.rows() and ctx.serve(fn) need no manager")
 def start(authkey: bytes, queues: Sequence[str], mode: str = "local") -> TFManager:
-    """Make a manager of this process.
+    """Create a manager in this process.
 
     Parameters
     ----------
     authkey
-        What `connect` has to present.
+        Key that must be passed to `connect`.
     queues
         Names of its queues.
     mode
-        ``"local"``; ``"remote"`` means no more, as nothing listens.
+        ``"local"``; ``"remote"`` has the same effect, because the manager does not listen on a port.
     """
     manager = TFManager(f"{len(_started)}", authkey)
     manager._queues = {name: queue.Queue() for name in queues}
@@ -105,7 +105,7 @@ def connect(address: Any, authkey: bytes) -> TFManager:
     Raises
     ------
     ConfigurationError
-        If there is none, or `authkey` is another one.
+        If there is no manager at the address, or it was started with another `authkey`.
     """
     manager = _started.get(address) if isinstance(address, str) else None
     if manager is None:

@@ -1,4 +1,4 @@
-"""For main functions: paths, and the rows of ``InputMode.SPARK``."""
+"""Functions for use in main functions: paths, and the rows of ``InputMode.SPARK``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfspark.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 FEED_FORM = "ctx.dataset(batch_size) gives the rows to tf.data, ctx.serve(fn) answers them"
-"""What a `DataFeed` becomes."""
+"""The tfspark form of a `DataFeed`."""
 
 
 def hdfs_path(ctx: Any, path: str) -> str:
@@ -24,9 +24,9 @@ def hdfs_path(ctx: Any, path: str) -> str:
     Parameters
     ----------
     ctx
-        Its ``defaultFS`` and ``working_dir`` count for paths without a scheme, and for relative ones.
+        A context; its ``defaultFS`` applies to paths without a scheme, its ``working_dir`` to relative local paths.
     path
-        Absolute, relative or a URI, which is returned as it is.
+        An absolute or relative path, or a URI, which is returned unchanged.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         return path
@@ -41,32 +41,32 @@ def hdfs_path(ctx: Any, path: str) -> str:
 
 
 def start_cluster_server(ctx: Any, num_gpus: int = 1, rdma: bool = False) -> Any:
-    """Refuse: with TensorFlow 2 strategies start servers, as the original says too."""
+    """Raise `ConfigurationError`: with TensorFlow 2, strategies start servers, as the original says too."""
     raise _notes.gone("start_cluster_server", "Use ctx.strategy(), or tf.distribute.Server(ctx.cluster_spec, ...)")
 
 
 def next_batch(mgr: Any, batch_size: int, qname: str = "input") -> Any:
-    """Refuse: `DataFeed` has it, as the original says too."""
+    """Raise `ConfigurationError`: `DataFeed` has this method, as the original says too."""
     raise _notes.gone("TFNode.next_batch", "Use ctx.get_data_feed().next_batch(n)")
 
 
 def batch_results(mgr: Any, results: Any, qname: str = "output") -> Any:
-    """Refuse: `DataFeed` has it, as the original says too."""
+    """Raise `ConfigurationError`: `DataFeed` has this method, as the original says too."""
     raise _notes.gone("TFNode.batch_results", "Use ctx.get_data_feed(train_mode=False).batch_results(results)")
 
 
 def terminate(mgr: Any, qname: str = "input") -> Any:
-    """Refuse: `DataFeed` has it, as the original says too."""
+    """Raise `ConfigurationError`: `DataFeed` has this method, as the original says too."""
     raise _notes.gone("TFNode.terminate", "Use ctx.get_data_feed().terminate()")
 
 
 def export_saved_model(sess: Any, export_dir: str, tag_set: str, signatures: Any) -> Any:
-    """Refuse: sessions are gone with TensorFlow 1, as the original says too."""
+    """Raise `ConfigurationError`: TensorFlow 2 has no sessions, as the original says too."""
     raise _notes.gone("export_saved_model(sess, ...)", "Use ctx.export(model, directory), or model.export(directory)")
 
 
 def release_port(ctx: Any) -> None:
-    """Do nothing: TensorFlow takes the node's port while tfspark holds it against all others."""
+    """Do nothing: TensorFlow takes the node's port while tfspark holds it, so that no other program can take it."""
     logger.debug("release_port() has nothing to release")
 
 
@@ -76,13 +76,14 @@ class DataFeed:
     Parameters
     ----------
     mgr
-        ``ctx.mgr``; or what `TFManager.start` gave, whose queues are then read and written.
+        ``ctx.mgr``, or a manager from `TFManager.start`, whose queues are then read and written.
     train_mode
-        ``False`` if results are given back.
+        ``False`` if main returns results.
     qname_in, qname_out
-        As they are; of ``TFManager.start``, names of its queues.
+        Names of the queues of a manager from ``TFManager.start``; otherwise leave the defaults.
     input_mapping
-        Column to tensor; `next_batch` then gives a dict of lists by tensor, columns in the order of their names.
+        Tensor by column. `next_batch` then returns a dict of lists by tensor; the values of a row must be in the order
+        of the columns' names.
 
     Attributes
     ----------
@@ -116,17 +117,18 @@ class DataFeed:
         return self._inbox.ended
 
     def next_batch(self, batch_size: int) -> Any:
-        """Return the next rows, waiting for them.
+        """Wait for the next rows and return them.
 
         Parameters
         ----------
         batch_size
-            Most rows to return; there are fewer at the end, and where the rows of one partition of an inference end.
+            Largest number of rows to return; there are fewer at the end, and at the end of the rows of one partition of
+            an inference.
 
         Returns
         -------
         list or dict of list
-            The rows as the RDD holds them; with an ``input_mapping``, their values by tensor.
+            The rows as they are in the RDD; with an ``input_mapping``, their values by tensor.
         """
         rows = self._inbox.take(batch_size)
         if self.input_tensors is None:
@@ -134,11 +136,11 @@ class DataFeed:
         return {tensor: [row[i] for row in rows] for i, tensor in enumerate(self.input_tensors)}
 
     def should_stop(self) -> bool:
-        """Tell whether `next_batch` has reached the end, or `terminate` was called."""
+        """Return whether `next_batch` has reached the end, or `terminate` was called."""
         return self.done_feeding
 
     def batch_results(self, results: Iterable[Any]) -> None:
-        """Give back one result for each row of ``TFCluster.inference`` that `next_batch` gave, in the same order.
+        """Send one result for each row of ``TFCluster.inference`` that `next_batch` returned, in the same order.
 
         Raises
         ------
@@ -148,6 +150,6 @@ class DataFeed:
         self._inbox.answer(results)
 
     def terminate(self) -> None:
-        """Take no more rows: what the driver still feeds is dropped, and a stream of feeds ends."""
+        """Take no more rows; rows that the driver still feeds are dropped, and a stream of feeds ends."""
         self.mgr.terminate()
         self._inbox.close("called terminate()")

@@ -1,4 +1,4 @@
-"""`run`: a function in several nodes that know nothing of each other."""
+"""`run`: runs a function in several independent nodes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def run(sc: Any, map_fn: Callable[..., Any], tf_args: Any, num_executors: int, u
     map_fn
         Gets a `TFSparkNode.TFNodeContext` that knows ``executor_id``, ``worker_num`` and ``num_workers``.
     tf_args
-        What argparse gives.
+        Arguments of the program, for example from argparse.
     num_executors
         Number of nodes.
     use_barrier
-        Run all at the same time; else as many at a time as Spark has task slots.
+        Whether to run all nodes at the same time; otherwise as many at a time as Spark has task slots.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The context that main functions get, and names of the original's inside that programs do not need."""
+"""The context that main functions get, and internal names of the original, which programs do not need."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class TFNodeContext:
     executor_id
         Number of the node; also ``worker_num``.
     job_name, task_index
-        Its role, in the names of the old API, and its index in it.
+        The node's role, as the old API names it, and its index within the role.
     cluster_spec
         Addresses of all nodes by job name.
     defaultFS
         Spark's default file system.
     working_dir
-        The driver's.
+        Working directory of the driver.
     mgr
-        For `TFNode.DataFeed`.
+        Manager of the node, for `TFNode.DataFeed`.
     tmp_socket
         Not used: tfspark holds the port.
 
@@ -59,11 +59,11 @@ class TFNodeContext:
         return TFNode.hdfs_path(self, path)
 
     def start_cluster_server(self, num_gpus: int = 1, rdma: bool = False) -> Any:
-        """Refuse; see `TFNode.start_cluster_server`."""
+        """Raise `ConfigurationError`; see `TFNode.start_cluster_server`."""
         return TFNode.start_cluster_server(self, num_gpus, rdma)
 
     def export_saved_model(self, sess: Any, export_dir: str, tag_set: str, signatures: Any) -> Any:
-        """Refuse; see `TFNode.export_saved_model`."""
+        """Raise `ConfigurationError`; see `TFNode.export_saved_model`."""
         return TFNode.export_saved_model(sess, export_dir, tag_set, signatures)
 
     @_notes.now(TFNode.FEED_FORM)
@@ -74,7 +74,7 @@ class TFNodeContext:
         qname_out: str = "output",
         input_mapping: Mapping[str, str] | None = None,
     ) -> TFNode.DataFeed:
-        """Return the rows that are fed; see `TFNode.DataFeed`."""
+        """Return the `TFNode.DataFeed` from which main takes the fed rows."""
         return TFNode.DataFeed(self.mgr, train_mode, qname_in, qname_out, input_mapping)
 
     def release_port(self) -> None:
@@ -83,27 +83,27 @@ class TFNodeContext:
 
 
 class TFSparkNode:
-    """Held the original's state in each executor; there is none now."""
+    """A class without state; in the original, it held the state of each executor."""
 
     mgr = None
     cluster_id = None
 
 
 def run(*args: Any, **kwargs: Any) -> Any:
-    """Refuse: nodes are started by `TFCluster.run`."""
+    """Raise `ConfigurationError`: nodes are started by `TFCluster.run`."""
     raise _notes.gone("TFSparkNode.run", "Use TFCluster.run, or tfspark.Cluster")
 
 
 def train(*args: Any, **kwargs: Any) -> Any:
-    """Refuse: rows are fed by `TFCluster.TFCluster.train`."""
+    """Raise `ConfigurationError`: rows are fed by `TFCluster.TFCluster.train`."""
     raise _notes.gone("TFSparkNode.train", "Use TFCluster.train, or cluster.feed")
 
 
 def inference(*args: Any, **kwargs: Any) -> Any:
-    """Refuse: rows are answered by `TFCluster.TFCluster.inference`."""
+    """Raise `ConfigurationError`: results for rows are returned by `TFCluster.TFCluster.inference`."""
     raise _notes.gone("TFSparkNode.inference", "Use TFCluster.inference, or cluster.predict")
 
 
 def shutdown(*args: Any, **kwargs: Any) -> Any:
-    """Refuse: nodes are stopped by `TFCluster.TFCluster.shutdown`."""
+    """Raise `ConfigurationError`: nodes are stopped by `TFCluster.TFCluster.shutdown`."""
     raise _notes.gone("TFSparkNode.shutdown", "Use TFCluster.shutdown, or cluster.wait")

@@ -1,7 +1,7 @@
-"""Rows on their way from a node's feeds to the program's main function, and results on their way back.
+"""Passes rows from a node's feeds to the program's main function, and results back.
 
-Threads deliver fed rows and rows that someone asks about; main takes them in the order in which they came, as many as
-it wants at a time, and gives one result for each row that was asked about.
+Threads deliver fed rows and rows of an inference. Main takes the rows in the order in which they were delivered, as
+many as it wants at a time, and gives one result for each row of an inference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from tfspark.errors import PredictError
 
 WAITING_CHUNKS = 2
-"""Chunks of fed rows, of a few megabytes, that wait ahead of main."""
+"""Largest number of chunks of fed rows, of a few megabytes each, that wait for main."""
 
 
 @dataclass(eq=False)
@@ -28,12 +28,12 @@ class _Chunk:
 
 
 class Inbox:
-    """What one node has been sent and main has not yet taken.
+    """The rows that were sent to a node and that main has not yet taken.
 
     Parameters
     ----------
     sources
-        Number of threads that deliver; each says so when it has ended.
+        Number of threads that deliver rows; each calls `end` when it has no more.
     """
 
     def __init__(self, sources: int = 2) -> None:
@@ -51,7 +51,7 @@ class Inbox:
     # --- the threads that deliver
 
     def deliver(self, rows: Sequence[Any]) -> None:
-        """Hand fed rows over, once there is room; drop them if main wants no more."""
+        """Add fed rows as soon as there is room; drop them if main takes no more rows."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._chunks) < WAITING_CHUNKS or self._over)
             if not self._over:
@@ -59,19 +59,20 @@ class Inbox:
                 self._changed.notify_all()
 
     def ask(self, rows: Sequence[Any], timeout: float | None = None) -> list[Any]:
-        """Hand rows over and wait for a result for each.
+        """Add rows of an inference and wait for a result for each.
 
         Parameters
         ----------
         rows
             Any objects.
         timeout
-            Seconds in which main must take a row or give a result; each starts them anew. ``None`` for ever.
+            Seconds within which main must take a row or give a result; the time starts again with each of these.
+            ``None`` for no limit.
 
         Raises
         ------
         PredictError
-            If main gives none any more, or not in time.
+            If main gives no more results, or none in time.
         """
         chunk = _Chunk(rows, asked=True)
         with self._changed:
@@ -95,7 +96,7 @@ class Inbox:
         while not done():
             left = None if timeout is None else self._moved_at + timeout - time.monotonic()
             if left is not None and left <= 0:
-                # What is given later would be taken for results of other rows.
+                # Results that main gives later would be assigned to other rows.
                 self._error = self._too_few(f"map_fun made no progress in feed_timeout={timeout:g} seconds", chunk)
                 self._changed.notify_all()
             else:
@@ -109,13 +110,13 @@ class Inbox:
         )
 
     def end(self) -> None:
-        """One of the sources has nothing more."""
+        """Record that one of the sources has no more rows."""
         with self._changed:
             self._open_sources -= 1
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Wake everyone who waits here with `error`."""
+        """Wake all waiting threads; `ask` and `take` then raise `error`, or an earlier error if there is one."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -123,7 +124,7 @@ class Inbox:
     # --- main
 
     def take(self, most: int) -> list[Any]:
-        """Return up to `most` rows, waiting for them: fewer at the end, and where asked rows of a partition end."""
+        """Wait for rows and return up to `most`: fewer at the end, and at the end of a chunk of an inference."""
         taken: list[Any] = []
         with self._changed:
             self._check_answered()
@@ -148,9 +149,9 @@ class Inbox:
         return taken
 
     def _check_answered(self) -> None:
-        """Fail if the thread that answers wants more rows, and owes results: it will never give them.
+        """Fail if the thread that gives results takes more rows while results are missing: it will never give them.
 
-        Where one thread takes rows and another answers them, only the timeout of `ask` tells.
+        If one thread takes rows and another gives results, only the timeout of `ask` detects missing results.
         """
         owed = self._unanswered[0] if self._unanswered else None
         if owed is not None and owed.taken == len(owed.rows) and self._answerer == threading.get_ident():
@@ -158,7 +159,7 @@ class Inbox:
             self._changed.notify_all()
 
     def answer(self, results: Iterable[Any]) -> None:
-        """Give results for the rows that were asked about, in their order.
+        """Give results for the rows of an inference, in their order.
 
         Raises
         ------
@@ -184,7 +185,7 @@ class Inbox:
             self._changed.notify_all()
 
     def close(self, why: str) -> None:
-        """Main takes no more: what waits, and what still comes, is dropped; what was asked fails with the reason."""
+        """Take no more rows: waiting and later rows are dropped, and `ask` fails with the reason `why`."""
         with self._changed:
             self._closed = self._closed or why
             self.ended = True

@@ -1,8 +1,8 @@
-"""Names that Keras 2 gave to a model's inputs and outputs, for models of Keras 3.
+"""Returns, for models of Keras 3, the names that Keras 2 gave to a model's inputs and outputs.
 
-Keras numbers layers that have no name by the objects of a class that a process has made so far: ``dense``,
-``dense_1``. Here they are numbered by those of the model, so that the same model always has the same names. Names that
-the program gave stay as they are.
+Keras numbers layers without a name by the objects of a class that the process has made so far: ``dense``, ``dense_1``.
+This module numbers the layers of each model separately, so that the same model always has the same names. It does not
+change names that the program gave.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _AS_BEFORE = {"functional": "model"}
-"""Classes that Keras 2 named otherwise."""
+"""Prefixes of names that differ between Keras 3 (key) and Keras 2 (value)."""
 
 _UNNAMED_INPUT = re.compile(r"(?:keras_tensor|input_layer)(?:_(\d+))?$")
 
@@ -21,8 +21,8 @@ _UNNAMED_INPUT = re.compile(r"(?:keras_tensor|input_layer)(?:_(\d+))?$")
 def input_names(model: Any) -> list[str]:
     """Return the names of a model's inputs, in the order in which Keras flattens them.
 
-    An input without a name is ``<first layer>_input`` in a Sequential model. In others it is the key of a dict of
-    inputs, or ``input_1``, ``input_2`` and so on, in the order in which they were made.
+    In a Sequential model, an input without a name is called ``<first layer>_input``. In other models, its name is its
+    key in a dict of inputs, or ``input_1``, ``input_2`` and so on, in the order in which the inputs were made.
     """
     import keras
 
@@ -51,7 +51,7 @@ def _number(name: str) -> int:
 
 
 def _keys(structure: Any) -> list[str | None]:
-    """Return the key of each tensor of a dict of them; none for other structures."""
+    """Return the key of each tensor in a dict of tensors; ``None`` for each tensor of other structures."""
     import keras
 
     count = len(keras.tree.flatten(structure))
@@ -75,25 +75,25 @@ def output_names(model: Any) -> list[str]:
     for tensor, key in zip(keras.tree.flatten(structure), keys, strict=True):
         made_by = tensor._keras_history.operation.name
         name = key or names.get(made_by, made_by)
-        # A layer that gives several outputs.
+        # A layer with several outputs gives its second output the suffix _1, and so on.
         found.append(f"{name}_{taken[name]}" if taken[name] else name)
         taken[name] += 1
     return found
 
 
 def argument_names(structure: Any) -> list[str]:
-    """Return the names of the inputs of a model that is a class of its own: keys of a dict, or ``input_1`` and on."""
+    """Return the names of the inputs of a subclassed model: keys of a dict, or ``input_1``, ``input_2``, ..."""
     only = structure[0] if len(structure) == 1 else structure
     return [key or f"input_{i + 1}" for i, key in enumerate(_keys(only))]
 
 
 def result_names(outputs: Any) -> list[str]:
-    """Return the names of the outputs of a model that is a class of its own: keys of a dict, or ``output_1`` and on."""
+    """Return the names of the outputs of a subclassed model: keys of a dict, or ``output_1``, ``output_2``, ..."""
     return [key or f"output_{i + 1}" for i, key in enumerate(_keys(outputs))]
 
 
 def layer_names(model: Any) -> dict[str, str]:
-    """Return what each layer and operation of a model is called, by its name in this process."""
+    """Return the Keras 2 name of each layer and operation of a model, by its name in this process."""
     made: dict[str, list[tuple[int, str]]] = defaultdict(list)
     kept: set[str] = set()
     for operation in _operations(model):
@@ -121,22 +121,22 @@ def _free_names(prefix: str, taken: set[str]) -> Any:
 
 
 def _operations(model: Any) -> Iterable[Any]:
-    """Return layers, also those within layers, and the operations of functional models."""
+    """Return all layers, including nested layers, and the operations of functional models."""
     found = {id(o): o for o in (*model._flatten_layers(include_self=False), *getattr(model, "operations", ()))}
     return found.values()
 
 
 def _prefix(class_name: str) -> str:
-    """Return what Keras begins the name of a layer with, as Keras makes it."""
+    """Return the prefix of the names of a class's layers, computed as in Keras."""
     name = re.sub(r"\W+", "", class_name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _made_so_far(prefix: str) -> float:
-    """Return how many names with this prefix Keras has made; infinite if this Keras does not tell.
+    """Return how many names with this prefix Keras has made; infinity if this version of Keras does not say.
 
-    A name with a larger number is the program's own.
+    A name with this number or a larger one was given by the program.
     """
     try:
         from keras.src.backend.common.global_state import get_global_attribute

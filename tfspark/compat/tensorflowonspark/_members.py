@@ -1,4 +1,4 @@
-"""Who is who in a cluster of the old API: its names for nodes, and what follows from them. Pure data."""
+"""The nodes of a cluster of the old API: their job names, the cluster spec and ``TF_CONFIG``. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from tfspark.errors import ConfigurationError
 
 BACKGROUND = ("ps", "evaluator")
-"""Nodes that work for the others: they get no rows and end when the others have ended."""
+"""Job names of background nodes: they get no rows, and end when the other nodes have ended."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One node; its ``executor_id`` is the index of the tfspark worker that it is."""
+    """One node; its ``executor_id`` is the index of its tfspark worker."""
 
     executor_id: int
     job_name: str
@@ -22,19 +22,19 @@ class Member:
 
     @property
     def in_background(self) -> bool:
-        """Whether it works for the others."""
+        """Whether the node is a background node."""
         return self.job_name in BACKGROUND
 
 
 def plan_members(
     num_executors: int, num_ps: int, master_node: str | None = None, eval_node: bool = False
 ) -> tuple[Member, ...]:
-    """List the nodes of a cluster: parameter servers, then master, evaluator and workers.
+    """Return the nodes of a cluster: parameter servers, then master, evaluator and workers.
 
     Raises
     ------
     ConfigurationError
-        If nodes do not fit the number of executors, or none of them trains.
+        If the numbers of nodes do not fit `num_executors`, or no node trains.
     """
     masters, evaluators = int(bool(master_node)), int(bool(eval_node))
     workers = num_executors - num_ps - masters - evaluators
@@ -61,9 +61,9 @@ def cluster_spec(members: Sequence[Member], addresses: Sequence[str]) -> dict[st
 
 
 def tf_config(member: Member, spec: Mapping[str, Sequence[str]]) -> str | None:
-    """Return what ``TF_CONFIG`` is for a node; without a master it has none, and each worker is alone.
+    """Return the ``TF_CONFIG`` of a node; ``None`` if there is no master or chief, so that each worker trains alone.
 
-    TensorFlow today knows a ``chief`` and no ``master``, and wants the evaluator left out of the cluster.
+    TensorFlow 2 has a ``chief`` instead of a ``master``, and requires that the cluster does not list the evaluator.
     """
     if not {"chief", "master"} & set(spec):
         return None

@@ -1,4 +1,4 @@
-"""What runs in a node: the program's main function, with the context, the rows and the roles of the old API."""
+"""Runs the program's main function in a node, with the context, the rows and the roles of the old API."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tfspark.compat.tensorflowonspark.TFSparkNode import TFNodeContext
 from tfspark.errors import PredictError, first_line
 
 QUESTIONS_AHEAD = 2
-"""Batches of questions that a node unpacks at a time, so that the next is there when main has answered one."""
+"""Number of inference batches that a node unpacks at a time, so that the next is ready when main has answered one."""
 
 TIMEOUT_COLUMN = "feed_timeout"
-"""Column beside the rows of an inference: seconds in which main must move."""
+"""Column next to the rows of an inference: seconds within which main must take a row or give a result."""
 
 LOOK_SECONDS = 0.2
-"""How often a node in the background looks whether it may end."""
+"""Pause between two checks whether a background node may end."""
 
 Main = Callable[[Any, TFNodeContext], Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the nodes of a cluster need; the tfspark worker with index ``i`` is ``members[i]``.
+    """The data that the nodes of a cluster need; the tfspark worker with index ``i`` is ``members[i]``.
 
     Attributes
     ----------
     program
-        ``(map_fun, tf_args, None)``, pickled apart: loading it may import tensorflowonspark.
+        ``(map_fun, tf_args, None)``, pickled separately, because loading it may import tensorflowonspark.
     fed
         Whether the driver feeds rows.
     """
@@ -54,7 +54,7 @@ class Plan:
 
 
 def run(plan: Plan, ctx: NodeContext) -> None:
-    """Main of every node, for `tfspark.Cluster`."""
+    """Run the program in this node; `tfspark.Cluster` calls this function in every node."""
     install()
     map_fun, tf_args, _ = cloudpickle.loads(plan.program)
     member = plan.members[ctx.index]
@@ -75,7 +75,7 @@ def run(plan: Plan, ctx: NodeContext) -> None:
 
 
 def _prepare(member: _members.Member, spec: dict[str, list[str]], tf_args: Any, ctx: NodeContext) -> None:
-    """Give this process the surroundings that main functions expect."""
+    """Set ``sys.argv``, environment variables and Keras in this process as main functions expect."""
     if isinstance(tf_args, list):
         sys.argv = tf_args
     config = _members.tf_config(member, spec)
@@ -83,7 +83,7 @@ def _prepare(member: _members.Member, spec: dict[str, list[str]], tf_args: Any, 
         os.environ.pop("TF_CONFIG", None)
     else:
         os.environ["TF_CONFIG"] = config
-        # The program makes its own strategy.
+        # The program creates its own strategy.
         from tfspark.node.keras.fit import guard
         from tfspark.node.keras.multi_worker_mirrored import mend
 
@@ -105,7 +105,7 @@ def _names(tf_args: Any) -> Any:
 
 
 def _run_in_background(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeContext) -> None:
-    """Run main until the others have ended: a server that is joined never returns by itself."""
+    """Run main until the other nodes have ended, because ``join()`` of a server never returns by itself."""
     raised: list[BaseException] = []
 
     def body() -> None:
@@ -137,18 +137,18 @@ def _run_fed(map_fun: Main, tf_args: Any, context: TFNodeContext, ctx: NodeConte
     terminated = context.mgr.get("state") == "terminating"
     inbox.close("has returned")
     if inbox.was_asked:
-        # Who asked is told how many results are missing.
+        # The driver gets the number of missing results before this process ends.
         asking.join()
     if terminated:
-        # What is still fed must have somewhere to go.
+        # The node still receives the remaining rows of the feed, and drops them.
         feeding.join()
     context.mgr.set("state", "stopped")
 
 
 def _tell_whoever_asks(e: BaseException, inbox: Inbox, fed: threading.Event, asking: threading.Thread) -> None:
-    """Answer all that is asked with an error of main, until the driver asks no more, or feeds rows.
+    """Answer all inference requests with main's error, until the driver sends no more requests, or feeds rows.
 
-    A process that ends at once takes the reason with it, and Spark would try its tasks again on a closed port.
+    If the process ended at once, the reason would be lost, and Spark would retry its tasks on a closed port.
     """
     text = "".join(traceback.format_exception(e))
     sys.stderr.write(text)
@@ -162,7 +162,7 @@ def _tell_whoever_asks(e: BaseException, inbox: Inbox, fed: threading.Event, ask
 
 def _deliver(ctx: NodeContext, inbox: Inbox, manager: TFManager, fed: threading.Event) -> None:
     try:
-        # Returns when a feed begins, also if this node gets none of its rows.
+        # Returns when a feed begins, even if this node gets none of its rows.
         ctx._link.spool.wait_for_feed()
         fed.set()
         for batch in ctx.record_batches():

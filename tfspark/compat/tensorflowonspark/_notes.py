@@ -1,4 +1,4 @@
-"""How calls of the old API say what they have become."""
+"""Warnings and errors of the old API, which name the tfspark form of a call."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GUIDE = "docs/migration/tensorflowonspark.md"
 
 
 def now(form: str) -> Callable[[F], F]:
-    """Have a function say, each time that it is called, what to write instead."""
+    """Return a decorator that makes each call of a function issue a warning with its tfspark form."""
 
     def decorate(function: F) -> F:
         module = function.__module__.rpartition(".")[2]
-        # Spark ML's fit() calls _fit().
+        # Users call Spark ML's fit(), which calls _fit().
         method = function.__qualname__.replace("._", ".")
         name = method if method.startswith(module) else f"{module}.{method}"
 
@@ -37,10 +37,10 @@ def now(form: str) -> Callable[[F], F]:
 
 
 def note(name: str, form: str) -> None:
-    """Issue the warning that `name` is written as `form` with tfspark, unless this package itself has called it."""
+    """Issue a warning that `name` is written as `form` with tfspark, unless the call came from this package."""
     deprecation.warn(f"tensorflowonspark's {name}: with tfspark, {form}. See {GUIDE}.", _HERE, depth=3)
 
 
 def gone(name: str, form: str) -> ConfigurationError:
-    """Return the error for a call that has no meaning any more."""
+    """Return the error for a call that tfspark does not support."""
     return ConfigurationError(f"{name} does not exist in tfspark.", hint=f"{form}. See {GUIDE}.")

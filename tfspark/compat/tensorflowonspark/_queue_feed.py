@@ -1,4 +1,4 @@
-"""Rows and results in the queues of a manager that the program has started itself, as tests of main functions do."""
+"""Rows and results in the queues of a manager that the program itself has started, as tests of main functions do."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from tfspark.errors import ConfigurationError
 
 
 class QueueFeed:
-    """What `_inbox.Inbox` is for fed rows: ``None`` in the queue ends them, `marker.EndPartition` ends a partition.
+    """The counterpart of `_inbox.Inbox` for queues.
+
+    ``None`` in the queue ends the rows, `marker.EndPartition` ends a partition.
 
     Parameters
     ----------
     source
-        Where rows come from.
+        Queue from which rows are taken.
     results
-        Where results go, if there is such a queue.
+        Queue into which results are put, or ``None``.
     train_mode
-        Whether batches go on where a partition ends.
+        Whether a batch continues after the end of a partition.
     """
 
     def __init__(self, source: queue.Queue[Any], results: queue.Queue[Any] | None, train_mode: bool) -> None:
@@ -29,7 +31,7 @@ class QueueFeed:
         self.ended = False
 
     def take(self, most: int) -> list[Any]:
-        """Return up to `most` rows, waiting for them."""
+        """Wait for rows and return up to `most` of them."""
         taken: list[Any] = []
         while len(taken) < most and not self.ended:
             row = self._source.get()
@@ -49,7 +51,7 @@ class QueueFeed:
         Raises
         ------
         ConfigurationError
-            If there is none.
+            If there is no queue for results.
         """
         if self._results is None:
             raise ConfigurationError(
@@ -59,7 +61,7 @@ class QueueFeed:
             self._results.put(result)
 
     def close(self, why: str) -> None:
-        """Take no more: what waits is dropped."""
+        """Take no more rows, and drop the rows that are waiting."""
         self.ended = True
         while True:
             try:

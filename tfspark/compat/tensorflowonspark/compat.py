@@ -1,4 +1,4 @@
-"""What differed between versions of TensorFlow 2, for main functions."""
+"""Functions for main functions that hide differences between versions of TensorFlow 2."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from tfspark.errors import OutputError
 
 @_notes.now("ctx.export(model, directory)")
 def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> None:
-    """Export a model as a SavedModel; only the chief writes, and the directory is there whole or not at all.
+    """Export a model as a SavedModel; only the chief writes, and the directory is either complete or missing.
 
-    Inputs and outputs of its signature ``serving_default`` are named as Keras 2 named them: by the program, or else by
-    the layers, ``conv2d_input`` and ``dense_1``, however many models the process has built. Call it on all workers:
-    models of Keras 2 (``TF_USE_LEGACY_KERAS=1``) hold values that all workers add up to save them.
+    Inputs and outputs of the signature ``serving_default`` have the names of Keras 2: those that the program gave, or
+    else those of the layers, such as ``conv2d_input`` and ``dense_1``. The names do not depend on how many models the
+    process has built. Call this function on all workers: models of Keras 2 (``TF_USE_LEGACY_KERAS=1``) contain values
+    that all workers must sum when a model is saved.
 
     Parameters
     ----------
     model
-        A built model of Keras 3, or of Keras 2 as the package ``tf_keras`` has it.
+        A built model of Keras 3, or of Keras 2 from the package ``tf_keras``.
     export_dir
-        The SavedModel's directory; a SavedModel that is there is replaced.
+        The SavedModel's directory; an existing SavedModel is replaced.
     is_chief
-        Whether this node is the one that writes.
+        Whether this node writes the SavedModel.
 
     Raises
     ------
     OutputError
-        If the directory holds something else.
+        If the directory contains files that are not a SavedModel.
     """
     if is_chief:
         _replace(export_dir.rstrip("/"), lambda staging: _save(model, staging))
@@ -71,7 +72,7 @@ def _save(model: Any, directory: str) -> None:
 
 
 def _serving(model: Any) -> Any:
-    """Return the function that is exported: tensors in the order of the inputs to a dict of outputs."""
+    """Return the function to export, which maps tensors in the order of the inputs to a dict of outputs."""
     import keras
     import tensorflow as tf
     from keras.src.export.export_utils import get_input_signature
@@ -94,14 +95,14 @@ def _serving(model: Any) -> Any:
 
 
 def disable_auto_shard(options: Any) -> None:
-    """Have a ``tf.data.Options`` keep strategies from leaving out rows of a worker's own dataset."""
+    """Turn off auto-sharding in a ``tf.data.Options``, so that strategies do not skip rows of a worker's dataset."""
     import tensorflow as tf
 
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
 
 
 def is_gpu_available() -> bool:
-    """Tell whether TensorFlow sees a GPU."""
+    """Return whether TensorFlow sees a GPU."""
     import tensorflow as tf
 
     return len(tf.config.list_physical_devices("GPU")) > 0

@@ -1,4 +1,4 @@
-"""DataFrames to TFRecord files and back, by the TFRecord data source."""
+"""Writes DataFrames to TFRecord files and reads them back, with the TFRecord data source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType, StructType
 
 loadedDF: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-"""Where each DataFrame that `loadTFRecords` gave comes from, as long as it is used."""
+"""The directory of each DataFrame that `loadTFRecords` returned, as long as the DataFrame is used."""
 
 _KINDS = {
     "float_list": ("float", "double"),
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def isLoadedDF(df: Any) -> bool:
-    """Tell whether `loadTFRecords` gave this DataFrame."""
+    """Return whether `loadTFRecords` returned this DataFrame."""
     return df in loadedDF
 
 
@@ -36,7 +36,7 @@ def saveAsTFRecords(df: DataFrame, output_dir: str) -> None:
     Parameters
     ----------
     df
-        Of numbers, strings, binary and arrays of these; nulls are left out of the records.
+        DataFrame with columns of numbers, strings, binary and arrays of these; nulls are omitted from the records.
     output_dir
         A directory that does not exist yet.
     """
@@ -55,13 +55,13 @@ def loadTFRecords(sc: Any, input_dir: str, binary_features: Sequence[str] = ()) 
     input_dir
         Their directory.
     binary_features
-        Features of bytes that are no text; others become strings.
+        Features of bytes that are not text; other features of bytes become strings.
 
     Returns
     -------
     DataFrame
-        Columns in the order of their names: ``bigint``, ``double``, ``string``, ``binary``, or arrays of these where
-        records hold several values, as up to 1,000 records of up to 16 files show.
+        Columns in the order of their names: ``bigint``, ``double``, ``string``, ``binary``, or arrays of these if
+        records hold several values. The types are inferred from up to 1,000 records of up to 16 files.
     """
     from pyspark.sql import SparkSession
     from pyspark.sql.types import StructType
@@ -80,7 +80,7 @@ def loadTFRecords(sc: Any, input_dir: str, binary_features: Sequence[str] = ()) 
 
 
 def _as_before(found: DataType, binary: bool) -> DataType:
-    """Return the type that the old API has for what is found: no float, and bytes are text unless said otherwise."""
+    """Return the old API's type for an inferred type: double for float, and string for bytes unless `binary` is set."""
     from pyspark.sql import types as t
 
     if isinstance(found, t.ArrayType):
@@ -94,7 +94,7 @@ def _as_before(found: DataType, binary: bool) -> DataType:
 
 @_notes.now('df.write.format("tfrecord").save(path)')
 def toTFExample(dtypes: Sequence[tuple[str, str]]) -> Callable[[Iterable[Row]], Iterator[tuple[bytearray, None]]]:
-    """Return a function for ``rdd.mapPartitions`` that makes serialized ``tf.train.Example`` of Rows.
+    """Return a function for ``rdd.mapPartitions`` that converts Rows to serialized ``tf.train.Example`` messages.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def toTFExample(dtypes: Sequence[tuple[str, str]]) -> Callable[[Iterable[Row]], 
     Raises
     ------
     SchemaError
-        If a type has no place in an Example.
+        If an Example cannot hold a type.
     """
     kinds = {name: _kind_of(name, dtype) for name, dtype in dtypes}
 
@@ -138,7 +138,7 @@ def _plain(value: Any, kind: str) -> Any:
 
 @_notes.now('spark.read.format("tfrecord").load(path)')
 def infer_schema(example: Any, binary_features: Sequence[str] = ()) -> StructType:
-    """Return the schema that one ``tf.train.Example`` suggests; see `loadTFRecords`."""
+    """Return the schema that is inferred from one ``tf.train.Example``; see `loadTFRecords`."""
     from pyspark.sql import types as t
 
     kinds = {"int64_list": t.LongType(), "float_list": t.DoubleType(), "bytes_list": t.StringType()}
@@ -153,7 +153,7 @@ def infer_schema(example: Any, binary_features: Sequence[str] = ()) -> StructTyp
 
 @_notes.now('spark.read.format("tfrecord").load(path)')
 def fromTFExample(iter: Iterable[Any], binary_features: Sequence[str] = ()) -> list[Row]:
-    """Make Rows of records ``(bytes of a tf.train.Example, None)``; for ``rdd.mapPartitions``.
+    """Convert records ``(bytes of a tf.train.Example, None)`` to Rows; for ``rdd.mapPartitions``.
 
     Parameters
     ----------

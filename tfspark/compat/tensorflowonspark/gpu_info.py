@@ -1,4 +1,4 @@
-"""Which GPUs of this host are free, by ``nvidia-smi``, where Spark does not assign them."""
+"""Finds free GPUs of this host with ``nvidia-smi``, if Spark does not assign GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AS_LIST = "list"
 
 
 def is_gpu_available() -> bool:
-    """Tell whether the host has a GPU."""
+    """Return whether the host has a GPU."""
     try:
         return bool(_query("--list-gpus"))
     except (OSError, subprocess.CalledProcessError):
@@ -22,21 +22,22 @@ def is_gpu_available() -> bool:
 
 
 def get_gpus(num_gpu: int = 1, worker_index: int = -1, format: str = AS_STRING) -> Any:
-    """Return GPUs on which no process computes.
+    """Return GPUs that no process uses for computation.
 
     Parameters
     ----------
     num_gpu
-        How many.
+        Number of GPUs.
     worker_index
-        Index among the workers of this host, which then get different ones; -1 for any.
+        Index among the workers of this host, so that they get different GPUs; -1 for a random choice.
     format
         `AS_STRING` for ``"0,1"``, `AS_LIST` for ``["0", "1"]``.
 
     Raises
     ------
     ResourceError
-        If there are not as many; at once, as waiting for others to end is Spark's business.
+        If `format` is invalid, nvidia-smi fails, or fewer GPUs are free. The function does not wait until GPUs are
+        free, because Spark does that.
     """
     if format not in (AS_STRING, AS_LIST):
         raise ResourceError(f"format must be {AS_STRING!r} or {AS_LIST!r}, got {format!r}.")

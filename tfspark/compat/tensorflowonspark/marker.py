@@ -1,10 +1,10 @@
-"""Marks in a queue of rows; nothing sends them any more, since a feed's partitions arrive whole."""
+"""Markers in a queue of rows; tfspark does not send them, because the partitions of a feed arrive whole."""
 
 from __future__ import annotations
 
 
 class Marker:
-    """Base of the marks."""
+    """Base class of the markers."""
 
 
 class EndPartition(Marker):

@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class TFTypeConverters:
-    """Converters of Params that Spark lacks."""
+    """Converters of Params that Spark does not have."""
 
     @staticmethod
     def toDict(value: Any) -> dict[str, str]:
-        """Return a dict as it is.
+        """Return a dict unchanged.
 
         Raises
         ------
         TypeError
-            If it is none.
+            If the value is not a dict.
         """
         if isinstance(value, dict):
             return value
@@ -45,7 +45,7 @@ def _input_mode(value: Any) -> int:
 
 
 def _mixin(name: str, _defaults: Mapping[str, Any] | None = None, **params: tuple[str, Callable[..., Any], str]) -> Any:
-    """Make a mixin of Params, each with a setter and a getter: ``param=(suffix of their names, converter, doc)``."""
+    """Return a mixin of Params with setters and getters: ``param=(suffix of setter and getter, converter, doc)``."""
     members: dict[str, Any] = {}
     for param, (suffix, converter, doc) in params.items():
         members[param] = Param(Params._dummy(), param, doc, typeConverter=converter)
@@ -109,12 +109,12 @@ HasTagSet: Any = _mixin("HasTagSet", tag_set=("TagSet", _str, "Tags of the Saved
 
 
 class Namespace:
-    """Arguments as attributes, made of a dict, of what argparse gives, of another one, or of a list of words.
+    """Arguments as attributes, from a dict, an ``argparse.Namespace`` or a `Namespace`; a list of words goes to `argv`.
 
     Raises
     ------
     ConfigurationError
-        If it is made of anything else.
+        If the arguments have another type.
     """
 
     argv: list[str] | None = None
@@ -150,12 +150,12 @@ class Namespace:
 
 
 class TFParams(Params):  # type: ignore[misc]
-    """Params that come together with arguments of the program's own."""
+    """Params, together with the program's own arguments."""
 
     args: Any = None
 
     def merge_args_params(self) -> Namespace:
-        """Return the arguments, with the Params' values over them."""
+        """Return the arguments, updated with the values of the Params."""
         merged = copy.copy(self.args)
         vars(merged).update({p.name: self.getOrDefault(p) for p in self.params})
         return merged
@@ -180,7 +180,7 @@ class TFEstimator(  # type: ignore[misc]
     HasReaders,
     HasSteps,
 ):
-    """Trains on a DataFrame, in a cluster of its own for each ``fit``.
+    """Trains on a DataFrame; each ``fit`` starts a separate cluster.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class TFEstimator(  # type: ignore[misc]
     tf_args
         Its arguments; the Params are added to them.
     export_fn
-        Not used, as with TensorFlow 2 before: ``fit`` refuses it.
+        Not supported, as in the original with TensorFlow 2: ``fit`` raises an error if it is given.
     """
 
     def __init__(self, train_fn: Callable[..., Any], tf_args: Any, export_fn: Callable[..., Any] | None = None) -> None:
@@ -232,7 +232,7 @@ class TFEstimator(  # type: ignore[misc]
             master_node=args.master_node,
         )
         try:
-            # In the order of the columns' names, as DataFeed's input_mapping takes them.
+            # The columns are in the order of their names, as DataFeed's input_mapping expects.
             cluster.train(dataset.select(sorted(self.getInputMapping())).rdd, args.epochs)
         except BaseException:
             cluster.cluster.stop(grace=0.0)
@@ -252,12 +252,12 @@ class TFModel(  # type: ignore[misc]
     HasSignatureDefKey,
     HasTagSet,
 ):
-    """Infers with a SavedModel, in every executor by itself.
+    """Runs inference with a SavedModel, independently in every executor.
 
     Parameters
     ----------
     tf_args
-        Arguments of the program's own.
+        The program's own arguments.
     """
 
     def __init__(self, tf_args: Any) -> None:
@@ -288,7 +288,7 @@ class TFModel(  # type: ignore[misc]
                 f"tag_set must be 'serve', the tag of SavedModels of TensorFlow 2, got {args.tag_set!r}."
             )
         columns, outputs = args.input_mapping, dict(sorted(args.output_mapping.items()))
-        # Outputs may have the names of input columns, as these are not passed through.
+        # Outputs may have the names of input columns, because input columns are not passed through.
         inner = {tensor: f"output_{i}" for i, tensor in enumerate(outputs)}
         predicted = tfspark.predict(
             dataset.select(sorted(columns)),
@@ -306,7 +306,7 @@ _WIDER = {"float": "double", "integer": "bigint", "byte": "bigint", "short": "bi
 
 
 def _as_before(column: Any, field: Any) -> Any:
-    """Return an output as the old API types it: doubles and longs, and a list wherever a row's output has a shape."""
+    """Return an output with the old API's type: double or long, and an array if a row's output has dimensions."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import ArrayType
 
@@ -320,7 +320,7 @@ def _as_before(column: Any, field: Any) -> Any:
 
 
 def single_node_env(args: Any) -> None:
-    """Give this process ``sys.argv`` and GPUs as a program's arguments say.
+    """Set ``sys.argv`` and the GPUs of this process from the program's arguments.
 
     Parameters
     ----------
@@ -334,12 +334,12 @@ def single_node_env(args: Any) -> None:
 
 
 def get_meta_graph_def(saved_model_dir: str, tag_set: str) -> Any:
-    """Return the graph of a SavedModel that has these tags.
+    """Return the graph of a SavedModel that has exactly these tags.
 
     Raises
     ------
     RuntimeError
-        If there is none.
+        If there is no such graph.
     """
     from tensorflow.python.saved_model import loader_impl
 
@@ -351,7 +351,7 @@ def get_meta_graph_def(saved_model_dir: str, tag_set: str) -> Any:
 
 
 def yield_batch(iterable: Iterable[Any], batch_size: int, num_tensors: int = 1) -> Iterator[list[list[Any]]]:
-    """Yield a list of values for each tensor, up to `batch_size` rows at a time; ``None`` in place of a row ends it."""
+    """Yield batches of up to `batch_size` rows, as a list of values for each tensor; a row of ``None`` ends them."""
     tensors: list[list[Any]] = [[] for _ in range(num_tensors)]
     for row in iterable:
         if row is None:

@@ -1,7 +1,8 @@
 """Reservations of nodes, among threads of one process.
 
-The original's server unpickled what anyone sent to its port. tfspark's rendezvous is part of `tfspark.Cluster`, with a
-token on every call; nothing listens here, and a `Client` reaches the `Server` of its own process only.
+The original's server unpickled all data that was sent to its port. tfspark's rendezvous is part of `tfspark.Cluster`
+and needs a token for every call. This module does not listen on a port, and a `Client` reaches only the `Server` of its
+own process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _servers: dict[tuple[str, int], Server] = {}
 
 
 class Reservations:
-    """What nodes have said of themselves, until all have.
+    """The reservations of nodes, until all nodes are registered.
 
     Parameters
     ----------
@@ -36,36 +37,36 @@ class Reservations:
         self.changed = threading.Condition()
 
     def add(self, meta: Any) -> None:
-        """Add a node."""
+        """Add the reservation of a node."""
         with self.changed:
             self.reservations.append(meta)
             self.changed.notify_all()
 
     def done(self) -> bool:
-        """Tell whether all are there."""
+        """Return whether all nodes are registered."""
         with self.changed:
             return len(self.reservations) >= self.required
 
     def get(self) -> list[Any]:
-        """Return what there is."""
+        """Return the reservations so far."""
         with self.changed:
             return list(self.reservations)
 
     def remaining(self) -> int:
-        """Return how many are missing."""
+        """Return how many reservations are missing."""
         with self.changed:
             return self.required - len(self.reservations)
 
 
 class MessageSocket:
-    """Gone: nothing is unpickled from a socket."""
+    """Not supported: tfspark does not unpickle data from a socket."""
 
     def receive(self, sock: Any) -> Any:
-        """Refuse."""
+        """Raise `ConfigurationError`."""
         raise _notes.gone("MessageSocket.receive", "Nodes and driver speak Arrow Flight")
 
     def send(self, sock: Any, msg: Any) -> Any:
-        """Refuse."""
+        """Raise `ConfigurationError`."""
         raise _notes.gone("MessageSocket.send", "Nodes and driver speak Arrow Flight")
 
 
@@ -80,7 +81,7 @@ class Server(MessageSocket):
     Raises
     ------
     ConfigurationError
-        If it is less than 1.
+        If `count` is less than 1.
     """
 
     def __init__(self, count: int) -> None:
@@ -97,12 +98,12 @@ class Server(MessageSocket):
         return address
 
     def await_reservations(self, sc: Any, status: Mapping[str, str] = {}, timeout: float = 600) -> list[Any]:
-        """Wait until all nodes are there.
+        """Wait until all nodes are registered and return their reservations.
 
         Raises
         ------
         StartTimeout
-            If they are not within `timeout` seconds.
+            If reservations are missing after `timeout` seconds.
         """
         found = self.reservations
         with found.changed:
@@ -117,12 +118,12 @@ class Server(MessageSocket):
         return os.environ.get(TFOS_SERVER_HOST) or util.get_ip_address()
 
     def get_server_ports(self) -> list[int]:
-        """Return the ports that ``TFOS_SERVER_PORT`` names, one or a range; ``[0]`` for any.
+        """Return the ports in ``TFOS_SERVER_PORT``, which is one port or a range; ``[0]`` stands for any port.
 
         Raises
         ------
         ConfigurationError
-            If it is neither.
+            If the variable is neither a port nor a range.
         """
         text = os.environ.get(TFOS_SERVER_PORT, "0")
         try:
@@ -134,18 +135,18 @@ class Server(MessageSocket):
         return list(range(first, last[0] + 1)) if last else [first]
 
     def start_listening_socket(self) -> Any:
-        """Refuse."""
+        """Raise `ConfigurationError`."""
         raise _notes.gone("Server.start_listening_socket", _FORM)
 
     def stop(self) -> None:
-        """Forget it."""
+        """Mark the server as done and remove its address."""
         self.done = True
         for address in [a for a, server in _servers.items() if server is self]:
             del _servers[address]
 
 
 class Client(MessageSocket):
-    """Speaks to the `Server` of this process.
+    """Accesses a `Server` of this process.
 
     Parameters
     ----------
@@ -168,23 +169,23 @@ class Client(MessageSocket):
         self._server = found
 
     def register(self, reservation: Any) -> str:
-        """Add a node."""
+        """Add the reservation of a node."""
         self._server.reservations.add(reservation)
         return "OK"
 
     def get_reservations(self) -> list[Any]:
-        """Return the nodes that are there."""
+        """Return the reservations so far."""
         return self._server.reservations.get()
 
     def await_reservations(self) -> list[Any]:
-        """Wait until all nodes are there."""
+        """Wait until all nodes are registered and return their reservations."""
         found = self._server.reservations
         with found.changed:
             found.changed.wait_for(found.done)
         return found.get()
 
     def request_stop(self) -> str:
-        """Have the server say that it is done."""
+        """Mark the server as done."""
         self._server.done = True
         return "OK"
 

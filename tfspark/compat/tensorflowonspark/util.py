@@ -17,14 +17,14 @@ _executor_id: int | None = None
 
 
 def single_node_env(num_gpus: int = 1, worker_index: int = -1, nodes: Sequence[str] = ()) -> None:
-    """Give this process GPUs, or none, before TensorFlow looks for them.
+    """Assign GPUs, or none, to this process; call it before TensorFlow looks for GPUs.
 
     Parameters
     ----------
     num_gpus
-        How many, if the host has any.
+        Number of GPUs, if the host has any.
     worker_index, nodes
-        Which of the nodes, listed as ``host:port``, this one is: those of one host then get different GPUs.
+        Index of this node in `nodes`, a list of ``host:port``; nodes on the same host then get different GPUs.
     """
     if num_gpus < 1 or not gpu_info.is_gpu_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -37,10 +37,10 @@ def single_node_env(num_gpus: int = 1, worker_index: int = -1, nodes: Sequence[s
 
 
 def get_ip_address() -> str:
-    """Return this host's address on its way to other networks, or what its name stands for."""
+    """Return the address from which this host reaches other networks, or else the address of its host name."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try:
-            # Nothing is sent: the kernel only looks up the way.
+            # Nothing is sent: the kernel only looks up the route.
             s.connect(("192.0.2.1", 9))
             return str(s.getsockname()[0])
         except OSError:
@@ -48,26 +48,26 @@ def get_ip_address() -> str:
 
 
 def find_in_path(path: str, file: str) -> Any:
-    """Return the first file of that name in a list of directories, ``False`` if there is none."""
+    """Return the first file with this name in a list of directories, or ``False`` if there is none."""
     candidates = (os.path.join(directory, file) for directory in path.split(os.pathsep))
     return next((c for c in candidates if os.path.isfile(c)), False)
 
 
 @_notes.now("ctx.index needs no file")
 def write_executor_id(num: int) -> None:
-    """Remember this process' executor id; no file is written."""
+    """Store the executor id of this process in memory; no file is written."""
     global _executor_id
     _executor_id = int(num)
 
 
 @_notes.now("ctx.index needs no file")
 def read_executor_id() -> int:
-    """Return what `write_executor_id` was given.
+    """Return the executor id that `write_executor_id` stored.
 
     Raises
     ------
     ConfigurationError
-        If it was not called in this process.
+        If `write_executor_id` was not called in this process.
     """
     if _executor_id is None:
         raise ConfigurationError("This process has no executor id.", hint="ctx.executor_id of map_fun has it.")
