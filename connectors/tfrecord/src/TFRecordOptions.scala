@@ -111,7 +111,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
   /** Whether several tasks may read an uncompressed file. */
   val splitFiles: Boolean = boolean("splitFiles", default = true)
 
-  /** Spark decides where files are written. spark-tfrecord's `local`, where each executor has its own disk, is refused. */
+  /** Spark decides where files are written. In spark-tfrecord, `local` lets each executor write to its own disk. */
   if (oneOf("writeLocality", "distributed", "local") == "local")
     throw new IllegalArgumentException(
       "writeLocality=local is not supported: Spark's commit protocol cannot see files on local disks of executors. " +
