@@ -1,6 +1,6 @@
-"""What the benchmarks share: the session, the rows, medians, and figures printed as JSON lines.
+"""Code that the benchmarks share: the session, the rows, medians, and figures printed as JSON lines.
 
-Standard output carries figures alone; whatever Spark, TensorFlow and nodes have to say goes to standard error.
+Only figures go to standard output; everything that Spark, TensorFlow and nodes print goes to standard error.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ DEFAULT_MASTER = "local-cluster[2,2,2048]"
 
 FEATURES = 784
 ROW_BYTES = FEATURES * 4 + 4
-"""A row as Arrow carries it: the floats and an int label; lengths and validity are not counted."""
+"""Size of a row in Arrow, in bytes: the floats and an int label, without lengths and validity."""
 
 _figures = os.fdopen(os.dup(1), "w", buffering=1)
 
 
 def keep_stdout_for_figures() -> None:
-    """Send everything that this process and its children print to standard error, figures aside."""
+    """Redirect to standard error everything that this process and its children print, except figures."""
     os.dup2(2, 1)
 
 
 def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has.
+    """Return a parser with the common options of the benchmarks.
 
     Parameters
     ----------
     description
         First line of the help.
     defaults
-        Other defaults than the usual ones.
+        Defaults that replace the usual ones, by option.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--master", default=DEFAULT_MASTER, help="Spark master")
@@ -65,7 +65,7 @@ def options(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def setting(text: str) -> tuple[str, str]:
-    """Read a setting as spark-submit takes it."""
+    """Parse a setting in the form of spark-submit, ``KEY=VALUE``."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
@@ -74,7 +74,7 @@ def setting(text: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def session(master: str, name: str, verbose: bool = False, **more: str) -> Iterator[SparkSession]:
-    """Make a session as users do, with more settings, whose executors see this checkout."""
+    """Create a session as users do, with more settings; its executors import tfspark from this checkout."""
     from pyspark.sql import SparkSession
 
     import tfspark
@@ -107,13 +107,13 @@ def session(master: str, name: str, verbose: bool = False, **more: str) -> Itera
 
 
 def session_of(chosen: argparse.Namespace, name: str) -> contextlib.AbstractContextManager[SparkSession]:
-    """Make the session that `options` were given for."""
+    """Create the session for the parsed options."""
     return session(chosen.master, name, chosen.verbose, **dict(chosen.conf))
 
 
 @contextlib.contextmanager
 def own_batches(spark: SparkSession) -> Iterator[None]:
-    """Let Spark make Arrow batches of the size that it makes where nobody has set one."""
+    """Set the size of Arrow batches to Spark's default within the block."""
     entry = spark._jvm.org.apache.spark.internal.config.ConfigEntry.findEntry(BATCH_BYTES)  # type: ignore[attr-defined]
     ours = spark.conf.get(BATCH_BYTES)
     spark.conf.set(BATCH_BYTES, entry.defaultValueString())
@@ -124,7 +124,7 @@ def own_batches(spark: SparkSession) -> Iterator[None]:
 
 
 def _remove_work(app: str) -> None:
-    """Remove what the executors of a local-cluster leave under Spark's home."""
+    """Remove the files that the executors of a local-cluster leave under Spark's home."""
     import pyspark
 
     home = os.environ.get("SPARK_HOME") or str(Path(pyspark.__file__).parent)
@@ -132,7 +132,7 @@ def _remove_work(app: str) -> None:
 
 
 def make_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Give every id random floats and a label; a body for ``mapInArrow``."""
+    """Make random floats and a label for every id; for use with ``mapInArrow``."""
     import numpy as np
     import pyarrow as pa
 
@@ -156,13 +156,13 @@ def cached_rows(spark: SparkSession, rows: int, partitions: int) -> DataFrame:
 
 
 def in_turn(ways: Sequence[T], turn: int) -> list[T]:
-    """Return them, each turn another one first: what follows finds warm Python workers and compiled code."""
+    """Return the ways, rotated by `turn`, because later ways find warm Python workers and compiled code."""
     first = turn % len(ways)
     return [*ways[first:], *ways[:first]]
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
-    """Look at a condition of the cluster until it is true."""
+    """Wait until a condition is true; raise TimeoutError after `timeout` seconds."""
     pause = threading.Event()
     deadline = time.monotonic() + timeout
     while not condition():
@@ -172,7 +172,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120.0)
 
 
 def figure(benchmark: str, name: str, unit: str, rounds: Sequence[float], **more: Any) -> float:
-    """Print one figure, the median of its rounds, as a line of JSON, and return it."""
+    """Print one figure, the median of its rounds, as a line of JSON; return the median."""
     value = statistics.median(rounds)
     line(benchmark, name, value, unit, rounds=[_short(r) for r in rounds], **more)
     return value
@@ -186,7 +186,7 @@ def line(benchmark: str, name: str, value: float, unit: str, **more: Any) -> Non
 
 
 def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Return rows, the first of which is the heading, as a table."""
+    """Format rows as a table; the first row is the heading."""
     if markdown:
         lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
         return "\n".join("| " + " | ".join(row) + " |" for row in lines)
@@ -195,12 +195,12 @@ def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
 
 
 def text(lines: str) -> None:
-    """Print as it is, among the figures."""
+    """Print text unchanged to the output of the figures."""
     print(lines, file=_figures)
 
 
 def surroundings(benchmark: str, **more: Any) -> None:
-    """Print, as the first line, on what the figures were taken."""
+    """Print the machine and the versions of the measurement; this is the first line."""
     line = {
         "benchmark": benchmark,
         "figure": "surroundings",

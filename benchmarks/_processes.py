@@ -1,4 +1,4 @@
-"""What a Spark application holds: its processes, found by a mark in their environment, its files, threads and ports."""
+"""Count what a Spark application holds: processes, found by a mark in their environment, files, threads and ports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MARK = "TFSPARK_BENCHMARK_MARK"
 
 
 def mark() -> None:
-    """Mark this process and all that it starts from now on."""
+    """Mark this process and all processes that it starts from now on."""
     os.environ[MARK] = uuid.uuid4().hex
 
 
 def marked() -> dict[int, str]:
-    """Return the command lines of all living processes that carry the mark, by pid; this one is left out."""
+    """Return the command lines, by pid, of all other living processes with the mark."""
     wanted = f"{MARK}={os.environ[MARK]}".encode()
     found = {}
     for entry in Path("/proc").iterdir():
@@ -36,7 +36,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def state(pid: int) -> str:
-    """Return a process's state in one letter."""
+    """Return the state of a process as one letter."""
     return _stat(pid)[0]
 
 
@@ -58,17 +58,17 @@ def children(pid: int) -> list[int]:
 
 
 def nodes() -> dict[int, str]:
-    """Return the processes of clusters: TensorFlow's, and their guardians."""
+    """Return the processes of clusters: the TensorFlow processes and their guardians."""
     return {pid: command for pid, command in marked().items() if "tfspark.node" in command}
 
 
 def left() -> dict[int, str]:
-    """Return what is still there after ``spark.stop()``, but for the JVM, which ends with this process, and its own."""
+    """Return processes left after ``spark.stop()``, except the JVM, which ends with this process, and its daemon."""
     return {p: c for p, c in marked().items() if "pyspark-shell" not in c and "pyspark.daemon" not in c}
 
 
 def files(directory: str) -> list[str]:
-    """Return the files that clusters have under Spark's local directory."""
+    """Return the files of clusters under Spark's local directory."""
     return [str(p) for p in Path(directory).rglob("*") if "tfspark-" in str(p.relative_to(directory)) and p.is_file()]
 
 
@@ -78,7 +78,7 @@ def threads() -> list[str]:
 
 
 def open_files(pid: int | None = None) -> int:
-    """Return the number of files and sockets that a process has open."""
+    """Return the number of open files and sockets of a process."""
     return len(os.listdir(f"/proc/{pid or os.getpid()}/fd"))
 
 
@@ -94,7 +94,7 @@ def resident_mb(pid: int | None = None) -> float:
 
 
 def listening(pid: int | None = None) -> int:
-    """Return the number of TCP ports at which a process listens."""
+    """Return the number of TCP ports on which a process listens."""
     pid = pid or os.getpid()
     inodes = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():

@@ -1,16 +1,16 @@
-"""Break short trainings at random, with restarts, and see that each ends with the right model or the right error.
+"""Break short trainings at random, with restarts; check that each ends with the right model or the right error.
 
-Each run starts a cluster of two workers that train together, save after each epoch and are fed four epochs. At random
-times one or two faults befall processes of it. What is trained is exact arithmetic over all rows, whatever their order:
-the model of a run is right if it equals that of the undisturbed run, bit by bit, which it does if each completed epoch
+Each run starts a cluster of two workers that train together, save after each epoch and are fed four epochs. One or two
+faults hit its processes at random times. Training is exact arithmetic over all rows and does not depend on their order.
+The model of a run is right if it equals the model of the undisturbed run bit by bit; it does if each completed epoch
 saw every row once. An error is right if no restart was left, or if it says that rows did not come because their task
-was stopped. Nothing may be left of a cluster in any case.
+was stopped. In any case, nothing of a cluster may remain.
 
-With ``--elastic`` there are as many slots as two workers and a feeding task need, and executors may be taken away for
-good: training then goes on with one worker (`min_workers=1`). What was taken away comes back after the run.
+With ``--elastic`` there are only as many slots as two workers and a feed task need, and executors may be taken away for
+good: training then continues with one worker (`min_workers=1`). Executors that were taken away return after the run.
 
-One line of JSON a run, then a table; ``--markdown`` gives it as one. The same ``--seed`` plans the same faults; what
-they meet depends on the machine.
+The output is one line of JSON per run, then a table, in Markdown with ``--markdown``. The same ``--seed`` plans the
+same faults; which processes they hit, and in which state, depends on the machine.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ EPOCHS = 4
 ROWS = 1000
 MAX_RESTARTS = 3
 LAST_FAULT_SECONDS = 14.0
-"""Faults are planned within so many seconds from the start of a run; an undisturbed one takes about as long."""
+"""Faults are planned within this many seconds of the start of a run; an undisturbed run takes about as long."""
 
 SLOTS = 3
-"""Of an elastic run: two workers and a feeding task."""
+"""Task slots of an elastic run: two workers and a feed task."""
 
 LEFT_SECONDS = 20.0
-"""How long what belonged to a cluster may still be there after it has ended."""
+"""How many seconds processes, threads and files of a cluster may remain after it has ended."""
 
 STALL_SECONDS = 30.0
-"""How long rows may not come before it is an error: longer than Spark takes to replace both executors."""
+"""After how many seconds without rows a run fails: longer than Spark takes to replace both executors."""
 
 SHRINK_SECONDS = 15.0
-"""How long a restart waits for all workers: longer than Spark takes to replace an executor that has died."""
+"""How many seconds a restart waits for all workers: longer than Spark takes to replace a dead executor."""
 
 KINDS = {
     ("TensorFlow process", "SIGKILL"): 3,
@@ -71,15 +71,15 @@ KINDS = {
     ("feeding Python worker", "SIGKILL"): 3,
     ("feeding Python worker", "SIGSTOP"): 1,
 }
-"""What can happen to what, and how often beside the others."""
+"""The faults, as target and kind, with their relative frequencies."""
 
 GONE = ("executor", "gone for good")
-"""What can happen with ``--elastic``, once in a run: Spark starts no other one in its place."""
+"""The fault that happens once in each run with ``--elastic``: Spark does not replace the executor."""
 
 
 @dataclass
 class Fault:
-    """One thing that goes wrong: planned, and when it did, in seconds since the start of the run."""
+    """One fault: when it is planned and when it happened, in seconds since the start of the run."""
 
     target: str
     how: str
@@ -88,7 +88,7 @@ class Fault:
 
 
 def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    """Train one number on sums over all rows of an epoch."""
+    """Train one number from sums over all rows of an epoch."""
     import tensorflow as tf
 
     strategy = ctx.strategy()
@@ -128,7 +128,7 @@ def train(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
 
 
 def die(how: str) -> None:
-    """End this process in one of the ways in which it ends by itself."""
+    """End this process from the inside: by exit, by SIGSEGV or by an exception."""
     if how == "exit":
         os._exit(7)
     if how == "SIGSEGV":
@@ -137,7 +137,7 @@ def die(how: str) -> None:
     raise RuntimeError("chaos")
 
 
-# --- what goes wrong
+# --- faults
 
 
 def _command(pid: int) -> str:
@@ -154,7 +154,7 @@ def _nodes() -> list[int]:
 
 
 def _candidates(target: str) -> list[int]:
-    """Return the processes of a kind that there are now."""
+    """Return the current processes of a kind."""
     with contextlib.suppress(OSError):
         if target == "executor JVM":
             return [pid for pid, command in processes.marked().items() if "CoarseGrainedExecutorBackend" in command]
@@ -169,7 +169,7 @@ def _candidates(target: str) -> list[int]:
 
 
 class Chaos(threading.Thread):
-    """Brings about the faults of one run."""
+    """Causes the faults of one run."""
 
     def __init__(
         self, faults: list[Fault], orders: str, rng: random.Random, take_away: Callable[[random.Random], bool]
@@ -217,7 +217,7 @@ def planned(rng: random.Random, elastic: bool = False) -> list[Fault]:
 
 
 def _take_away(spark: SparkSession, cluster: tfspark.Cluster, rng: random.Random) -> bool:
-    """Have Spark end the executor of a node and start no other one; return whether there was one."""
+    """Make Spark end the executor of a node and not replace it; return whether an executor was ended."""
     from tfspark.spark.internals import executors_of_task
 
     gang = cluster._gang
@@ -233,7 +233,7 @@ def _take_away(spark: SparkSession, cluster: tfspark.Cluster, rng: random.Random
 
 
 def give_back(spark: SparkSession, slots: int) -> None:
-    """Have Spark start executors until there are so many slots again."""
+    """Make Spark start executors until there are `slots` slots again."""
     from tfspark.spark.internals import concurrent_tasks
 
     _ask_for(spark, slots)
@@ -241,7 +241,7 @@ def give_back(spark: SparkSession, slots: int) -> None:
 
 
 def _ask_for(spark: SparkSession, executors: int) -> None:
-    """Tell Spark how many executors the application is to have."""
+    """Set the number of executors that Spark should run for the application."""
     context = spark.sparkContext
     maps = getattr(context._jvm.scala.collection.immutable, "Map$")
     context._jsc.sc().requestTotalExecutors(executors, 0, getattr(maps, "MODULE$").empty())
@@ -250,7 +250,7 @@ def _ask_for(spark: SparkSession, executors: int) -> None:
 def run_once(
     spark: SparkSession, faults: list[Fault], rng: random.Random, right: Any, limit: float, elastic: bool = False
 ) -> dict[str, Any]:
-    """Train once, with faults; tell how it ended."""
+    """Train once, with faults; return how the run ended."""
     import tfspark
 
     with tempfile.TemporaryDirectory() as directory:
@@ -313,7 +313,7 @@ def _watchdog(cluster: tfspark.Cluster, limit: float, hung: list[bool]) -> threa
 
 
 def left_over(directory: str) -> list[str]:
-    """Return what is left of clusters once they had time to go."""
+    """Wait until nothing of clusters remains, at most `LEFT_SECONDS`; return what remains."""
     kinds: list[Callable[[], list[str]]] = [
         lambda: list(processes.nodes().values()),
         processes.threads,
@@ -328,7 +328,7 @@ def left_over(directory: str) -> list[str]:
 
 
 def table(runs: list[dict[str, Any]], markdown: bool) -> str:
-    """Return what each kind of fault came to; a run with two faults counts for both."""
+    """Return a table of the outcomes of each kind of fault; a run with two faults counts for both."""
     head = ("fault", "planned", "took place", "right model", "right error", "wrong", "restarts", "longest run, s")
     rows = [head]
     for target, how in [*KINDS, GONE, ("all runs", "")]:
@@ -359,7 +359,7 @@ def settings(directory: str) -> dict[str, str]:
         "spark.log.level": "OFF",
         "spark.task.maxFailures": "8",
         "spark.deploy.maxExecutorRetries": "-1",
-        # An executor that is stopped, and not killed, is one that Spark must give up.
+        # Spark must give up an executor that is stopped (SIGSTOP) and not killed.
         "spark.executor.heartbeatInterval": "2s",
         "spark.network.timeout": "20s",
         "spark.network.timeoutInterval": "5s",
@@ -367,7 +367,7 @@ def settings(directory: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run and print; the exit code is 1 if a run ended wrongly or left something behind."""
+    """Run and print; exit with 1 if a run ended wrongly or left something behind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--elastic", action="store_true", help="take executors away for good, too")
     parser.add_argument("--master", help="local-cluster[3,2,1024], or [3,1,1024] with --elastic")

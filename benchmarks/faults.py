@@ -1,8 +1,8 @@
-"""How soon, and in which words, the driver hears of each kind of death.
+"""Measure how soon the driver raises after each kind of failure, and with which message.
 
-Two workers train together, so that the one that lives is blocked in a collective. Something befalls worker 1 or what it
-depends on; the time runs from there until ``feed`` has raised in the driver, with everything freed. One line of JSON a
-fault, then a table; ``--markdown`` gives it as one.
+Two workers train together, so that the worker that survives is blocked in a collective. A fault hits worker 1 or a
+process that it depends on. The time is from the fault until ``feed`` has raised in the driver, with everything freed.
+The output is one line of JSON per fault, then a table, in Markdown with ``--markdown``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def node(cluster: tfspark.Cluster) -> int:
 
 
 def supervisor(cluster: tfspark.Cluster) -> int:
-    """Return the pid of the Spark Python worker that supervises it."""
+    """Return the pid of the Spark Python worker that supervises worker 1."""
     return processes.parent(node(cluster))
 
 
 def executor(cluster: tfspark.Cluster) -> int:
-    """Return the pid of the JVM in which that one's task runs: the parent of Spark's daemon of Python workers."""
+    """Return the pid of the executor JVM of worker 1: the parent of Spark's daemon of Python workers."""
     return processes.parent(processes.parent(supervisor(cluster)))
 
 
@@ -67,7 +67,7 @@ FAULTS: dict[str, Callable[[tfspark.Cluster, Path], None]] = {
 
 
 def measure(spark: SparkSession, fault: Callable[[tfspark.Cluster, Path], None]) -> dict[str, Any]:
-    """Train, have something happen, and return what the driver saw of it."""
+    """Train, cause a fault, and return the error that the driver raised."""
     import tfspark
 
     with tempfile.TemporaryDirectory() as directory:

@@ -1,16 +1,16 @@
-"""How fast rows get from a cached DataFrame into TensorFlow.
+"""Measure how fast rows get from a cached DataFrame into TensorFlow.
 
-Rows of 784 float32 and an int label. Every round measures, one after another in the same Spark session,
+A row has 784 float32 and an int label. Every round measures, one after another in the same Spark session:
 
-- ``spark_drain``: Spark's own ``mapInArrow`` reading all rows and sending nothing, beside idle nodes: the ceiling,
-- ``spark_defaults_drain``: the same with Arrow batches of Spark's own size,
-- ``slots_drain``: the rows in slots of shared memory, counted and sent nowhere: what Spark's side of a feed can do,
+- ``spark_drain``: Spark's own ``mapInArrow`` reads all rows and sends nothing, while nodes are idle: the upper limit,
+- ``spark_defaults_drain``: the same with Spark's default size of Arrow batches,
+- ``slots_drain``: the rows are written to slots of shared memory and counted, but not sent: the limit of Spark's side,
 - ``feed_drain``: ``cluster.feed`` into a ``ctx.dataset`` that is read to its end,
 - ``fit_fed`` and ``fit_memory``: a small Keras fit on the same rows fed, and on as many rows in memory,
 - ``tensorflowonspark_drain``: TensorFlowOnSpark's feed of the same rows, read with its ``DataFeed.next_batch``, if
   it is installed (the ``bench`` extra) and the master has one executor per worker.
 
-One line of JSON a figure, on standard output; times run until the last row has been read by TensorFlow's side.
+The output is one line of JSON per figure, on standard output. Times end when TensorFlow's side has read the last row.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 NAME = "feed"
 SHAPES = {"x": common.FEATURES}
 WARM_UP_ROWS = 4096
-"""Rows fed before the clock runs, so that imports, tracing and the first connections are not in the figures."""
+"""Rows fed before the measurement, so that it does not include imports, tracing and the first connections."""
 
 
 @dataclass
 class Run:
-    """What all measurements need, and the seconds they took."""
+    """The inputs of all measurements, and the seconds that they took."""
 
     spark: SparkSession
     df: DataFrame
@@ -55,7 +55,7 @@ class Run:
 
 
 def drain(args: dict[str, Any], ctx: Any) -> list[tuple[int, float]]:
-    """Read every epoch to its end, in a graph as ``model.fit`` does; return rows and the time of the end of each."""
+    """Read every epoch to its end, in a graph as ``model.fit`` does; return the rows and the end time of each epoch."""
     import tensorflow as tf
 
     def reader(dataset: tf.data.Dataset) -> Any:
@@ -77,14 +77,14 @@ def small_model(ctx: Any) -> Any:
         x = keras.Input((common.FEATURES,), name="x")
         hidden = keras.layers.Dense(64, activation="relu")(x)
         model = keras.Model({"x": x}, keras.layers.Dense(10)(hidden))
-        # Without XLA, as its compilation of the last, shorter batch would be most of what is measured.
+        # Without XLA, because its compilation of the last, shorter batch would take most of the measured time.
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer="adam", loss=loss, jit_compile=False)
     return model
 
 
 def fit(args: dict[str, Any], ctx: Any) -> dict[str, float]:
-    """Fit on fed rows and on rows in memory, in the order asked for; warm up with a feed first."""
+    """Fit on fed rows and on rows in memory, in the order that `args` sets; warm up with a feed first."""
     import numpy as np
     import tensorflow as tf
 
@@ -127,7 +127,7 @@ def tfos_drain(args: dict[str, Any], ctx: Any) -> None:
 
 
 def read_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Body of `measure_spark`: count rows, as cheap a use of them as there is."""
+    """Count rows for `measure_spark`; this is the cheapest use of them."""
     import pyarrow as pa
 
     rows = sum(b.num_rows for b in batches)
@@ -135,7 +135,7 @@ def read_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def measure_spark(df: DataFrame, rows: int) -> float:
-    """Return the seconds that Spark alone takes to hand all rows to Python."""
+    """Return the seconds that Spark alone takes to pass all rows to Python."""
     began = time.time()
     counted = sum(r.rows for r in df.mapInArrow(read_all, "rows long").collect())
     seconds = time.time() - began
@@ -144,13 +144,13 @@ def measure_spark(df: DataFrame, rows: int) -> float:
 
 
 def measure_spark_alone(df: DataFrame, rows: int) -> float:
-    """Return what `measure_spark` does where nobody has set how large Spark's Arrow batches are."""
+    """Return the seconds of `measure_spark` with Spark's default size of Arrow batches."""
     with common.own_batches(df.sparkSession):
         return measure_spark(df, rows)
 
 
 def measure_slots(df: DataFrame, rows: int) -> float:
-    """Return the seconds that Spark takes to write all rows into slots, which a task opens and lets go."""
+    """Return the seconds that Spark takes to write all rows into slots, which a task opens and releases."""
     from tfspark.columns.sent import sent_columns
 
     sent = sent_columns(df, {c: df[c] for c in df.columns}, ())
@@ -164,13 +164,13 @@ def measure_slots(df: DataFrame, rows: int) -> float:
 
 
 def expect(counted: int, rows: int) -> None:
-    """A benchmark that lost rows says nothing."""
+    """Raise if rows were lost, because the measurement is then not valid."""
     if counted != rows:
         raise RuntimeError(f"{counted} rows arrived of {rows}")
 
 
 def in_phase(cluster: Any, phase: int) -> None:
-    """Wait until all nodes have come so far, or one has failed."""
+    """Wait until all nodes have reached `phase`; raise if one has failed."""
 
     def arrived() -> bool:
         nodes = cluster.status()
@@ -182,7 +182,7 @@ def in_phase(cluster: Any, phase: int) -> None:
 
 
 def measure_drain(run: Run, workers: int, turn: int) -> None:
-    """Measure Spark alone and `cluster.feed` with the same nodes holding the same slots, another first each turn."""
+    """Measure Spark alone and `cluster.feed` while the same nodes hold the same slots; rotate the order each turn."""
     import tfspark
 
     with tfspark.Cluster(run.spark, drain, {"batch_size": run.batch_size}, workers=workers, progress=False) as cluster:
@@ -228,7 +228,7 @@ def measure_fit(run: Run, workers: int, memory_first: bool) -> None:
 
 
 def measure_tfos(run: Run, workers: int) -> None:
-    """Measure TensorFlowOnSpark's feed, from the call until its own call has seen all rows consumed."""
+    """Measure TensorFlowOnSpark's feed: the time of its own call, which returns after all rows were consumed."""
     from tensorflowonspark import TFCluster
 
     sc = run.spark.sparkContext
@@ -247,7 +247,7 @@ def pair(row: Any) -> tuple[list[float], int]:
 
 
 def tfos_workers(master: str) -> int:
-    """Return with how many workers TensorFlowOnSpark can run here, which needs one in every executor; 0 for none."""
+    """Return the number of workers of TensorFlowOnSpark, which needs one per executor; 0 if it cannot run here."""
     if importlib.util.find_spec("tensorflowonspark") is None:
         print("tensorflowonspark is not installed (the bench extra): left out", file=sys.stderr)
         return 0
@@ -261,7 +261,7 @@ def tfos_workers(master: str) -> int:
 
 
 def show(run: Run, workers: Sequence[int]) -> None:
-    """Print all figures, then how they compare."""
+    """Print all figures, then their ratios."""
     for (name, n), seconds in sorted(run.seconds.items(), key=lambda item: (item[0][1], item[0][0])):
         more = {"workers": n, "rows": run.rows, "batch_size": run.batch_size, "seconds": [round(s, 3) for s in seconds]}
         common.figure(NAME, name, "rows/s", [run.rows / s for s in seconds], **more)
@@ -278,7 +278,7 @@ def show(run: Run, workers: Sequence[int]) -> None:
         for n in sorted({n for _, n in run.seconds}):
             ours, theirs = run.seconds.get((fast, n)), run.seconds.get((slow, n))
             if ours and theirs:
-                # Round by round, as a busy machine slows both of a round.
+                # Ratios are taken per round, because a busy machine slows both measurements of a round.
                 ratios = [t / o for o, t in zip(ours, theirs, strict=True)]
                 common.figure(NAME, f"{fast}/{slow}", "ratio of rows/s", ratios, workers=n)
 
@@ -314,7 +314,7 @@ def main() -> None:
             NAME, master=options.master, rows=options.rows, partitions=options.partitions, cache=options.cache
         )
         run = Run(spark, df, warm_up, options.rows, options.batch_size, options.cache)
-        # Nobody comes first: the JVM compiles what all of them use in these passes.
+        # Untimed passes, so that the JVM compiles the common code before the first measurement.
         for warming in (measure_spark_alone, measure_spark):
             warming(df, options.rows)
         measure(run, options)

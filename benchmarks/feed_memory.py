@@ -1,7 +1,7 @@
-"""How much memory every process takes while far more data is fed than fits in memory.
+"""Measure the memory of every process while far more data is fed than fits in memory.
 
-Rows of 784 float32 are generated, not kept anywhere, and fed through workers that read and drop them. Peak resident
-set sizes are those that the kernel has noted (``VmHWM``), looked up every half second while the feed runs.
+Rows of 784 float32 are generated, not kept anywhere, and fed to workers that read and drop them. Peak resident set
+sizes come from the kernel (``VmHWM``); they are read every half second while the feed runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH_ROWS = 2000
 
 
 def generate(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Make as many rows as each id says, out of the same few."""
+    """Make `BATCH_ROWS` rows for each id; all ids get the same rows."""
     import numpy as np
     import pyarrow as pa
 
@@ -38,7 +38,7 @@ def generate(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def drain(args: dict[str, Any], ctx: Any) -> int:
-    """Read all rows; return how many."""
+    """Read all rows; return their number."""
     import tensorflow as tf
 
     dataset = ctx.dataset(args["batch_size"])
@@ -46,7 +46,7 @@ def drain(args: dict[str, Any], ctx: Any) -> int:
 
 
 class Watch:
-    """Notes the peak resident set size of every kind of process."""
+    """Records the peak resident set size of every kind of process."""
 
     KINDS = (("tfspark.node.main", "node"), ("pyspark.daemon", "python worker"), ("Executor", "executor JVM"))
 

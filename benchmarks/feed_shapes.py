@@ -1,14 +1,14 @@
-"""How fast rows of different shapes get into TensorFlow, are replayed, and are answered by workers that serve.
+"""Measure how fast rows of different shapes are fed to TensorFlow, replayed, and answered by workers that serve.
 
-For each shape, in one Spark session, round by round:
+For each shape, every round in the same Spark session measures:
 
-- ``spark_drain``: Spark's own ``mapInArrow`` reading all rows and sending nothing, beside idle nodes: the ceiling,
+- ``spark_drain``: Spark's own ``mapInArrow`` reads all rows and sends nothing, while nodes are idle: the upper limit,
 - ``feed_drain``: ``cluster.feed`` until a ``ctx.dataset`` has been read to its end,
-- ``replay``: an epoch from what the worker has kept, the median of those after the first,
+- ``replay``: an epoch from the rows that the worker has kept; the median of the epochs after the first,
 - ``predict``: ``cluster.predict`` with an identity function, until Spark has counted the answers,
 - ``tensorflowonspark_inference``: ``TFCluster.inference`` of the same rows, if it is installed (784 floats only).
 
-One line of JSON a figure, on standard output.
+The output is one line of JSON per figure, on standard output.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class Shape:
     Attributes
     ----------
     make
-        Makes the columns of so many rows.
+        Makes the columns for a number of rows.
     ddl
-        Their Spark types.
+        Spark types of the columns.
     shapes
-        What ``predict`` is told of them, and ``feed`` if they are `declared`; else the first rows settle them.
+        The argument `shapes` of ``predict``, and of ``feed`` if `declared`; else the first rows determine the shapes
+        of ``feed``.
     rows
-        How many are fed by default.
+        Number of rows to feed by default.
     """
 
     make: Maker
@@ -65,7 +66,7 @@ class Shape:
 
     @property
     def fed_shapes(self) -> dict[str, int] | None:
-        """What ``feed`` is told."""
+        """The argument `shapes` of ``feed``."""
         return self.shapes if self.declared else None
 
 
@@ -210,7 +211,7 @@ def tfos_identity(args: Any, ctx: Any) -> None:
 
 
 def infer_with_tfos(spark: SparkSession, df: DataFrame, share: float) -> float:
-    """Return the seconds of TensorFlowOnSpark's inference of as many rows, from those of a part of them."""
+    """Return the seconds of TensorFlowOnSpark's inference of all rows: the seconds for `df`, times `share`."""
     from tensorflowonspark import TFCluster
 
     rdd = df.repartition(2).rdd.map(lambda row: (row.x, row.label)).cache()

@@ -1,16 +1,17 @@
-"""How long a cluster takes to start and to stop.
+"""Measure how long a cluster takes to start and to stop.
 
-The start runs from the call until ``main`` was entered on all nodes, and is split, for the node that was last, into
+``start`` is the time from the call until ``main`` was entered on all nodes. For the last node it is split into:
 
-- ``start_spark``: what the rest leaves: the driver's own work, and Spark until a task has spawned the process,
-- ``start_process``: Python coming up in the process, and its server listening,
+- ``start_spark``: the rest: the driver's own work, and Spark until a task has spawned the process,
+- ``start_process``: the start of Python in the process, until its server listens,
 - ``start_tensorflow``: the import of TensorFlow,
-- ``start_rendezvous``: waiting until all other nodes have registered, after that import.
+- ``start_rendezvous``: the wait, after that import, until all other nodes have registered.
 
-``import`` is what as many processes need for ``python -c "import tensorflow"``, started together, right before;
-``start_above_import`` is the start less that. ``finish`` runs from ``wait()``, with every ``main`` reading a feed that
-never comes, until all is over and freed; ``stop`` is the same with ``stop()``. With ``--ps`` everything is also
-measured with parameter servers, and a chief beside them. One line of JSON a figure, on standard output.
+``import`` is the time of ``python -c "import tensorflow"`` in as many processes, started together right before;
+``start_above_import`` is ``start`` minus ``import``. ``finish`` is the time from ``wait()``, while every ``main`` reads
+a feed that never comes, until everything has ended and is freed; ``stop`` is the same with ``stop()``. With ``--ps``
+everything is also measured with parameter servers and a chief. The output is one line of JSON per figure, on standard
+output.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NAME = "lifecycle"
 
 
 def idle(args: None, ctx: Any) -> float:
-    """Wait for a feed until there is none to come; return when `main` was entered."""
+    """Wait for feeds until no more can come; return the time at which `main` was entered."""
     entered = time.time()
     for _ in ctx.epochs():
         pass
@@ -40,7 +41,7 @@ def idle(args: None, ctx: Any) -> float:
 
 
 def started(spark: SparkSession, workers: int, ps: int) -> Any:
-    """Return a cluster, and the time of the call that started it, once ``main`` runs on all nodes."""
+    """Start a cluster and wait until ``main`` runs on all nodes; return it and the time of the call that started it."""
     import tfspark
 
     cluster = tfspark.Cluster(spark, idle, workers=workers, ps=ps, progress=False)
@@ -60,12 +61,12 @@ def started(spark: SparkSession, workers: int, ps: int) -> Any:
 
 
 def nodes(workers: int, ps: int) -> int:
-    """Return how many nodes a cluster has."""
+    """Return the number of nodes of a cluster."""
     return workers + ps + (1 if ps else 0)
 
 
 def import_tensorflow(processes: int) -> float:
-    """Import TensorFlow in several processes at once; return the seconds until the last one had ended."""
+    """Import TensorFlow in several processes at once; return the seconds until the last one has ended."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, "-c", "import tensorflow"]
     began = time.time()
@@ -114,7 +115,7 @@ def main() -> None:
     common.keep_stdout_for_figures()
     with common.session_of(options, "tfspark lifecycle benchmark") as spark:
         common.surroundings(NAME, master=options.master)
-        # The first one pays for Spark's own warming up.
+        # The first cluster is not measured, because it includes the warm-up of Spark.
         started(spark, 1, 0)[0].stop()
         seconds: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         for r in range(options.rounds):

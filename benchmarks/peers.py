@@ -1,11 +1,11 @@
-"""tfspark beside what else there is: the same jobs, through each library's own interface, in one table.
+"""Compare tfspark with other libraries: the same jobs, through each library's own interface, in one table.
 
-- TensorFlowOnSpark 2.2.5 through its own API, and the same programs on `tfspark.compat`; elephas 7.3; Spark's
-  `predict_batch_udf`; `tf.data` alone in one process;
-- starting, stopping, feeding, fitting fed from Spark, inference, TFRecord files written and read, lines of user code.
+- Libraries: TensorFlowOnSpark 2.2.5 through its own API, and the same programs on `tfspark.compat`; elephas 7.3;
+  Spark's `predict_batch_udf`; `tf.data` alone in one process.
+- Jobs: start, stop, feed, a fit fed from Spark, inference, TFRecord files written and read, lines of user code.
 
-Standard output carries figures as JSON lines; the table goes to docs/performance.md, with versions and the machine.
-Peers that are not installed are left out and named:
+Figures go to standard output as JSON lines; the table goes to docs/performance.md, with the versions and the machine.
+Libraries that are not installed are left out, and a message names them. To install them:
 
     pip install --no-deps tensorflowonspark==2.2.5 elephas==7.3.0
     pip install flask
@@ -41,26 +41,26 @@ import _common as common
 NAME = "peers"
 BATCH = 256
 OUTPUT = "output_0"
-"""What Keras 3 calls the only output of a model that it exports."""
+"""Keras 3's name for the only output of an exported model."""
 OURS = "tfspark"
 TFOS = "TensorFlowOnSpark"
 COMPAT = "its programs on tfspark"
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
 JOB_SECONDS = 300.0
-"""A library that takes longer for a job has hung."""
+"""A job that takes more seconds than this counts as hung."""
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
 @dataclass
 class Run:
-    """What all measurements need, and what they have found.
+    """The inputs of all measurements, and their results.
 
     Attributes
     ----------
     seconds
-        By job and library, one value for each round.
+        Seconds by job and library, one value for each round.
     errors
-        Why a library does not do a job here.
+        Why a library cannot do a job here, by job and library.
     """
 
     spark: Any
@@ -72,14 +72,14 @@ class Run:
 
     @contextlib.contextmanager
     def clock(self, job: str, library: str) -> Iterator[None]:
-        """Time a block."""
+        """Measure the seconds of a block."""
         began = time.time()
         yield
         self.seconds[job, library].append(time.time() - began)
 
 
 def build_model() -> Any:
-    """Return the model of all fits: 784, 64, 10."""
+    """Return the model of all fits, with layers of 784, 64 and 10 units."""
     import keras
 
     x = keras.Input((common.FEATURES,), name="x")
@@ -94,7 +94,7 @@ def pair(row: Any) -> tuple[list[float], int]:
     return row.x, row.label
 
 
-# --- fit fed from Spark, once for each library: what a user writes
+# --- fit fed from Spark, once for each library, as a user writes it
 
 
 def fit_tfspark(spark: Any, df: Any) -> None:
@@ -211,7 +211,7 @@ def write_tfspark(spark: Any, df: Any, path: str) -> None:
 def write_tensorflowonspark(spark: Any, df: Any, path: str) -> None:
     from tensorflowonspark import dfutil
 
-    # The jar that dfutil names is built for older Sparks; the format of the files is not what takes the time.
+    # The jar that dfutil names is built for older versions of Spark; the file format is not the slow part.
     df.rdd.mapPartitions(dfutil.toTFExample(df.dtypes)).saveAsNewAPIHadoopFile(
         path, "tfspark.tfrecord.TFRecordOutputFormat",
         keyClass="org.apache.hadoop.io.BytesWritable", valueClass="org.apache.hadoop.io.NullWritable",
@@ -249,7 +249,7 @@ def read_tf_data(spark: Any, path: str) -> int:
 
 
 def idle_tfspark(args: Any, ctx: Any) -> float:
-    """Read what is fed; return when `main` was entered."""
+    """Read what is fed; return the time at which `main` was entered."""
     entered = time.time()
     for _ in ctx.epochs():
         for _ in ctx.dataset(BATCH):
@@ -292,7 +292,7 @@ def lifecycle_tensorflowonspark(run: Run, peer: str = TFOS, package: str = "tens
         cluster.shutdown()
 
 
-# --- all of them
+# --- all jobs and libraries
 
 PEERS = {TFOS: "tensorflowonspark", "elephas": "elephas"}
 ON_OURS = "tfspark.compat.tensorflowonspark"
@@ -341,7 +341,7 @@ def code_lines(function: Callable[..., Any]) -> int:
 
 
 def attempt(run: Run, job: str, library: str, measure: Callable[[], None]) -> None:
-    """Measure, or note why a peer cannot; what it could not do once it is not asked for again."""
+    """Measure a job, or record why a library cannot do it; a job that failed once is not repeated."""
     if (job, library) in run.errors:
         return
     print(f"{job}: {library}", file=sys.stderr)
@@ -357,12 +357,12 @@ def attempt(run: Run, job: str, library: str, measure: Callable[[], None]) -> No
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError in the main thread if the block takes longer."""
+    """Raise a TimeoutError in the main thread if the block takes longer than `seconds`."""
 
     def overdue(*_: Any) -> None:
         raise TimeoutError(f"not done within {seconds:.0f} s")
 
-    # Not by an alarm: TensorFlowOnSpark sets its own.
+    # Not with SIGALRM, because TensorFlowOnSpark sets its own alarm.
     before = signal.signal(signal.SIGUSR2, overdue)
     timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR2))
     timer.daemon = True
@@ -375,12 +375,12 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def in_turn(ways: dict[str, Any], libraries: set[str], r: int) -> list[tuple[str, Any]]:
-    """Return the libraries that are there, each round another one first."""
+    """Return the available libraries, rotated by the round."""
     return common.in_turn([(library, way) for library, way in ways.items() if library in libraries], r)
 
 
 def one_round(run: Run, libraries: set[str], model: str, r: int) -> None:
-    """Measure everything once, the libraries of each job one after another."""
+    """Measure all jobs once; for each job, one library after the other."""
     spark, df = run.spark, run.df
     for library, lifecycle in in_turn(LIFECYCLES, libraries, r):
         attempt(run, "start", library, lambda f=lifecycle: f(run))
@@ -404,19 +404,19 @@ def one_round(run: Run, libraries: set[str], model: str, r: int) -> None:
 
 
 def timed(run: Run, job: str, library: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function under the clock."""
+    """Call a function and record its seconds."""
     with run.clock(job, library):
         return function(*args)
 
 
 def check(found: int, expected: int) -> None:
-    """A benchmark that lost values says nothing."""
+    """Raise if values were lost, because the measurement is then not valid."""
     if found != expected:
         raise RuntimeError(f"{found} values came back of {expected}")
 
 
 def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
-    """Return job, unit, library, median and ratio to tfspark's, better than 1 where tfspark is better."""
+    """Return job, unit, library, median and ratio to tfspark; a ratio above 1 means that tfspark is better."""
     lines = []
     for job, (_, unit) in JOBS.items():
         for (j, library), seconds in run.seconds.items():
@@ -430,7 +430,7 @@ def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
 
 
 def write_report(run: Run, options: Any) -> None:
-    """Write the table, with all that is needed to judge it, between the marks of the page."""
+    """Write the table, and all facts that are needed to judge it, between the marks in the page."""
     import tfspark
 
     names = ["pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "tensorflowonspark", "elephas"]

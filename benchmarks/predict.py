@@ -1,16 +1,17 @@
-"""How fast a model predicts over a cached DataFrame, beside other ways and beside the bare model.
+"""Measure how fast a model predicts over a cached DataFrame, compared with other ways and with the bare model.
 
-An MLP on 784 float32, as a SavedModel. Every round measures, one after another in the same Spark session,
+The model is an MLP on 784 float32, as a SavedModel. Every round measures, one after another in the same Spark session:
 
-- ``bare``: the model alone in a process of its own with one thread, on arrays in memory: what one core can do,
-- ``predict``: `tfspark.predict`, told which columns to keep, ``predict_select``, with a ``select`` afterwards, and
-  ``predict_udf``, the function that SQL gets,
-- ``spark_alone``: ``mapInArrow`` that reads the same rows and predicts nothing: what Spark leaves to a model,
-- ``predict_batch_udf``: that of ``pyspark.ml.functions``, with the same SavedModel, and
-  ``predict_batch_udf_defaults``, the same with Arrow batches of Spark's own size,
+- ``bare``: the model alone, in a separate process with one thread, on arrays in memory: the speed of one core,
+- ``predict``: `tfspark.predict` with the columns to keep, ``predict_select``: `tfspark.predict` and then a ``select``,
+  and ``predict_udf``: the function that SQL gets,
+- ``spark_alone``: a ``mapInArrow`` that reads the same rows and predicts nothing: the upper limit that Spark sets,
+- ``predict_batch_udf``: the function of ``pyspark.ml.functions``, with the same SavedModel, and
+  ``predict_batch_udf_defaults``: the same with Spark's default size of Arrow batches,
 - ``tensorflowonspark``: ``TFModel.transform`` on a part of the rows, if TensorFlowOnSpark is installed.
 
-One line of JSON a figure, on standard output. Times of Spark run until its ``noop`` sink has all predictions.
+The output is one line of JSON per figure, on standard output. With Spark, times end when its ``noop`` sink has all
+predictions.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CLASSES = 10
 
 @dataclass
 class Run:
-    """What all measurements need, and the rows per second that they gave."""
+    """The inputs of all measurements, and the rows per second that they measured."""
 
     spark: SparkSession
     df: DataFrame
@@ -53,7 +54,7 @@ class Run:
 
 
 def write_model(hidden: list[int], directory: str) -> None:
-    """Write the model; run in a process of its own, as Spark's driver needs no TensorFlow."""
+    """Write the model; runs in a separate process, because Spark's driver needs no TensorFlow."""
     import keras
 
     x = keras.Input((common.FEATURES,), name="x")
@@ -84,7 +85,7 @@ def bare(directory: str, batch_size: int) -> float:
 
 
 def in_process(call: str) -> str:
-    """Run an expression of this module in a process of its own; return what it printed last."""
+    """Run an expression of this module in a separate process; return the last line that it printed."""
     program = f"import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r}); import predict\n{call}"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -94,28 +95,28 @@ def in_process(call: str) -> str:
 
 
 def timed(df: DataFrame) -> float:
-    """Return the seconds until the predictions of all rows are there."""
+    """Return the seconds until all rows are predicted."""
     began = time.perf_counter()
     df.write.format("noop").mode("overwrite").save()
     return time.perf_counter() - began
 
 
 def by_predict(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of `tfspark.predict`, told which columns are wanted beside the predictions."""
+    """Return a function that uses `tfspark.predict` with the columns to keep besides the predictions."""
     import tfspark
 
     return lambda df: tfspark.predict(df, run.model, batch_size=run.batch_size, outputs="y", keep=["label"])
 
 
 def by_select(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of `tfspark.predict` where columns are selected afterwards."""
+    """Return a function that uses `tfspark.predict` and then selects columns."""
     import tfspark
 
     return lambda df: tfspark.predict(df, run.model, batch_size=run.batch_size, outputs="y").select("label", "y")
 
 
 def by_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of `tfspark.predict_udf`."""
+    """Return a function that uses `tfspark.predict_udf`."""
     import tfspark
 
     udf = tfspark.predict_udf(run.model, batch_size=run.batch_size)
@@ -123,7 +124,7 @@ def by_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
 
 
 def by_spark(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return how Spark alone hands the inputs to Python, packed as `tfspark.predict` does, and takes labels back."""
+    """Return a function that only passes the inputs to Python, packed as by `tfspark.predict`, and returns labels."""
     from tfspark.columns.packed_arrays import packed_columns
     from tfspark.columns.spec import ColumnSpec
 
@@ -139,7 +140,7 @@ def by_spark(run: Run) -> Callable[[DataFrame], DataFrame]:
 
 
 def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of Spark's own ``predict_batch_udf``."""
+    """Return a function that uses Spark's own ``predict_batch_udf``."""
     from pyspark.ml.functions import predict_batch_udf
     from pyspark.sql.types import ArrayType, FloatType
 
@@ -151,7 +152,7 @@ def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
         loaded = tf.saved_model.load(model)
 
         def call(x: Any) -> Any:
-            # Looked up here, so that the function keeps the model alive.
+            # The signature is looked up here, so that the function keeps the model alive.
             return loaded.signatures["serving_default"](x=tf.constant(x))["output_0"].numpy()
 
         return call
@@ -164,7 +165,7 @@ def by_batch_udf(run: Run) -> Callable[[DataFrame], DataFrame]:
 
 
 def by_tfos(run: Run) -> Callable[[DataFrame], DataFrame]:
-    """Return the way of TensorFlowOnSpark's pipeline."""
+    """Return a function that uses TensorFlowOnSpark's pipeline."""
     from tensorflowonspark.pipeline import TFModel
 
     model = TFModel({})
@@ -180,7 +181,7 @@ def measure(run: Run, name: str, way: Callable[[DataFrame], DataFrame], df: Data
 
 
 def cores_of(master: str) -> int:
-    """Return on how many cores the tasks of a local master run."""
+    """Return the number of cores on which the tasks of a local master run."""
     slots = {"local": r"local\[(\d+)", "local-cluster": r"local-cluster\[\s*(\d+)\s*,\s*(\d+)"}
     found = re.match(slots["local-cluster"], master) or re.match(slots["local"], master)
     asked = 1 if found is None else int(found[1]) * int(found.groups()[1] if len(found.groups()) > 1 else 1)
@@ -188,7 +189,7 @@ def cores_of(master: str) -> int:
 
 
 def show(run: Run, cores: int, options: Any) -> None:
-    """Print all figures, then how they compare."""
+    """Print all figures, then their ratios."""
     more = {"rows": options.rows, "batch_size": options.batch_size, "hidden": options.hidden, "cores": cores}
     for name, rates in run.rates.items():
         common.figure(NAME, name, "rows/s", rates, **more)
@@ -231,7 +232,7 @@ def main() -> None:
                 "predict_batch_udf": by_batch_udf(run),
                 "predict_batch_udf_defaults": by_batch_udf(run),
             }
-            # The first use of each is not timed: Python workers start and import TensorFlow, and the JVM compiles.
+            # The first use of each way is not timed: Python workers start and import TensorFlow; the JVM compiles.
             for name, way in ways.items():
                 measure(run, name, way, df, options.rows)
             run.rates.clear()

@@ -1,8 +1,8 @@
-"""The driver's control plane with many nodes and partitions: what it costs, and how that grows.
+"""Measure the cost of the driver's control plane with many nodes and partitions, and how it grows.
 
-Partitions pass through the real ledger of a feed, and simulated nodes send the messages of real ones, over Arrow
-Flight, to the real coordinator: from a few processes, as often as its answers say. CPU-seconds are the coordinator's
-process alone, which does nothing else. The nodes' side runs on the same machine.
+Partitions pass through the real ledger of a feed. Simulated nodes send the messages of real nodes to the real
+coordinator, over Arrow Flight, from a few processes and at the intervals that its answers set. CPU-seconds are those of
+the coordinator's process alone, which does nothing else. The nodes' side runs on the same machine.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --nodes 1000 --seconds 60 --partitions 1000000
@@ -38,23 +38,23 @@ PARTITIONS = [1_000, 10_000, 100_000, 1_000_000]
 NODES = [32, 128, 512, 1000, 2000]
 
 STATED_PARTITIONS, STATED_NODES = 1_000_000, 1000
-"""Sizes that have a line of JSON; those that are asked for have one each."""
+"""By default only these sizes have a line of JSON; sizes given as options have one each."""
 
 WORKERS = 32
 UNDER_WAY = 64
-"""Uploads at a time: what a Spark of so many task slots sends."""
+"""Concurrent uploads: as many as from a Spark cluster with this many task slots."""
 
 PROCESSES = 4
-"""That simulate nodes."""
+"""Number of processes that simulate nodes."""
 
 RETRY_SECONDS = 0.5
 
 THREADS = 8
-"""In each of them, that send heartbeats and pulses."""
+"""Number of threads in each of these processes that send heartbeats and pulses."""
 
 
 def cost_of_ledger(workers: int, partitions: int) -> tuple[float, float]:
-    """Return CPU-seconds, and MB by which memory grew, of a feed's books."""
+    """Return the CPU-seconds of a feed's ledger, and the MB by which memory grew."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ledger = FeedLedger([Target(NodeId("worker", i), f"host{i % 16}") for i in range(workers)])
     began = time.process_time()
@@ -77,7 +77,7 @@ def cost_of_ledger(workers: int, partitions: int) -> tuple[float, float]:
 
 
 def in_a_process(call: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function returns in a process that has done nothing else; it may have children of its own."""
+    """Call a function in a new process, which may start its own child processes; return its result."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sending, call, args))
@@ -94,24 +94,24 @@ def _send(sending: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> None
 
 
 class SimulatedNode:
-    """Sends what a node's supervising task and its process send."""
+    """Sends the messages of a node's supervising task and of its process."""
 
     def __init__(self, node: NodeId, port: int, secret: Secret, latencies: list[float]) -> None:
         self.node = node
         self._client = MessageClient("127.0.0.1", port, secret)
         self._latencies = latencies
-        # A task and its node are two processes, with a connection each.
+        # The supervising task and its node are two processes with one connection each.
         supervisor = MessageClient("127.0.0.1", port, secret)
         self._signs = {m.Heartbeat: supervisor, m.Pulse: self._client}
         self.due = {m.Heartbeat: 0.0, m.Pulse: 0.0}
 
     def start(self) -> None:
-        """Attach, register, enter main."""
+        """Attach and register the node."""
         self._client.ask(m.Attach(self.node, 0, "127.0.0.1"), m.AttachAnswer, timeout=60)
         self._client.send(m.Register(NodeAddress(self.node, "127.0.0.1", 1, 2, 3)), timeout=60)
 
     def enter(self) -> None:
-        """Say that main is called, once the spec is complete, and send the first signs of life."""
+        """Report that main is called, after the spec is complete, and send the first heartbeat and pulse."""
         self._client.send(m.Entered(self.node), timeout=60)
         self.beat(time.monotonic())
         self._latencies.clear()
@@ -126,11 +126,11 @@ class SimulatedNode:
                 )
 
     def beat(self, now: float) -> None:
-        """Send what is due."""
+        """Send the messages that are due."""
         for kind in [kind for kind, due in self.due.items() if due <= now]:
             began = time.perf_counter()
             seconds = RETRY_SECONDS
-            # A real node goes on, too, when an answer is late; its latency counts.
+            # A real node also continues if an answer is late; the latency is counted.
             with contextlib.suppress(flight.FlightError):
                 if kind is m.Heartbeat:
                     heartbeat = m.Heartbeat(self.node, ["a line"])
@@ -144,7 +144,7 @@ class SimulatedNode:
 
 
 def simulate(nodes: list[NodeId], port: int, secret: Secret, seconds: float, ready: Any, go: Any, out: Any) -> None:
-    """Run nodes for some seconds; sends the latencies of their heartbeats."""
+    """Run nodes for `seconds`, then send the latencies of their heartbeats to `out`."""
     latencies: list[float] = []
     simulated = [SimulatedNode(n, port, secret, latencies) for n in nodes]
     over = threading.Event()
@@ -158,7 +158,7 @@ def simulate(nodes: list[NodeId], port: int, secret: Secret, seconds: float, rea
         go.wait()
         began = time.monotonic()
         for i, node in enumerate(simulated):
-            # Real nodes do not beat in step.
+            # Real nodes do not send at the same times.
             node.due = {kind: began + Settings.longest_interval * i / len(simulated) for kind in node.due}
 
         def beat_all(mine: list[SimulatedNode]) -> None:
@@ -171,12 +171,12 @@ def simulate(nodes: list[NodeId], port: int, secret: Secret, seconds: float, rea
         list(pool.map(beat_all, [simulated[i::THREADS] for i in range(THREADS) if simulated[i::THREADS]]))
     over.set()
     out.send(latencies)
-    # Polls are under way in threads of Flight, which Python would wait for.
+    # Polls are still running in Flight's threads; Python would wait for these threads.
     os._exit(0)
 
 
 def cost_of_coordinator(count: int, seconds: float) -> dict[str, float]:
-    """Return what the coordinator of so many nodes costs while they train."""
+    """Return the cost of a coordinator with `count` nodes while they train."""
     context = multiprocessing.get_context("spawn")
     ready, go = context.Semaphore(0), context.Event()
     nodes = plan_nodes(count)
@@ -202,7 +202,7 @@ def cost_of_coordinator(count: int, seconds: float) -> dict[str, float]:
         go.set()
         latencies = []
         for process, receiving in zip(running, receivers, strict=True):
-            # The end of the pipe, if the process has died.
+            # Raises EOFError if the process has died.
             latencies += receiving.recv()
             process.join()
         spent, passed = time.process_time() - cpu, time.monotonic() - began

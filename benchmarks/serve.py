@@ -1,14 +1,15 @@
-"""How fast ``tfspark serve`` answers: REST and gRPC, each request alone and batched, beside the bare SavedModel.
+"""Measure how fast ``tfspark serve`` answers REST and gRPC, alone and batched, compared with the bare SavedModel.
 
-Every round measures, one after another,
+Every round measures, one after another:
 
-- ``bare``: the SavedModel called in one process, as often as one thread can: what there is to serve,
-- ``rest`` and ``grpc``: connections that each ask again as soon as they are answered, one after another interface,
-- ``rest_batched`` and ``grpc_batched``: the same of a server with ``--enable-batching``,
-- ``both``: half of the connections each, at once, while a new version is exported every ``--reload`` seconds.
+- ``bare``: the SavedModel is called in one process, as often as one thread can: the upper limit,
+- ``rest`` and ``grpc``: every connection sends its next request as soon as it has an answer; one interface at a time,
+- ``rest_batched`` and ``grpc_batched``: the same with a server with ``--enable-batching``,
+- ``both``: both interfaces at once, each with half of the connections, while a new version is exported every
+  ``--reload`` seconds.
 
-The clients are processes of their own. Requests per second, p50 and p99 in milliseconds; every answer is checked, and a
-request that fails ends the benchmark.
+The clients are separate processes. The figures are requests per second, and p50 and p99 in milliseconds. Every answer
+is checked, and a failed request ends the benchmark.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CLIENT_PROCESSES = 2
 
 @dataclass(frozen=True)
 class Load:
-    """What one measurement asks: the interfaces, connections of each client process, rows a request, seconds."""
+    """The load of one measurement: the interfaces, connections in total, rows per request and seconds."""
 
     interfaces: tuple[str, ...]
     connections: int
@@ -52,7 +53,7 @@ class Load:
 
 
 def write_model(base: str) -> None:
-    """Write the next version."""
+    """Write the next version of the model."""
     import tensorflow as tf
 
     class Model(tf.Module):
@@ -71,7 +72,7 @@ def write_model(base: str) -> None:
 
 
 def bare(base: str, rows: int, seconds: float) -> None:
-    """Print how often a second the newest version answers so many rows."""
+    """Print a JSON list with the seconds that each call of the newest version took, for `rows` rows per call."""
     import numpy as np
     import tensorflow as tf
 
@@ -91,7 +92,7 @@ def bare(base: str, rows: int, seconds: float) -> None:
 
 
 def rest_client(address: str, load: Load, connections: int) -> list[float]:
-    """Return how long each answer took."""
+    """Return the seconds that each REST answer took."""
     body = json.dumps({"instances": [[1.0] * FEATURES] * load.rows}).encode()
     times: list[float] = []
     end = time.perf_counter() + load.seconds
@@ -114,7 +115,7 @@ def rest_client(address: str, load: Load, connections: int) -> list[float]:
 
 
 def grpc_client(address: str, load: Load, connections: int) -> list[float]:
-    """Return how long each answer took."""
+    """Return the seconds that each gRPC answer took."""
     import grpc
     import numpy as np
     import tensorflow as tf
@@ -125,7 +126,7 @@ def grpc_client(address: str, load: Load, connections: int) -> list[float]:
     request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.ones((load.rows, FEATURES), np.float32)))
 
     async def ask(end: float, times: list[float]) -> None:
-        # Each its own connection, as clients of their own would have.
+        # Each task has its own connection, as separate clients would have.
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -145,12 +146,12 @@ def grpc_client(address: str, load: Load, connections: int) -> list[float]:
 
 
 def client(interface: str, address: str, load: Load, connections: int) -> list[float]:
-    """Ask as one client process."""
+    """Run the client of one process; return the seconds that each answer took."""
     return {"rest": rest_client, "grpc": grpc_client}[interface](address, load, connections)
 
 
 class Server:
-    """A ``tfspark serve`` of its own."""
+    """A ``tfspark serve`` in a separate process."""
 
     def __init__(self, base: str, *options: str) -> None:
         ports = ["--port", "0", "--grpc-port", "0", "--poll-seconds", "0.5"]
@@ -171,7 +172,7 @@ class Server:
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self.process.send_signal(signal.SIGTERM)
         if self.process.wait(30):
             raise RuntimeError(f"The server ended with {self.process.returncode}.")
@@ -179,7 +180,7 @@ class Server:
 
 @contextlib.contextmanager
 def server(base: str, *options: str) -> Iterator[Server]:
-    """Give a server that ends with the block."""
+    """Start a server, which stops at the end of the block."""
     found = Server(base, *options)
     try:
         yield found
@@ -188,7 +189,7 @@ def server(base: str, *options: str) -> Iterator[Server]:
 
 
 def measured(running: Server, load: Load, pool: Any) -> dict[str, list[float]]:
-    """Return how long answers took, by interface."""
+    """Return the seconds that answers took, by interface."""
     share = load.connections // (CLIENT_PROCESSES * len(load.interfaces)) or 1
     asked = [
         (interface, pool.apply_async(client, (interface, running.addresses[interface], load, share)))
@@ -203,7 +204,7 @@ def measured(running: Server, load: Load, pool: Any) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def reloading(base: str, seconds: float) -> Iterator[list[int]]:
-    """Export a new version again and again; give how many there were."""
+    """Export a new version every `seconds` within the block; yield a list with their number."""
     done, count = threading.Event(), [0]
 
     def export() -> None:
@@ -221,7 +222,7 @@ def reloading(base: str, seconds: float) -> Iterator[list[int]]:
 
 
 def figures(name: str, times: list[list[float]], seconds: float, **more: Any) -> None:
-    """Tell requests per second, p50 and p99 of all rounds."""
+    """Print requests per second, p50 and p99 of all rounds."""
     common.figure(NAME, f"{name}_requests", "requests/s", [len(t) / seconds for t in times], **more)
     for percent in (50, 99):
         at = [statistics.quantiles(t, n=100)[percent - 1] * 1e3 for t in times]
@@ -229,7 +230,7 @@ def figures(name: str, times: list[list[float]], seconds: float, **more: Any) ->
 
 
 def main() -> None:
-    """Measure."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
@@ -272,7 +273,7 @@ def _measure(chosen: argparse.Namespace, base: str, pool: Any) -> None:
                 continue
             with server(base, *options) as running:
                 for interface in ("rest", "grpc"):
-                    # The first requests bring imports and the first connections.
+                    # The first requests cause imports and open connections, so they are not measured.
                     measured(running, Load((interface,), 4, chosen.rows, 1.0), pool)
                     load = Load((interface,), chosen.connections, chosen.rows, chosen.seconds)
                     times = measured(running, load, pool)[interface]

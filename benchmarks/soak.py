@@ -1,8 +1,8 @@
-"""Start, feed and stop clusters again and again in one Spark application, and see that nothing grows.
+"""Start, feed and stop clusters again and again in one Spark application, and check that nothing grows.
 
-Each round runs ``--at-once`` clusters of one worker at the same time. After it, what the driver's two processes, Spark
-and the disk hold is counted: a JSON line a round. The last line says what grew: counts must be those of the round after
-the warm-up, memory may rise by ``--megabytes``.
+Each round runs ``--at-once`` clusters of one worker at the same time. After each round, the resources of the driver's
+two processes, of Spark and of the disk are counted and printed as one line of JSON. The last line says what grew:
+counts must equal those of the round after the warm-up, and memory may grow by ``--megabytes``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def one_cluster(spark: SparkSession, failures: list[str]) -> None:
 
 
 def footprint(spark: SparkSession, directory: str) -> dict[str, float]:
-    """Count what the application holds between two clusters."""
+    """Count the resources that the application holds between two rounds."""
     gc.collect()
     jvm = processes.of_jvm(spark)
     spark._jvm.java.lang.System.gc()  # type: ignore[union-attr]
@@ -72,20 +72,20 @@ def footprint(spark: SparkSession, directory: str) -> dict[str, float]:
 
 
 POOL_SECONDS = 75.0
-"""Spark keeps threads of its block manager that are idle for a minute: until then each cluster adds some."""
+"""Spark keeps idle threads of its block manager for a minute; until this many seconds, each cluster adds some."""
 
 SLACK = {"native_threads": 4, "open_files": 4, "jvm_threads": 60, "jvm_open_files": 12}
-"""By how much a count may differ: pools of gRPC, py4j and Spark keep what is idle for a minute."""
+"""How much each count may grow, because pools of gRPC, py4j and Spark keep idle entries for a minute."""
 
 
 def grown(first: dict[str, float], last: dict[str, float], megabytes: float) -> dict[str, list[float]]:
-    """Return what is more in `last` than in `first`, beyond what is allowed."""
+    """Return the counts that are larger in `last` than in `first` by more than is allowed."""
     slack = {**SLACK, "memory_mb": megabytes, "jvm_heap_mb": megabytes}
     return {k: [first[k], v] for k, v in last.items() if v > first[k] + slack.get(k, 0)}
 
 
 def main() -> None:
-    """Run and print; the exit code is 1 if something failed or grew."""
+    """Run and print; exit with 1 if something failed, grew or was left."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--master", default="local[4]")
     parser.add_argument("--times", type=int, default=50, help="rounds")
@@ -122,7 +122,7 @@ def main() -> None:
                 common.line(NAME, "round", i + 1, "", seconds=seconds, **rounds[-1])
         left = processes.left()
     settled = sum(at < POOL_SECONDS for at in begun)
-    # Fewer rounds than twice as many are too short to wait for it, and have the slack alone.
+    # With fewer than twice as many rounds, the run is too short to wait for this; then only the slack applies.
     first = min(max(options.warm_up, settled if 2 * settled <= len(rounds) else 0), len(rounds))
     more = grown(rounds[first - 1], rounds[-1], options.megabytes)
     common.line(NAME, "grown", len(more), "", clusters=options.times * options.at_once, since_round=first, what=more,

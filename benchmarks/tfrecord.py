@@ -1,8 +1,8 @@
-"""The TFRecord connector against Spark's own Parquet, tf.data and a plain read, side by side in one run.
+"""Compare the TFRecord connector with Spark's own Parquet, tf.data and a plain read, side by side in one run.
 
-Each round measures everything in turn. A figure is MB per CPU-second, with MB of the TFRecord files, also where
-Parquet's are read; ``wall`` holds the MB per second. CPU-seconds are the whole JVM's, compilation and garbage
-collection included, or those of the child process that runs tf.data.
+Each round measures everything in turn. A figure is in MB per CPU-second; ``wall`` is in MB per second. MB are those of
+the TFRecord files, also for Parquet. CPU-seconds are those of the whole JVM, including compilation and garbage
+collection, or those of the child process that runs tf.data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGE_BYTES = 75 << 10
 
 
 def frame(spark: SparkSession, shape: str, rows: int) -> DataFrame:
-    """Make the rows of a shape within the JVM, the same ones every time."""
+    """Return the rows of a shape, made in the JVM and the same every time."""
     ids = spark.range(0, rows, 1, 4)
     if shape == "A":
         ints = [f"hash(id, {i}) * 1L AS i{i}" for i in range(20)]
@@ -45,7 +45,7 @@ def frame(spark: SparkSession, shape: str, rows: int) -> DataFrame:
 
 
 class Meter:
-    """Runs measurements and keeps MB per CPU-second and per second of each."""
+    """Runs measurements and keeps the MB per CPU-second and per second of each."""
 
     def __init__(self, megabytes: float, pid: int) -> None:
         self.megabytes = megabytes
@@ -133,7 +133,7 @@ def _jvm_pid(spark: SparkSession) -> int:
 
 
 class _Child:
-    """A process that reads the files with tf.data and plainly, so that its CPU time is its own."""
+    """A process that reads the files with tf.data and with plain reads, so that its CPU time is measured separately."""
 
     def __init__(self, shape: str, paths: list[str]) -> None:
         self.process = subprocess.Popen(
@@ -160,7 +160,7 @@ class _Child:
 
 
 def child(shape: str, paths: list[str]) -> None:
-    """Measure, once for each line of standard input, and print a line with CPU and wall seconds of each way."""
+    """Measure once for each line of standard input; print a line with the CPU and wall seconds of each way."""
     import tensorflow as tf
 
     def fixed(dtype: Any, *dims: int) -> Any:
@@ -202,7 +202,7 @@ def child(shape: str, paths: list[str]) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Measure and print."""
     parser = options(__doc__.splitlines()[0] if __doc__ else "", master="local[2]")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of rows")
@@ -216,7 +216,7 @@ def main() -> None:
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--driver-memory 4g --jars {jar} pyspark-shell"
     surroundings("tfrecord", master=given.master, scale=given.scale)
     with session_of(given, "tfrecord") as spark:
-        # Sums of hashes overflow.
+        # Without ANSI mode, because sums of hashes overflow.
         spark.conf.set("spark.sql.ansi.enabled", "false")
         for shape in given.shapes:
             where = Path(tempfile.mkdtemp(prefix="tfspark-bench-", dir=given.directory))

@@ -1,8 +1,8 @@
-"""Steps a second of training on several workers: the engine beside ``MultiWorkerMirroredStrategy`` and one process.
+"""Measure steps per second on several workers: the engine, ``MultiWorkerMirroredStrategy`` and one process.
 
-All ways live in the same TensorFlow processes and take turns of a few steps, so that all meet the same noise. Rows are
-in memory. ``local`` is the engine's step without the meeting; what the engine takes longer is the collective's share.
-``one process`` trains alone while the other workers wait.
+All ways run in the same TensorFlow processes and take turns of a few steps, so that noise affects all of them equally.
+Rows are in memory. ``local`` is the engine's step without the collective; the additional time of ``engine`` is the
+share of the collective. ``one process`` trains alone while the other workers wait.
 
     python benchmarks/train.py --rounds 8
     python benchmarks/train.py --models mlp --workers 2
@@ -63,7 +63,7 @@ def build(name: str) -> Any:
 
 
 def steps_of(ctx: Any, way: str, name: str) -> Callable[[int], None]:
-    """Return what runs so many steps of a way."""
+    """Return a function that runs a number of steps of a way."""
     import tensorflow as tf
 
     from tfspark.node.keras.collectives import Group
@@ -105,7 +105,7 @@ def steps_of(ctx: Any, way: str, name: str) -> Callable[[int], None]:
 
 
 def measure(args: dict[str, Any], ctx: Any) -> dict[str, list[float]]:
-    """Take turns; returns seconds a step by way."""
+    """Run all ways in turns; return the seconds per step of each way."""
     import keras
     import tensorflow as tf
 
@@ -151,7 +151,7 @@ def report(model: str, workers: int, found: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Measure and print."""
     common.keep_stdout_for_figures()
     parser = common.options(__doc__.splitlines()[0], master="local[4]", rounds=8)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))

@@ -1,4 +1,4 @@
-"""Draws the diagrams of the design; ``python docs/.hooks/diagrams.py`` writes them, and a test compares them."""
+"""Draws the diagrams of the design; ``python docs/.hooks/diagrams.py`` writes them. A test compares them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLE = """svg{font-family:system-ui,sans-serif;font-size:13px}
 
 @dataclass(frozen=True)
 class Room:
-    """A process or a machine, with what is in it."""
+    """A rectangle for a process or a machine, which contains boxes."""
 
     x: int
     y: int
@@ -29,7 +29,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Box:
-    """A part; the first line is its name."""
+    """A part of the design; the first line is its name."""
 
     x: int
     y: int
@@ -43,7 +43,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """A way through points, with what travels there at a place beside it."""
+    """An arrow through points; `text`, what it carries, is written at `at`."""
 
     points: tuple[tuple[int, int], ...]
     text: str = ""
@@ -54,7 +54,7 @@ Shape = Room | Box | Arrow
 
 
 def drawn(title: str, width: int, height: int, shapes: Iterable[Shape]) -> str:
-    """Return a diagram as SVG, for light and for dark pages."""
+    """Return a diagram as SVG for light and dark pages."""
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         f"<title>{escape(title)}</title>",
@@ -88,7 +88,7 @@ def _shape(shape: Shape) -> list[str]:
 
 
 def architecture() -> str:
-    """Return who runs where, and who speaks to whom."""
+    """Return the diagram of the processes and of the messages between them."""
     shapes: list[Shape] = [
         Room(10, 10, 270, 400, "driver"),
         Room(330, 10, 560, 250, "executor"),
@@ -114,7 +114,7 @@ def architecture() -> str:
 
 
 def way_of_the_rows() -> str:
-    """Return the way of a row from a DataFrame to a tensor."""
+    """Return the diagram of the way of a row from a DataFrame to a tensor."""
     stations = [
         ("DataFrame", "partitions,", "columns"),
         ("JVM", "arrays packed", "as bytes"),

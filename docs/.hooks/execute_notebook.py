@@ -1,6 +1,6 @@
-"""Execute the quickstart notebook and keep its outputs in it, so that GitHub shows table and curves: ``make notebook``.
+"""Execute the quickstart notebook and store its outputs, so that GitHub shows table and curves: ``make notebook``.
 
-What Spark's JVM and TensorFlow write to standard error is left out: on a cluster it is in the executors' logs.
+The standard error of Spark's JVM and of TensorFlow is left out: on a cluster it is in the executors' logs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).parents[2] / "jobs" / "notebooks" / "quickstart.ipynb"
 
 
 def main() -> None:
-    """Do it."""
+    """Execute the notebook and write it back without standard error."""
     notebook = nbformat.read(NOTEBOOK, 4)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     with tempfile.TemporaryDirectory() as directory:

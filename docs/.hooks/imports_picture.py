@@ -1,7 +1,7 @@
 """Draws which packages of tfspark import which; ``python docs/.hooks/imports_picture.py`` writes the picture.
 
-Rows are the layers of the contract in ``pyproject.toml``. Lines go from a package to those that it imports, without
-those that it reaches through another one anyway. A test compares the picture with the code.
+Rows are the layers of the contract in ``pyproject.toml``. A line goes from a package to each package that it imports,
+except packages that it also reaches through another one. A test compares the picture with the code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LEFT_OUT = {
     "tensorflow_import",
     "tensorflow_options",
 }
-"""Single modules that many packages import: data, errors and small helpers."""
+"""Single modules that many packages import (data, errors and small helpers); they are not drawn."""
 
 COLOURS = {"text": "#24292f", "box": "#eef4fb", "border": "#5b7fa6", "line": "#7a8ea3"}
 
 
 def layers() -> list[list[str]]:
-    """Return the packages of each layer, from the top, as the contract lists them."""
+    """Return the packages of each layer, from the top, in the order of the contract."""
     text = (ROOT / "pyproject.toml").read_text()
     block = re.search(r"^layers = \[\n(.*?)^\]", text, re.M | re.S)
     assert block is not None, "pyproject.toml has no contract of layers"
@@ -43,7 +43,7 @@ def layers() -> list[list[str]]:
 
 
 def imports(names: set[str]) -> dict[str, set[str]]:
-    """Return for each package those that its modules import, but for what only types need."""
+    """Return the packages that each package imports, without imports for type checking only."""
     graph = grimp.build_graph("tfspark", exclude_type_checking_imports=True, cache_dir=None)
     found: dict[str, set[str]] = {name: set() for name in names}
     for module in graph.modules:
@@ -55,7 +55,7 @@ def imports(names: set[str]) -> dict[str, set[str]]:
 
 
 def reduced(found: dict[str, set[str]], order: list[str]) -> dict[str, list[str]]:
-    """Leave out what a package reaches through another; upward imports, the contract's exceptions, too."""
+    """Remove packages that are reached through another one, and upward imports, the exceptions of the contract."""
     rank = {name: i for i, name in enumerate(order)}
     down = {name: {o for o in others if rank[o] > rank[name]} for name, others in found.items()}
     reach: dict[str, set[str]] = {}
@@ -70,7 +70,7 @@ def picture() -> str:
     order = [name for row in rows for name in row]
     place: dict[str, tuple[float, float, float]] = {}
     for y, row in enumerate(rows):
-        # Rows of one box are staggered, so that lines do not run through boxes.
+        # Rows with one box are staggered, so that lines do not cross boxes.
         centre = WIDTH / 2 + (0 if len(row) > 1 else (-150, 0, 150)[y % 3])
         widths = [len(name) * 7.4 + 22 for name in row]
         x = centre - (sum(widths) + 26 * (len(row) - 1)) / 2

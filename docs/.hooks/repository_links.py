@@ -1,4 +1,4 @@
-"""Links from pages to files of the repository, which the site does not hold: shown as paths, checked to exist."""
+"""Shows links from pages to repository files as paths, because the site lacks these files; checks that they exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LINK = re.compile(r"\[([^\]\n]+)\]\((?!\w+:|#)([^)\s#]+)(?:#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Replace links that lead out of the documentation."""
+    """Replace links to files outside the documentation by their paths."""
     docs = Path(config["docs_dir"])
     root = docs.parent
 

@@ -1,4 +1,4 @@
-"""Makes the page of all settings from `tfspark.settings`; ``python docs/.hooks/settings_page.py`` writes it."""
+"""Generates the page of all settings from `tfspark.settings`; ``python docs/.hooks/settings_page.py`` writes it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Converts Arrow columns to records and back, with exactly the results of the connector in the JVM.
+"""Converts Arrow columns to records and back, with exactly the same results as the connector in the JVM.
 
-It is for sessions without a JVM. The connector's code is in ``connectors/tfrecord/src`` (``RecordEncoder``,
+Sessions without a JVM use this module. The connector's code is in ``connectors/tfrecord/src`` (``RecordEncoder``,
 ``RecordDecoder``).
 """
 
@@ -23,7 +23,7 @@ _NAMES = {Kind.BYTES: "a BytesList", Kind.FLOAT: "a FloatList", Kind.INT64: "an 
 
 
 def encoded(structs: pa.StructArray, record_type: RecordType) -> pa.Array:
-    """Return the record of each struct; null gives null.
+    """Return the record of each struct; a null struct gives null.
 
     Raises
     ------
@@ -149,14 +149,14 @@ def _varint(n: int) -> bytes:
 def decoded(
     records: pa.Array, schema: pa.Schema, record_type: RecordType, *, tolerant: bool, case_sensitive: bool, corrupt: str
 ) -> pa.StructArray:
-    """Return the struct of each record; null gives null.
+    """Return the struct of each record; a null record gives null.
 
     Parameters
     ----------
     tolerant
-        Whether a value that does not fit becomes null; otherwise it is an error.
+        If True, a value that does not fit becomes null; if False, it is an error.
     corrupt
-        Name of the column for the bytes of malformed records; used if the schema has it.
+        Name of the column that gets the bytes of malformed records, if the schema has it.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def _row(
 
 
 def _lists_of(data: bytes) -> Record:
-    """Return the feature lists of a record, if it has any; an error message needs them."""
+    """Return the record parsed as a SequenceExample, because error messages need its feature lists."""
     try:
         return parse(data, RecordType.SEQUENCE_EXAMPLE)
     except MalformedMessage:
@@ -287,7 +287,7 @@ class _Reader:
 
 
 def _decimal(v: Any, t: pa.DataType) -> Any:
-    """Return the shortest decimal that equals this float, rounded to the scale of the column."""
+    """Return the shortest decimal that equals the float `v`, rounded to the scale of the column."""
     import decimal
 
     number = decimal.Decimal(str(np.float32(v))) if isinstance(v, float) else decimal.Decimal(v)

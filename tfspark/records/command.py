@@ -25,7 +25,7 @@ SHOWN_CHARACTERS = 60
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the command to those of ``tfspark``."""
+    """Add the command ``records`` to the commands of ``tfspark``."""
     parser = verbs.add_parser(
         "records",
         help="schema, head, count and verify of TFRecord files, without Spark",
@@ -95,14 +95,14 @@ class _BadFiles:
 
     @contextmanager
     def noting(self, file: RecordFile) -> Iterator[None]:
-        """Record the error of a file and continue."""
+        """Collect the error of a file and continue."""
         try:
             yield
         except TFSparkError as e:
             self.errors.append((file, e))
 
     def plain(self) -> list[dict[str, Any]]:
-        """Return the errors for JSON; a file that cannot be opened has no bad record."""
+        """Return the errors as values for JSON; ``record`` is None if the error is not about one record."""
         return [
             {"file": f.name, "record": e.record, "offset": e.offset, "reason": e.reason}
             if isinstance(e, BadRecord)
@@ -284,7 +284,7 @@ def _json(value: Any) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    # Lines are not folded if the output is not a terminal.
+    # Lines are not wrapped if the output is not a terminal.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Errors of the data: a malformed message, a record that cannot be read."""
+"""Errors in the data: a malformed message, or a record that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BadRecord(TFSparkError):
     reason
         What is wrong with the record.
     hint
-        What to do about it.
+        How to fix it.
     """
 
     def __init__(self, path: str, record: int, offset: int, reason: str, hint: str | None = None) -> None:

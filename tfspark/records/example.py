@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class RecordType(str, Enum):
-    """The type of a record; the names are those of the connector's option ``recordType``."""
+    """The type of a record; the values are those of the connector's option ``recordType``."""
 
     EXAMPLE = "Example"
     SEQUENCE_EXAMPLE = "SequenceExample"
@@ -44,7 +44,7 @@ class Kind(str, Enum):
 
 
 class Feature(NamedTuple):
-    """A feature: the kind of its list, None if it has no list, and its values."""
+    """A feature: the kind of its list (None if it has no list) and its values."""
 
     kind: Kind | None
     values: Sequence[int] | Sequence[float] | Sequence[bytes]
@@ -64,7 +64,7 @@ _ONE_VARINT, _ONE_FIXED32 = 1 << 3 | VARINT, 1 << 3 | FIXED32
 
 
 def parse(data: bytes, record_type: RecordType) -> Record:
-    """Parse a record; a ByteArray may be any bytes.
+    """Parse a record. A ByteArray may be any bytes; its result is empty.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def parse(data: bytes, record_type: RecordType) -> Record:
 
 
 def _entries(data: bytes, start: int, end: int, parse_value: Callable[[bytes, Spans], T], into: dict[str, T]) -> None:
-    """Read a map from strings to messages; the last value of a repeated key counts."""
+    """Read a map from strings to messages; if a key is repeated, its last value is used."""
     for tag, a, b in fields(data, start, end):
         if tag != _ONE:
             continue
@@ -103,7 +103,7 @@ def _feature(data: bytes, spans: Spans) -> Feature:
             if kind is None:
                 continue
             values = _LISTS[kind](data, a, b)
-            # Several lists of the same kind are concatenated; of different kinds, the last one counts.
+            # Lists of the same kind are concatenated; a list of another kind replaces the lists before it.
             if kind is feature.kind:
                 feature.values.extend(values)  # type: ignore[union-attr]
             else:

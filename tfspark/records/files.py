@@ -47,7 +47,7 @@ class ReadOptions:
 
 
 def hidden(name: str) -> bool:
-    """Return whether Spark skips a file or directory of this name when it lists a directory."""
+    """Return whether Spark skips a file or directory with this name when it lists a directory."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
 
 
@@ -114,7 +114,7 @@ def _braces(pattern: str) -> list[str]:
 
 @contextmanager
 def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) -> Iterator[RecordReader]:
-    """Open a file, decompress it, and return a reader of its records."""
+    """Open a file, decompress it, and yield a reader of its records."""
     try:
         raw = file.storage.open(file.path)
     except OSError as e:
@@ -130,9 +130,10 @@ def open_records(file: RecordFile, options: ReadOptions, strict: bool = True) ->
 
 
 def _decompressed(file: RecordFile, raw: BinaryIO) -> BinaryIO:
-    """Decompress a file by the extension of its name; gzip and zlib are also detected by their first bytes.
+    """Return a stream of the decompressed file.
 
-    TensorFlow writes gzip and zlib files with any name.
+    The extension of the file name selects the codec. gzip and zlib are also detected by their first bytes, because
+    TensorFlow writes such files under any name.
     """
     end = os.path.splitext(file.path)[1].lower()
     if end in _UNREADABLE:
@@ -165,9 +166,9 @@ def _members(raw: BinaryIO, new: Callable[[], Any]) -> BinaryIO:
 
 
 class _Members(io.RawIOBase):
-    """Concatenated compressed streams, with the same rules as Spark.
+    """A file of concatenated compressed streams, read by the same rules as in Spark.
 
-    A stream that ends early is an error, and so are other bytes after the first stream.
+    It is an error if a stream ends early, or if other bytes follow the first stream.
     """
 
     def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
@@ -197,7 +198,7 @@ class _Members(io.RawIOBase):
 
 
 class _Zlib:
-    """A stream of zlib with the interface of `bz2.BZ2Decompressor`."""
+    """A zlib decompressor with the interface of `bz2.BZ2Decompressor`."""
 
     bits = zlib.MAX_WBITS
 
@@ -221,7 +222,7 @@ class _Zlib:
 
 
 class _Gzip(_Zlib):
-    """A member of a gzip file."""
+    """A decompressor for one member of a gzip file."""
 
     bits = zlib.MAX_WBITS | 16
 
@@ -237,7 +238,7 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
 
 
 def spread(files: Sequence[RecordFile], most: int) -> list[RecordFile]:
-    """Return at most `most` files, evenly spread over the list."""
+    """Return at most `most` of the files, evenly spread over the list."""
     if len(files) <= most:
         return list(files)
     return [files[i * len(files) // most] for i in range(most)]

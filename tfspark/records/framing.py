@@ -18,21 +18,21 @@ from tfspark.records.errors import BadRecord
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
-#: A record with a longer length field is rejected, unless the caller allows more.
+#: Default limit for the length of a record, in bytes; a record with a larger length field is rejected.
 MAX_RECORD_BYTES = 1 << 30
 
-# Data is read in pieces of this size, so a wrong length needs no more memory than the file has bytes.
+# Data is read in pieces of this many bytes, so a wrong length never takes more memory than the file has bytes.
 _PIECE_BYTES = 1 << 20
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 
-# Errors of Python's and Arrow's decompressors for compressed data that is damaged or ends early.
+# Errors that Python's and Arrow's decompressors raise if compressed data is damaged or ends early.
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def masked_crc(data: bytes) -> int:
-    """Return the masked CRC32C of `data`, as in TFRecord files: rotated right by 15 bits, plus a constant."""
+    """Return the masked CRC32C of `data`, as in TFRecord files: the CRC rotated right by 15 bits, plus a constant."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -52,11 +52,11 @@ class RecordReader:
     path
         Name of the file for error messages.
     verify_checksum
-        Whether to check the CRC of the data; that of the length is always checked.
+        Whether to check the CRC of the data. The CRC of the length is always checked.
     max_record_bytes
-        A record with a longer length field is rejected.
+        A record with a larger length field is rejected.
     strict
-        Whether data that does not match its CRC is an error; otherwise see `intact`.
+        Whether to raise `BadRecord` if the data does not match its CRC; if False, `intact` tells whether it matches.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RecordReader:
         #: Index of the current record, from 0, and the position of its header.
         self.record = -1
         self.offset = 0
-        #: Whether the data of the current record matches its CRC; True if it is not checked.
+        #: Whether the data of the current record matches its CRC; True if the CRC is not checked.
         self.intact = True
 
     def __iter__(self) -> Iterator[bytes]:
@@ -85,7 +85,7 @@ class RecordReader:
             yield data
 
     def read(self) -> bytes | None:
-        """Return the data of the next record; None at the end of the file."""
+        """Return the data of the next record, or None at the end of the file."""
         length = self._header()
         if length is None:
             return None

@@ -1,6 +1,7 @@
-"""Infers the schema of records: the observed values of each feature give a Spark type, as in the connector.
+"""Infers the schema of records: the observed values of each feature determine its Spark type.
 
-The rules are those of ``connectors/tfrecord/src/SchemaInference.scala``; the order of the records does not matter.
+The connector has the same rules, in ``connectors/tfrecord/src/SchemaInference.scala``. The order of the records does
+not matter.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Seen:
     records
         Number of records with this name.
     fewest, most
-        Fewest and most values in one list.
+        Smallest and largest number of values in one list.
     in_context, in_lists
-        Whether it occurred as a feature, and as a feature list.
+        Whether the name occurred as a feature, and whether it occurred as a feature list.
     example
-        The first observed values.
+        Up to 8 values of the first list that is not empty.
     """
 
     kinds: set[str] = field(default_factory=set)
@@ -91,7 +92,7 @@ def _kind(kind: Kind, value: Any) -> str:
 
 
 class Observer:
-    """Observes records; ``seen`` has the observed values by name."""
+    """Collects the values of records; ``seen`` holds the observed values by name."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Seen] = {}

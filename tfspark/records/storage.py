@@ -1,4 +1,4 @@
-"""File systems: local files, and those that Arrow opens by a URI."""
+"""File systems that hold records: the local one, and those that Arrow opens by URI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfspark.errors import ConfigurationError, TFSparkError
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _GLOB = re.compile(r"[*?\[{]")
 
-# Hadoop's schemes for s3.
+# Hadoop's URI schemes for S3.
 _HADOOP_SCHEMES = ("s3a:", "s3n:")
 
 
@@ -26,28 +26,28 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """The operations of a file system that are needed here."""
+    """The file system operations that this package needs."""
 
     def look(self, path: str) -> Entry | None:
-        """Return the entry at `path`, or None."""
+        """Return the entry at `path`, or None if nothing exists there."""
 
     def children(self, path: str) -> list[Entry]:
         """Return the entries of a directory, sorted by name."""
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for reading and seeking, buffered."""
+        """Open a file as a buffered stream for reading and seeking."""
 
     def shown(self, path: str) -> str:
         """Return the path in the form that users write."""
 
 
 def storage_of(path: str, pattern: bool = True) -> tuple[Storage, str]:
-    """Return the file system of a path or URI, and the path in it.
+    """Return the file system of a path or URI, and the path within it.
 
     Parameters
     ----------
     pattern
-        Whether the path may be a glob; otherwise a ``?`` in a URI begins the options of its file system.
+        Whether the path may be a glob. If False, a ``?`` in a URI starts the options of its file system.
     """
     match = _URI.match(path)
     if not match:
@@ -62,7 +62,7 @@ def _arrow(uri: str, scheme: str, pattern: bool) -> tuple[Storage, str]:
         uri = f"s3{uri[3:]}"
     # Hadoop writes file:/path; Arrow needs an authority.
     uri = re.sub(r"^file:/(?!/)", "file:///", uri)
-    # A glob is not a valid URI, so Arrow gets the part before it.
+    # A glob is not a valid URI, so Arrow gets only the part before it.
     glob = _GLOB.search(uri) if pattern else None
     base = uri[: uri.rindex("/", 0, glob.start()) + 1] if glob else uri
     try:
@@ -85,7 +85,7 @@ def _arrow(uri: str, scheme: str, pattern: bool) -> tuple[Storage, str]:
 
 
 class LocalStorage:
-    """Files of this machine."""
+    """The local files of this machine."""
 
     def look(self, path: str) -> Entry | None:
         try:
@@ -110,7 +110,7 @@ class LocalStorage:
 
 
 class ArrowStorage:
-    """Files of a file system of Arrow; `prefix` and a path make a URI."""
+    """Files of an Arrow file system; `prefix` followed by a path is its URI."""
 
     def __init__(self, filesystem: Any, prefix: str) -> None:
         self._fs = filesystem
@@ -131,7 +131,7 @@ class ArrowStorage:
     def open(self, path: str) -> BinaryIO:
         import io
 
-        # Records are read in small pieces; the buffer reads larger ones from the store.
+        # Records are read in small pieces; the buffer reads larger pieces from the file system.
         return cast(BinaryIO, io.BufferedReader(self._fs.open_input_file(path), 1 << 18))
 
     def shown(self, path: str) -> str:

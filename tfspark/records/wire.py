@@ -1,6 +1,6 @@
 """Protobuf's wire format: reads numbers and fields from untrusted bytes.
 
-Nothing here recurses, and no memory is allocated because of a length field.
+No function recurses, and a length field alone never causes memory to be allocated.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from tfspark.records.errors import MalformedMessage
 VARINT, FIXED64, DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
 
 Spans = list[tuple[int, int]]
-"""Start and end of the parts of a message."""
+"""Start and end offsets of the parts of a message."""
 
 # The same limit as in protobuf's own parsers.
 _MAX_GROUP_DEPTH = 100
 _MAX_VARINT_BYTES = 10
 _MAX_TAG_BYTES = 5
 
-# Packed numbers: numpy is used from the first number of bytes on, in pieces of the second, to bound its memory.
+# numpy decodes packed lists of at least _NUMPY_BYTES bytes, in pieces of _PIECE_BYTES bytes to limit its memory.
 _NUMPY_BYTES = 64
 _PIECE_BYTES = 1 << 20
 
@@ -34,7 +34,7 @@ _KEY, _VALUE = delimited(1), delimited(2)
 
 
 def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> tuple[int, int]:
-    """Return the unsigned number at `start`, and its end."""
+    """Return the unsigned number at `start`, and the offset after it."""
     value = shift = 0
     for position in range(start, min(end, start + most)):
         byte = data[position]
@@ -46,7 +46,7 @@ def varint(data: bytes, start: int, end: int, most: int = _MAX_VARINT_BYTES) -> 
 
 
 def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the tag, and the start and end of the content, of each field of a message; groups are skipped."""
+    """Yield the tag, and the start and end of the content, of each field of a message; skip groups."""
     while start < end:
         tag, start = _tag(data, start, end)
         if tag & 7 == GROUP:
@@ -58,7 +58,7 @@ def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def text(data: bytes, start: int, end: int, what: str) -> str:
-    """Return a string; `what` names it in the error."""
+    """Return the UTF-8 string in `data`; the error calls it `what`."""
     try:
         return data[start:end].decode()
     except UnicodeDecodeError as e:
@@ -68,7 +68,7 @@ def text(data: bytes, start: int, end: int, what: str) -> str:
 def entry(data: bytes, start: int, end: int, what: str) -> tuple[str, Spans]:
     """Return the key of an entry of a map from strings to messages, and the spans of its value.
 
-    A message in several parts is their concatenation.
+    If the value has several parts, the message is their concatenation.
     """
     key, value = "", []
     for tag, a, b in fields(data, start, end):
@@ -87,7 +87,7 @@ def _tag(data: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _content(data: bytes, start: int, end: int, tag: int) -> tuple[int, int]:
-    """Return start and end of the content of a field that is not a group."""
+    """Return the start and end of the content of a field that is not a group."""
     kind = tag & 7
     if kind == VARINT:
         return start, varint(data, start, end)[1]
@@ -141,7 +141,7 @@ def packed_ints(data: bytes, start: int, end: int) -> array[int]:
 
 
 def _decode_piece(data: bytes, start: int, end: int, values: array[int]) -> int:
-    """Append the numbers that end before `end`; return the end of the last one."""
+    """Append the numbers that end before `end` to `values`; return the offset after the last one."""
     import numpy as np
 
     piece = np.frombuffer(data, np.uint8, end - start, start)

@@ -50,11 +50,11 @@ class ModelCard:
     signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain values, with the time, and the versions of Python, tfspark, Keras and TensorFlow.
+        """Return the card as plain values, with the time and the versions of Python, tfspark, Keras and TensorFlow.
 
         NaN and infinities become ``None``.
         """
-        # Versions of the imported modules: packages that come by PYTHONPATH or --py-files have no metadata.
+        # The imported modules give their versions: packages from PYTHONPATH or --py-files have no metadata.
         keras = sys.modules.get("keras")
         card = {
             "name": self.name,
@@ -74,7 +74,7 @@ class ModelCard:
         return dict(nonfinite_to_none(card))
 
     def write(self, directory: str) -> None:
-        """Write both forms into the SavedModel `directory`.
+        """Write the card as JSON and as Markdown into the SavedModel `directory`.
 
         Raises
         ------
@@ -99,7 +99,10 @@ def read_card(directory: str) -> dict[str, Any] | None:
 
 
 def with_card(signature: Signature, directory: str) -> Signature:
-    """Return a signature that knows what the card of its SavedModel says of its inputs: what is masked, and `fill`."""
+    """Return the signature with the `mask` and `fill` of each input from the card of its SavedModel.
+
+    The signature is returned unchanged if the card is missing or its values cannot be used.
+    """
     try:
         said = (read_card(directory) or {})["signatures"][signature.name]["inputs"]
         inputs = {n: _as_said(info, said.get(n, {})) for n, info in signature.inputs.items()}
@@ -114,7 +117,7 @@ def _as_said(info: TensorInfo, said: Mapping[str, Any]) -> TensorInfo:
 
 
 def tensorflow_version() -> str:
-    """Return the version of TensorFlow; the name of its distribution may be ``tensorflow-cpu`` or another."""
+    """Return the version of TensorFlow, whose distribution may be ``tensorflow``, ``tensorflow-cpu`` or another."""
     import tensorflow as tf
 
     return str(tf.__version__)

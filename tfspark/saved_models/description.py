@@ -1,6 +1,6 @@
 """Reads the signatures of a SavedModel from ``saved_model.pb`` without TensorFlow, whose import takes seconds.
 
-Field numbers are those of TensorFlow's ``saved_model.proto``, ``meta_graph.proto`` and ``tensor_shape.proto``.
+The field numbers come from TensorFlow's ``saved_model.proto``, ``meta_graph.proto`` and ``tensor_shape.proto``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ DTYPES = [
     "float8_e5m2",
     "float8_e4m3fn",
 ]
-"""Names of TensorFlow's dtypes, in the order of their numbers in ``types.proto``; the first number is 1."""
+"""Names of TensorFlow's dtypes, in the order of their numbers in ``types.proto``, which start at 1."""
 
 
 def read_signatures(directory: str) -> dict[str, Signature]:
-    """Return the signatures of the graph with the tag ``serve``, by name, in alphabetical order.
+    """Return the signatures of the graph with the tag ``serve``, in the alphabetical order of their names.
 
     Raises
     ------
@@ -104,7 +104,10 @@ def _serving_signatures(data: bytes) -> dict[str, Signature]:
 
 
 def _maybe_splits(inputs: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """Return the inputs that look like row splits, and of which input: TensorFlow numbers the parts of a tensor."""
+    """Return the inputs that may be row splits, each with the name of the input that it may split.
+
+    TensorFlow numbers the parts of a ragged tensor ``x``: the row splits are ``x_1``, ``x_2`` and so on.
+    """
     heads = {n: n.rpartition("_") for n, i in inputs.items() if i.dtype in ("int64", "int32") and i.shape == (None,)}
     return {n: head for n, (head, _, number) in heads.items() if number.isdecimal() and head in inputs}
 
@@ -116,9 +119,9 @@ def _with_splits(signature: Signature, ragged: set[tuple[str, str]]) -> Signatur
 
 
 def _split_arguments(data: bytes, start: int, end: int) -> set[tuple[str, str]]:
-    """Return arguments of the graph's functions that are parts of others, and the names of those.
+    """Return arguments of the graph's functions that are parts of a tensor, each with the user's name for the tensor.
 
-    A function of a ``RaggedTensor`` ``x`` has the arguments ``x`` and ``x_1``, and the user called both ``x``.
+    A function of a ``RaggedTensor`` ``x`` has the arguments ``x`` and ``x_1``; the user's name for both is ``x``.
     """
     found = set()
     graphs = [(s, e) for tag, s, e in fields(data, start, end) if tag == _GRAPH]
@@ -140,7 +143,7 @@ def _split_arguments(data: bytes, start: int, end: int) -> set[tuple[str, str]]:
 
 
 def _names_by_users(data: bytes, arguments: Spans) -> Iterator[tuple[int, str]]:
-    """Yield position and name of arguments of a function, as its author called them."""
+    """Yield the position of each argument of a function, and the name that the user gave it."""
     for start, end in arguments:
         number, values = 0, []
         for tag, s, e in fields(data, start, end):
@@ -192,7 +195,7 @@ def _tensor(data: bytes, spans: Spans) -> TensorInfo:
         elif tag == _COMPOSITE:
             components = [_tensor(data, [(a, b)]) for t, a, b in fields(data, s, e) if t == _COMPONENT]
     if components:
-        # A ragged tensor: its flat values, then its row splits.
+        # The components of a ragged tensor are its flat values, then its row splits.
         values, *splits = components
         row = values.row_shape
         return TensorInfo(values.dtype, None if row is None else (None,) * (len(splits) + 1) + row, name)

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 
 def example_features(specs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the features to parse for inputs of these specs, or None if an input has a dimension of any length.
+    """Return the features that hold inputs of these specs, or None if an input has a dimension of any length.
 
-    Examples hold floats as float lists, whole numbers and booleans as int64 lists, strings as bytes lists.
+    Examples hold floats as float lists, integers and booleans as int64 lists, and strings as bytes lists.
     """
     features = {}
     for name, spec in specs.items():
@@ -27,6 +27,6 @@ def example_features(specs: Mapping[str, Any]) -> dict[str, Any] | None:
 def parse_examples(
     serialized: tf.Tensor, features: Mapping[str, Any], specs: Mapping[str, Any]
 ) -> dict[str, tf.Tensor]:
-    """Parse the inputs of the examples; they have the dtypes of `specs`."""
+    """Parse serialized examples into inputs with the dtypes of `specs`."""
     parsed = tf.io.parse_example(serialized, dict(features))
     return {n: t if t.dtype == specs[n].dtype else tf.cast(t, specs[n].dtype) for n, t in parsed.items()}

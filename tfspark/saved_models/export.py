@@ -56,8 +56,8 @@ def export_model(
         Converts the inputs of a request into inputs of the model: a Keras model, or a function of a dict of tensors
         (pass `input_signature` too).
     input_signature
-        ``tf.TensorSpec`` by input name; the first dimension is the rows. By default the inputs of the model, or of
-        `preprocessing` if that is a model.
+        ``tf.TensorSpec`` by input name; the first dimension is the rows. By default these are the inputs of the model,
+        or of `preprocessing` if that is a model.
     classes
         Names of the classes, one for each score of the model's only output; adds the signature ``classify``. With two
         names and one score per row, the score is the probability of the second class.
@@ -69,8 +69,8 @@ def export_model(
         Contents of the model card: the model's name (by default the name of the base directory), a short text, numbers
         by metric name, and plain values that describe the training data.
     fill
-        What replaced nulls in the training data, by input: numbers, strings or booleans. `tfspark.predict` replaces
-        nulls by the same values, unless it is told others. Names that are not inputs are ignored.
+        The values that replaced nulls in the training data, by input: numbers, strings or booleans. `tfspark.predict`
+        replaces nulls with the same values, unless it gets other ones. Names that are not inputs are ignored.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def export_model(
         archive.track(preprocessing)
     archive.add_endpoint(DEFAULT, served.call, served.signature)
     methods = _add_example_endpoints(archive, served, classes, regress)
-    # What preprocessing makes of served rows is not known.
+    # preprocessing may change the values of the served rows, so their masked values are unknown.
     masks = {} if preprocessing is not None else masked_values(model)
     with new_version(base, keep) as version:
         try:
@@ -123,7 +123,7 @@ def export_model(
 
 
 class _Served:
-    """The function that is exported: from a dict of inputs to a dict of outputs.
+    """The exported function, which takes a dict of inputs and returns a dict of outputs.
 
     Attributes
     ----------
@@ -169,7 +169,7 @@ class _Served:
 
 
 def _inputs_of(model: Any) -> list[tuple[str, Any]]:
-    """Return name and spec of each input of a model, in the model's order."""
+    """Return the name and spec of each input of a model, in the model's order."""
     tensors = getattr(model, "inputs", None)
     if not tensors:
         raise ConfigurationError(
@@ -180,7 +180,7 @@ def _inputs_of(model: Any) -> list[tuple[str, Any]]:
 
 
 def _arranged(model: Any, inputs: Sequence[tuple[str, Any]], values: Mapping[str, Any]) -> Any:
-    """Return the values in the structure that the model takes."""
+    """Return the input values in the structure that the model takes."""
     tensors = [values[n] for n, _ in inputs]
     if not isinstance(model, keras.Sequential) and hasattr(model, "_inputs_struct"):
         return keras.tree.pack_sequence_as(model._inputs_struct, tensors)
@@ -190,7 +190,7 @@ def _arranged(model: Any, inputs: Sequence[tuple[str, Any]], values: Mapping[str
 def _add_example_endpoints(
     archive: Any, served: _Served, classes: Sequence[str] | None, regress: bool
 ) -> dict[str, str]:
-    """Add the signatures that take serialized examples; return the methods of those that are not for `predict`."""
+    """Add the signatures that take serialized examples; return the methods other than ``predict``, by signature."""
     features = example_features(served.specs)
     if features is None:
         if classes or regress:
@@ -206,7 +206,7 @@ def _add_example_endpoints(
 
     archive.add_endpoint("example", from_examples, [tf.TensorSpec([None], tf.string, name="examples")])
     methods = {}
-    # TensorFlow Serving requires this input name for both.
+    # TensorFlow Serving requires this input name for both signatures.
     spec = [tf.TensorSpec([None], tf.string, name="inputs")]
     if classes is not None:
         archive.add_endpoint("classify", _classifier(from_examples, list(classes)), spec)

@@ -1,4 +1,4 @@
-"""What is known of a model's inputs beside their types: what it masks, and what replaced nulls in training."""
+"""Properties of a model's inputs: the value that the model masks, and the value that replaced nulls in training."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tfspark.saved_models.signatures import Signature
 
 
 def masked_values(model: Any) -> dict[str, float]:
-    """Return the value that a ``Masking`` layer masks, by the name of the input that it takes.
+    """Return the value that a ``Masking`` layer masks, by the name of the input to which the layer is applied.
 
-    An ``Embedding`` with ``mask_zero`` masks 0, which is what rows are padded with anyway.
+    An ``Embedding`` with ``mask_zero`` is ignored: it masks 0, and rows are padded with 0 anyway.
     """
     import keras
 
     try:
         inputs = list(model.inputs or [])
     except (AttributeError, ValueError):
-        # A subclassed model does not say what it takes.
+        # A subclassed model does not list its inputs.
         return {}
     found = {}
     for layer in model.layers:
@@ -32,12 +32,12 @@ def masked_values(model: Any) -> dict[str, float]:
 
 
 def with_masks(signature: Signature, masks: Mapping[str, float]) -> Signature:
-    """Return a signature that knows what its inputs mask."""
+    """Return the signature with the masked value of each input."""
     inputs = {n: replace(info, mask=masks.get(n)) for n, info in signature.inputs.items()}
     return replace(signature, inputs=inputs)
 
 
 def with_fill(signature: Signature, fill: Mapping[str, Any]) -> Signature:
-    """Return a signature that knows what replaced nulls of its inputs, as far as these are plain values."""
+    """Return the signature with the value that replaced nulls in each input, if it is a plain value."""
     inputs = {n: replace(info, fill=plain_value(fill.get(n))) for n, info in signature.inputs.items()}
     return replace(signature, inputs=inputs)

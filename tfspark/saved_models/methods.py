@@ -1,4 +1,4 @@
-"""The method names of signatures, which tell TensorFlow Serving which requests a signature answers.
+"""Method names of signatures. They tell TensorFlow Serving which requests a signature answers.
 
 TensorFlow 2 writes every signature with the method ``predict``, so the other methods are set afterwards.
 """
@@ -14,7 +14,7 @@ from tfspark.saved_models.versions import SAVED_MODEL_FILE
 
 
 def set_methods(directory: str, methods: Mapping[str, str]) -> None:
-    """Set the methods of signatures of the SavedModel in `directory`; `methods` are by signature name."""
+    """Set the method names of signatures of the SavedModel in `directory`; `methods` is keyed by signature name."""
     if not methods:
         return
     path = os.path.join(directory, SAVED_MODEL_FILE)

@@ -1,4 +1,4 @@
-"""Outputs in nested dicts, as the flat ones that a SavedModel has: ``{"a": {"b": x}}`` is ``{"a/b": x}``."""
+"""Flattens nested outputs, because a SavedModel has flat ones: ``{"a": {"b": x}}`` becomes ``{"a/b": x}``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flat_outputs(outputs: Any) -> dict[str, Any]:
-    """Return outputs by name, as Keras' own export names those of a list: ``output_0``, ``output_1``."""
+    """Return outputs by name; those of a list get the names of Keras' own export: ``output_0``, ``output_1``."""
     if isinstance(outputs, Mapping):
         return dict(_leaves(outputs, ""))
     flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
@@ -28,7 +28,10 @@ def _is_list(value: Any) -> bool:
 
 
 def flat_model(model: Any) -> Any:
-    """Return a Keras model whose outputs are not nested: the same one, unless it is functional and they are."""
+    """Return a Keras model without nested outputs.
+
+    This is `model` itself, unless it is functional and its outputs are nested.
+    """
     import keras
 
     outputs = getattr(model, "_outputs_struct", None)

@@ -27,11 +27,11 @@ class TensorInfo:
     tensor
         Name of the tensor in the graph.
     splits_of
-        Name of the input that is a ``RaggedTensor``, of which this one is the row splits; that one is its flat values.
+        If this input holds row splits of a ``RaggedTensor``: the name of the input that holds its flat values.
     mask
-        The value that the model masks, if that is known: what arrays of different lengths are padded with.
+        The value that the model masks, if known; arrays of different lengths are padded with it.
     fill
-        What replaced nulls when the model was trained, if that is known.
+        The value that replaced nulls when the model was trained, if known.
     """
 
     dtype: str
@@ -63,7 +63,7 @@ class Signature:
     Attributes
     ----------
     method
-        TensorFlow Serving's name of the requests that it answers, such as ``"tensorflow/serving/predict"``.
+        TensorFlow Serving's name for the requests that the signature answers, such as ``"tensorflow/serving/predict"``.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Signature:
     method: str = PREDICT
 
     def splits_of(self, name: str) -> list[str]:
-        """Return the inputs that are the row splits of a ragged one, the outermost first."""
+        """Return the inputs that hold the row splits of the ragged input `name`, the outermost first."""
         return sorted((n for n, i in self.inputs.items() if i.splits_of == name), key=lambda n: (len(n), n))
 
     def to_json(self) -> dict[str, Any]:

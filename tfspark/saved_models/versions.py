@@ -1,4 +1,4 @@
-"""Version directories as TensorFlow Serving reads them: ``<base>/<version>``, published atomically."""
+"""Version directories in the layout of TensorFlow Serving, ``<base>/<version>``, published atomically."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_saved_model(directory: str) -> bool:
 
 
 def is_version(name: str) -> bool:
-    """Whether the name of a directory is the number of a version."""
+    """Return whether the name of a directory is a version number."""
     return name.isdecimal() and name.isascii() and len(name) <= _MOST_DIGITS
 
 
@@ -90,12 +90,12 @@ def local_path(path: str) -> str:
 
 @contextmanager
 def new_version(base: str, keep: int | None = None) -> Iterator[Version]:
-    """Make an empty directory to write to; at the end of the block it becomes the next version, unless it raises.
+    """Make an empty directory, which becomes the next version at the end of the block, unless the block raises.
 
     Parameters
     ----------
     base
-        Created if it does not exist.
+        The directory of the versions; created if it does not exist.
     keep
         Number of versions to keep; older ones are removed afterwards. By default all are kept.
 
@@ -127,7 +127,7 @@ class Version:
     staging
         Directory to write to.
     number, path
-        Known after it is published.
+        Set when the version is published.
     """
 
     def __init__(self, staging: str) -> None:
@@ -142,7 +142,7 @@ def _publish(staging: str, base: str) -> tuple[int, str]:
         number = 1 + max((int(d) for d in os.listdir(base) if d.isdecimal()), default=0)
         target = os.path.join(base, str(number))
         try:
-            # Fails if another process has created the target meanwhile.
+            # Fails if another process has created the target in the meantime.
             os.rename(staging, target)
             return number, target
         except OSError:
@@ -152,7 +152,7 @@ def _publish(staging: str, base: str) -> tuple[int, str]:
 
 def _remove_old(base: str, keep: int) -> None:
     for number, path in list(version_paths(base).items())[:-keep]:
-        # Renamed before it is deleted, so that no reader finds half a version.
+        # Renamed before it is deleted, so that no reader finds a partly deleted version.
         doomed = os.path.join(base, f"{_REMOVED}{number}-{secrets.token_hex(8)}")
         try:
             os.rename(path, doomed)

@@ -5,11 +5,11 @@ import java.io.{EOFException, IOException, InputStream}
 import org.apache.hadoop.io.compress.Decompressor
 
 /**
- * Undoes Hadoop's compression by blocks, that of `.snappy` and `.lz4` files.
+ * Decompresses Hadoop's block format, which `.snappy` and `.lz4` files have.
  *
- * A block is the size of its data, then chunks until these are complete: the size of the chunk and its compressed
- * bytes. Hadoop's own stream takes a file that ends within a block for one that has ended, and allocates what a size
- * claims.
+ * A block is the size of its data, followed by chunks until the data is complete. A chunk is its size, followed by its
+ * compressed bytes. Hadoop's own stream treats a file that ends within a block as complete, and allocates as many bytes
+ * as a size claims.
  */
 final class BlockInputStream(in: InputStream, decompressor: Decompressor) extends InputStream {
   import BlockInputStream._
@@ -60,7 +60,7 @@ final class BlockInputStream(in: InputStream, decompressor: Decompressor) extend
     decompressor.setInput(chunk, 0, size)
   }
 
-  /** Returns a size, or -1 at the end of the file if it may be there. */
+  /** Returns a size, or -1 at the end of the file if `atEnd` allows the file to end here. */
   private def readSize(atEnd: Boolean): Long = {
     val first = in.read()
     if (first < 0 && atEnd) return -1L

@@ -2,7 +2,7 @@ package tfspark.tfrecord
 
 import org.apache.spark.unsafe.Platform
 
-/** A growing array of bytes with protobuf's primitives. */
+/** A growing array of bytes, with methods that write protobuf's primitives. */
 final class ByteSink {
   var bytes = new Array[Byte](1 << 16)
   var position = 0
@@ -34,7 +34,7 @@ final class ByteSink {
     position += n
   }
 
-  /** Copies memory that Spark knows by an object and an offset. */
+  /** Copies `n` bytes of memory that Spark addresses by an object and an offset. */
   def putMemory(base: AnyRef, offset: Long, n: Int): Unit = {
     Platform.copyMemory(base, offset, bytes, Platform.BYTE_ARRAY_OFFSET.toLong + position, n.toLong)
     position += n

@@ -7,11 +7,12 @@ import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.Platform
 
 /**
- * Decodes tf.train.Examples that are encoded as every known writer does it: each message is filled by its one field,
- * without unknown fields, and no name comes twice. One pass, no allocation, no parsing of features nobody asked for.
+ * Decodes tf.train.Examples in the encoding of every known writer: each message consists of its one field, there are no
+ * unknown fields, and no name occurs twice. It takes one pass, allocates no memory, and does not parse features that
+ * were not requested.
  *
- * Whatever looks different, a wrong kind and damage included, is left to [[FeaturesDecoder]], which knows all of
- * protobuf's rules and words its errors. So a doubt here costs time, never a wrong row.
+ * All other records, including damaged ones and those with a wrong kind of list, are left to [[FeaturesDecoder]], which
+ * applies all of protobuf's rules and words the errors. So a doubtful record costs time, but never gives a wrong row.
  */
 final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseSensitive: Boolean) {
   import CanonicalDecoder._
@@ -21,20 +22,20 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
   private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
   private val layout = new RememberedLayout(columns.map(_.name), caseSensitive)
 
-  // A vector may be there in another form, which is not for this decoder to tell.
+  // A missing vector may be there in another form, which this decoder does not look for.
   private val vectors = columns.map(c => Vectors.isVector(c.dataType))
   private val values = new FeatureValues
 
-  // The record in which each column was seen last.
+  // The number of the record in which each column was last seen.
   private val seenIn = new Array[Long](columns.length)
   private var record = 0L
 
-  // Where the varint that was read last ends.
+  // The end of the varint that was last read.
   private var at = 0
 
   def table: NameTable = layout.table
 
-  /** Returns false if the record is not of this kind; the row is then to be reset. */
+  /** Returns false if the record is not in this encoding; the caller must then reset the row. */
   def decode(bytes: Array[Byte], start: Int, end: Int): Boolean =
     if (end - start < 2 || bytes.length - end < Slack || bytes(start) != MapEntry) false
     else {
@@ -77,7 +78,7 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
     true
   }
 
-  /** Decodes a tf.train.Feature, from its length on. */
+  /** Decodes a tf.train.Feature, beginning with its length. */
   private def feature(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
     var n = length(bytes, start)
     var p = at
@@ -163,7 +164,7 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
     true
   }
 
-  /** Reads a length and sets `at`; negative if it is none. May look at `Slack` bytes beyond the record. */
+  /** Reads a length and sets `at`; negative if it is not a length. May read up to `Slack` bytes beyond the record. */
   private def length(bytes: Array[Byte], position: Int): Int = {
     val b = bytes(position)
     if (b >= 0) {
@@ -193,7 +194,7 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
 
 object CanonicalDecoder {
 
-  /** Bytes beyond a record that may be looked at, so that not every step needs a check. */
+  /** The number of bytes beyond a record that may be read, so that not every step needs a bounds check. */
   val Slack = 32
 
   private final val MapEntry = 0x0a
@@ -222,11 +223,10 @@ object CanonicalDecoder {
 }
 
 /**
- * Finds the columns of map entries by what came where in the records before.
+ * Finds the columns of map entries from the order of the entries in earlier records.
  *
- * Records that one program has written have their features mostly in the same order. So the name that came at this
- * place last time is tried first, then the next one, for a feature may be missing; a hash table answers where both
- * fail.
+ * Records that one program has written mostly have their features in the same order. So the name that was last at this
+ * place is tried first, then the next name, because a feature may be missing. If both fail, a hash table is used.
  */
 final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
   import RememberedLayout._
@@ -234,7 +234,8 @@ final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
   val table = new NameTable(names, caseSensitive)
   private var room = 64
 
-  // Of each place: the first 16 bytes of the entry up to its value, masked, and whether and where it goes.
+  // For each place: the first 16 bytes of the entry and their mask (words), all bytes before its value (prefixes), the
+  // number of these bytes (sizes), and the column or `NotAsked` (columns).
   private var words = new Array[Long](4 * room)
   private var prefixes = new Array[Array[Byte]](room)
   private var sizes = Array.fill(room)(Int.MaxValue / 2)
@@ -242,13 +243,13 @@ final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
   private var place = 0
   private var budget = MostLearned
 
-  /** Where the value of the entry that was found begins: its length, after its tag. */
+  /** Where the value of the found entry begins: at its length, after its tag. */
   var valueAt = 0
 
-  /** Called before the first entry of a record. */
+  /** Must be called before the first entry of a record. */
   def begin(): Unit = place = 0
 
-  /** Returns the column of the entry in bytes `start` until `until`; `NotAsked`, or `Odd` if it has another form. */
+  /** Returns the column of the entry in bytes `start` until `until`, `NotAsked`, or `Odd` if it has another form. */
   def find(bytes: Array[Byte], start: Int, until: Int): Int = {
     if (place + 1 < room) {
       if (matches(bytes, start, until, place)) {
@@ -318,6 +319,6 @@ object RememberedLayout {
 
   private val MostPlaces = 4096
 
-  /** Where the order changes with every record, learning costs more than it saves. */
+  /** How many entries to learn at most: if the order changes with every record, learning costs more than it saves. */
   private val MostLearned = 20000
 }

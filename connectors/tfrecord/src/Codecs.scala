@@ -15,14 +15,14 @@ import org.apache.hadoop.mapreduce.lib.output.FileOutputFormat
 import org.apache.hadoop.util.ReflectionUtils
 import org.apache.spark.sql.catalyst.util.CompressionCodecs
 
-/** Compression of whole files, as Hadoop and TensorFlow do it. */
+/** Compression of whole files, as in Hadoop and TensorFlow. */
 object Codecs {
   private val BufferBytes = 1 << 16
 
-  // Readers bring a buffer of their own.
+  // Small, because readers have their own buffer.
   private val SmallBuffer = 1 << 12
 
-  /** Returns the class of a codec given by a short name (zlib and zstd besides Spark's) or by its class. */
+  /** Returns the class name of a codec from its short name (one of Spark's, zlib or zstd) or its class name. */
   def className(name: String): Option[String] = name.toLowerCase(Locale.ROOT) match {
     case "none" | "uncompressed" => None
     case "zlib" => className("deflate")
@@ -30,13 +30,13 @@ object Codecs {
     case _ => Option(CompressionCodecs.getCodecClassName(name))
   }
 
-  /** Returns the codec that is known by the end of the file's name, or null. */
+  /** Returns the codec for the extension of the file name, or null. */
   def of(path: Path, conf: Configuration): CompressionCodec = of(path, new CompressionCodecFactory(conf))
 
   def of(path: Path, known: CompressionCodecFactory): CompressionCodec =
     if (ZstdCodec.knows(path.getName)) new ZstdCodec else known.getCodec(path)
 
-  /** Opens a file and undoes its compression. Compressed data that end early are an error to whoever reads them. */
+  /** Opens a file and decompresses it. If the compressed data ends early, reading it fails. */
   def open(path: Path, conf: Configuration): InputStream = {
     val in = openRaw(path, conf)
     try
@@ -57,7 +57,7 @@ object Codecs {
 
   private def decompressed(in: InputStream, codec: CompressionCodec): InputStream = codec match {
     case _: BZip2Codec =>
-      // Hadoop's own takes what is no bzip2 for an empty file, and does not miss the end of a stream.
+      // Hadoop's own codec reads a file that is not bzip2 as empty, and does not notice a missing end of a stream.
       new BZip2CompressorInputStream(new BufferedInputStream(in, BufferBytes), true)
     case _: DefaultCodec | _: ZstdCodec => codec.createInputStream(in)
     case other =>
@@ -70,13 +70,13 @@ object Codecs {
         }
   }
 
-  /** Creates a file, compressed as the job says. */
+  /** Creates a file with the job's compression. */
   def create(path: Path, context: JobContext): OutputStream = {
     val out = withoutSidecars(path.getFileSystem(context.getConfiguration)).create(path, false)
     codecOf(context).fold[OutputStream](out)(_.createOutputStream(out))
   }
 
-  /** Returns what the names of the job's files end with because of their compression. */
+  /** Returns the file extension of the job's compression, or an empty string. */
   def extension(context: JobContext): String = codecOf(context).fold("")(_.getDefaultExtension)
 
   private def codecOf(context: JobContext): Option[CompressionCodec] =
@@ -86,13 +86,14 @@ object Codecs {
       Some(ReflectionUtils.newInstance(codec, context.getConfiguration))
     }
 
-  /** Opens a file as it is. */
+  /** Opens a file without decompression. */
   def openRaw(path: Path, conf: Configuration): FSDataInputStream =
     withoutSidecars(path.getFileSystem(conf)).open(path, SmallBuffer)
 
   /**
-   * Hadoop's local file system keeps checksums in files beside each file, and computes and checks them block by little
-   * block. TFRecords carry their own, for every byte, and compressed files those of their format.
+   * Returns the file system without checksum files. Hadoop's local file system keeps checksums in a file beside each
+   * file, and computes and checks them in small blocks. TFRecords have their own checksums for every byte, and
+   * compressed files have those of their format.
    */
   private def withoutSidecars(fs: FileSystem): FileSystem = fs match {
     case c: ChecksumFileSystem => c.getRawFileSystem
@@ -100,10 +101,10 @@ object Codecs {
   }
 
   /**
-   * TensorFlow's writer does not care for names, so a file that does not begin with a valid header but as gzip or zlib
-   * do is taken for one of these.
+   * Returns the decompressed stream of a file that begins like gzip or zlib and not with a valid record header, else
+   * None. TensorFlow's writer compresses files under any name, so the extension does not tell.
    *
-   * @param in stands at its beginning, then and after
+   * @param in a stream at the beginning of the file; it is returned to the beginning after the check
    */
   def sniff(in: FSDataInputStream, conf: Configuration): Option[InputStream] = {
     val head = new Array[Byte](Framing.HeaderBytes)
@@ -122,7 +123,7 @@ object Codecs {
     else None
   }
 
-  /** Hadoop's streams read all of several members, and nothing else behind the first; Java's own may stop after it. */
+  /** Hadoop's streams read all members of a file and refuse other data after the first; Java's own may stop there. */
   private def codec(of: Class[_ <: CompressionCodec], conf: Configuration): CompressionCodec =
     ReflectionUtils.newInstance(of, conf)
 

@@ -13,14 +13,14 @@ trait ValueEncoder {
 }
 
 /**
- * Writes a value as a length-delimited field: `prefix`, the size of the tf.train.Feature, the Feature.
+ * Writes a value as a length-delimited field: `prefix`, the size of the tf.train.Feature, then the Feature.
  *
- * @param prefix what comes before, up to the tag of the field
- * @param framed whether all of it is the entry of a map, and so comes after a tag and its own size
+ * @param prefix the bytes before the size, up to and including the tag of the field
+ * @param framed whether the field is in a map entry; a tag and the size of the entry are then written first
  */
 abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) extends ValueEncoder {
 
-  /** Writes everything up to the values of a list that takes `list` bytes with its tags. */
+  /** Writes everything before the values of a list; the values and their tags take `list` bytes. */
   protected final def begin(sink: ByteSink, kind: Int, list: Long): Unit = {
     val feature = 1 + Wire.varintSize(list) + list
     val whole = prefix.length + Wire.varintSize(feature) + feature
@@ -35,7 +35,7 @@ abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) extends Valu
     sink.varint(list)
   }
 
-  /** As `begin`, for numbers in one packed block of `data` bytes. */
+  /** Like `begin`, for numbers in one packed block of `data` bytes. */
   protected final def beginPacked(sink: ByteSink, kind: Int, data: Long): Unit =
     if (data == 0) begin(sink, kind, 0)
     else {
@@ -47,7 +47,7 @@ abstract class FeatureEncoder(prefix: Array[Byte], framed: Boolean) extends Valu
 
 object FeatureEncoder {
 
-  /** Returns the encoder of entries of a map from names to Features. */
+  /** Returns the encoder of entries in a map from names to Features. */
   def entry(name: String, t: DataType, sparseVectors: Boolean): ValueEncoder =
     if (sparseVectors && Vectors.isVector(t)) new SparseVectorEncoder(name) else of(t, keyPrefix(name), framed = true)
 
@@ -70,7 +70,7 @@ object FeatureEncoder {
 
   private val littleEndian = ByteOrder.nativeOrder == ByteOrder.LITTLE_ENDIAN
 
-  /** The key of a map entry and the tag of its value. */
+  /** Returns the key of a map entry, followed by the tag of its value. */
   def keyPrefix(name: String): Array[Byte] = {
     val key = name.getBytes(UTF_8)
     val sink = new ByteSink
@@ -128,7 +128,7 @@ final class BinaryEncoder(prefix: Array[Byte], framed: Boolean) extends FeatureE
 
   override def encode(from: SpecializedGetters, ordinal: Int, sink: ByteSink): Unit = from match {
     case row: UnsafeRow =>
-      // Spares the copy that getBinary makes.
+      // Avoids the copy that getBinary makes.
       val place = row.getLong(ordinal)
       begin(sink, place.toInt)
       sink.putMemory(row.getBaseObject, row.getBaseOffset + (place >>> 32), place.toInt)
@@ -164,7 +164,7 @@ final class FloatArrayEncoder(prefix: Array[Byte], framed: Boolean) extends Feat
   }
 }
 
-/** Writes any list, whose values are gathered first to know their size. */
+/** Writes any list; its values are gathered first, because their size precedes them. */
 final class ListEncoder(values: Gatherer, prefix: Array[Byte], framed: Boolean) extends FeatureEncoder(prefix, framed) {
   private val gathered = new Gathered
 

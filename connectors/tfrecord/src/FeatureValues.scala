@@ -20,7 +20,7 @@ object Kind {
 /**
  * The values of one tf.train.Feature, read into arrays that are reused.
  *
- * Packed and unpacked encodings are understood alike, as protobuf demands.
+ * Packed and unpacked encodings are both read, as protobuf requires.
  */
 final class FeatureValues {
   private val wire = new Wire
@@ -35,16 +35,16 @@ final class FeatureValues {
   var longs: Array[Long] = new Array[Long](16)
   var floats: Array[Float] = new Array[Float](16)
 
-  /** Where in the record the bytes values begin and end. */
+  /** Where in the record each value of a BytesList begins and ends. */
   var starts: Array[Int] = new Array[Int](16)
   var ends: Array[Int] = new Array[Int](16)
 
-  /** If the floats are one packed block, where it begins in the record; else -1, and they are in `floats`. */
+  /** Where the floats begin in the record if they are one packed block; else -1, and they are in `floats`. */
   var packedAt: Int = -1
 
   /**
-   * Finds the list in the message `start` until `end`. As protobuf has it for a oneof: a list of another kind replaces
-   * the one before, a second one of the same kind is joined to it.
+   * Finds the list in the message from `start` until `end`. By protobuf's rules for a oneof, a list of another kind
+   * replaces the one before, and a second list of the same kind is appended to it.
    */
   def open(record: Array[Byte], start: Int, end: Int): Unit = {
     if (bytes ne record) {
@@ -77,7 +77,7 @@ final class FeatureValues {
     lists += 1
   }
 
-  /** Reads all values; floats that are one packed block are left where they are. */
+  /** Reads all values; floats in one packed block stay where they are. */
   def readAll(): Unit = {
     count = 0
     packedAt = -1
@@ -159,7 +159,7 @@ final class FeatureValues {
 
   def double(i: Int): Double = if (kind == Kind.Floats) float(i).toDouble else longs(i).toDouble
 
-  /** The bytes of the record that the values lie in. */
+  /** The bytes of the record that contains the values. */
   def record: Array[Byte] = bytes
 
   private def appendLong(): Unit = {

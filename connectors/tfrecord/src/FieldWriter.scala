@@ -7,10 +7,10 @@ import org.apache.spark.sql.catalyst.expressions.codegen.{UnsafeArrayWriter, Uns
 import org.apache.spark.sql.types._
 import org.apache.spark.unsafe.Platform
 
-/** Puts the values of a feature into one field of a row or one element of an array, in Spark's own binary format. */
+/** Writes the values of a feature to one field of a row or one element of an array, in Spark's own binary format. */
 abstract class FieldWriter {
 
-  /** The kinds of lists this field can be read from, for messages. */
+  /** The kinds of lists that this field can be read from, for messages. */
   def expected: String
 
   /** Writes values that were opened but not yet read, and whose kind is not `Unset`. */
@@ -24,7 +24,7 @@ object FieldWriter {
   private val Hint =
     "Hint: pass a schema with a column of that kind, or inferSchema=full, which reads all records"
 
-  /** Types whose values a single list of a Feature holds one of. */
+  /** Returns whether one element of a Feature's list holds a value of this type. */
   def isScalar(t: DataType): Boolean = t match {
     case LongType | IntegerType | ShortType | ByteType | BooleanType | DateType | TimestampType | TimestampNTZType |
         FloatType | DoubleType | BinaryType | _: StringType =>
@@ -33,7 +33,7 @@ object FieldWriter {
     case _ => false
   }
 
-  /** @param into the row or array that the field is in */
+  /** @param into the row or array that contains the field */
   def of(t: DataType, into: UnsafeWriter): FieldWriter = t match {
     case a: ArrayType => new ArrayField(ElementWriter.of(a.elementType), into)
     case v if Vectors.isVector(v) => new VectorField(into)
@@ -41,18 +41,18 @@ object FieldWriter {
   }
 }
 
-/** Puts single values into places of a row or an array. */
+/** Writes single values to places in a row or an array. */
 abstract class ElementWriter {
 
-  /** Bytes that an element takes in Spark's arrays. */
+  /** Size of an element in Spark's arrays, in bytes. */
   def size: Int
   def expected: String
   def accepts(kind: Int): Boolean
 
-  /** Puts value `i` of `values` at `place`. */
+  /** Writes value `i` of `values` at `place`. */
   def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit
 
-  /** Puts all values, if there is a way that beats one after the other; else returns false. */
+  /** Writes all values at once, if that is possible; else returns false. */
   def putBlock(values: FeatureValues, buffer: Array[Byte], offset: Long): Boolean = false
 }
 
@@ -96,7 +96,7 @@ object LongElement extends ElementWriter {
   }
 }
 
-/** Values that are read from a FloatList, and as well from an Int64List. */
+/** Values that are read from a FloatList or an Int64List. */
 abstract class NumberElement extends ElementWriter {
   override def expected: String = "a FloatList or an Int64List"
   override def accepts(kind: Int): Boolean = kind != Kind.Bytes
@@ -127,7 +127,7 @@ object DoubleElement extends NumberElement {
 final class DecimalElement(t: DecimalType) extends NumberElement {
   override def size: Int = 8
   override def put(values: FeatureValues, i: Int, into: UnsafeWriter, place: Int): Unit = {
-    // The shortest decimal that is this float: its binary expansion would add digits that nobody wrote.
+    // The shortest decimal that equals this float: its exact binary value has digits that nobody wrote.
     val text = if (values.kind == Kind.Floats) values.float(i).toString else values.longs(i).toString
     val exact =
       try new java.math.BigDecimal(text)

@@ -6,18 +6,18 @@ import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.{FSDataInputStream, Path}
 
 /**
- * The records of a file that begin within bytes `start` until `end`, of which Spark makes one task's share.
+ * The records of a file that begin within bytes `start` until `end`; Spark gives such a part to a task.
  *
- * TFRecord files have no marks to synchronise on, and a search for a header whose checksum holds is fooled by a
- * TFRecord file stored within a record. What makes splitting sound is that each part checks the next one: when it has
- * read its last record it knows where the following begins, and repeats the search that the next part has made. The
- * first part begins at 0, so by induction either every part begins where a record does, or one of them fails and says
- * so. A query that stops early checks as far as it has read.
+ * TFRecord files have no synchronization marks, and a search for a header with a valid checksum may find one in a
+ * TFRecord file that is stored within a record. Splitting is safe because each part checks the next one: after its last
+ * record it knows where the next record begins, and it repeats the search of the next part. The first part begins at 0.
+ * So, by induction, either every part begins at a record, or one part fails with an error. A query that stops early has
+ * checked only the parts that it read to their end.
  */
 final class FilePart(path: Path, conf: Configuration, start: Long, end: Long, size: Long) {
   private val whole = start == 0 && end >= size
 
-  /** Opens the records; None if no record begins in this part. */
+  /** Opens the records; returns None if no record begins in this part. */
   def open(options: TFRecordOptions): Option[(RecordReader, () => Unit)] =
     if (start == end) None
     else if (whole) Some((reader(Codecs.open(path, conf), options, 0L, Long.MaxValue), () => ()))
@@ -74,11 +74,11 @@ object FilePart {
 }
 
 /**
- * Searches record boundaries from anywhere in a file.
+ * Searches for record boundaries from any offset in a file.
  *
- * A header's checksum alone proves little, since a record may hold a TFRecord file. But such a file's chain of records
- * breaks off before the record that holds it ends. So an offset is trusted if the chain of headers from there reaches
- * the end of the file, or goes on for more than `horizon` bytes.
+ * A valid header checksum proves little, because a record may contain a TFRecord file. But the chain of records of such
+ * an inner file breaks before the record that contains it ends. So an offset is trusted if the chain of headers from
+ * there reaches the end of the file, or is longer than `horizon` bytes.
  */
 final class BoundaryFinder(in: FSDataInputStream, size: Long, horizon: Long) {
   import Framing._
@@ -89,7 +89,7 @@ final class BoundaryFinder(in: FSDataInputStream, size: Long, horizon: Long) {
   private var base = 0L
   private var limit = 0
 
-  // Where chains went that broke: another one that comes here breaks too. So the search takes linear time.
+  // The offsets of broken chains: a chain that reaches one of them breaks too. So the search takes linear time.
   private val broken = scala.collection.mutable.HashSet.empty[Long]
 
   /** Returns the first trusted offset in `from` until `until`, or -1. */
@@ -118,7 +118,7 @@ final class BoundaryFinder(in: FSDataInputStream, size: Long, horizon: Long) {
     true
   }
 
-  /** Returns the length of the record whose header may be at `offset`, or -1 if there can be none. */
+  /** Returns the length of the record whose header may be at `offset`, or -1 if no header can be there. */
   private def lengthAt(offset: Long): Long = {
     if (offset > size - HeaderBytes - FooterBytes) return -1L
     if (offset < base || offset + HeaderBytes > base + limit) load(offset)

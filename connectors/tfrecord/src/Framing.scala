@@ -16,12 +16,12 @@ object Framing {
   val HeaderBytes = 12
   val FooterBytes = 4
 
-  /** What an array of bytes can hold, with something to spare. */
+  /** The largest size of an array of bytes, less a margin. */
   val MostBytes: Long = Int.MaxValue - 1024L
 
   private val MaskDelta = 0xa282ead8
 
-  /** CRCs of data that hold CRCs are weak, so TensorFlow rotates and shifts them. */
+  /** Masks a CRC. CRCs of data that contains CRCs are weak, so TensorFlow rotates each CRC and adds a constant. */
   def mask(crc: Int): Int = ((crc >>> 15) | (crc << 17)) + MaskDelta
 
   def maskedCrc(crc: CRC32C, bytes: Array[Byte], offset: Int, length: Int): Int = {
@@ -34,14 +34,14 @@ object Framing {
 /**
  * Reads the records of a stream one after the other into a buffer that it reuses.
  *
- * Memory follows what the stream really holds: a length that promises more than `maxRecordBytes` is refused, and a
- * smaller one allocates only as its bytes arrive.
+ * Memory use depends on the bytes that the stream really holds: a length above `maxRecordBytes` is refused, and for a
+ * smaller one memory is allocated only as its bytes arrive.
  *
- * @param in             stands at `from`, where a record begins
- * @param name           the file, for messages
- * @param verifyChecksum whether to check the CRC of the data; that of the length is always checked
- * @param strict         whether data that do not match their CRC are an error; else `intact` tells
- * @param until          records that begin here or later are not read
+ * @param in             the stream, positioned at `from`, where a record begins
+ * @param name           name of the file, for messages
+ * @param verifyChecksum whether to check the CRC of the data; the CRC of the length is always checked
+ * @param strict         whether data that does not match its CRC is an error; if not, `intact` tells
+ * @param until          records that begin at this offset or later are not read
  */
 final class RecordReader(
     in: InputStream,
@@ -61,23 +61,23 @@ final class RecordReader(
   private var limit = 0
   private var base = from
 
-  // How much to read at least when bytes are missing: little where records are skipped that are much larger.
+  // How many bytes to read at least when some are missing: few if skipped records are much larger.
   private var ahead = RecordReader.BufferBytes
 
-  /** Offset in the (uncompressed) file at which the current record's header begins. */
+  /** Offset of the current record's header in the (uncompressed) file. */
   var offset: Long = from
 
-  /** Whether the data match their CRC, as far as it is checked. */
+  /** Whether the data matches its CRC; true if the CRC is not checked. */
   var intact: Boolean = true
 
-  /** The current record is bytes `start` until `end` of `bytes`, until the next call. */
+  /** The current record is bytes `start` until `end` of `bytes`; they are valid until the next call. */
   var start: Int = 0
   var end: Int = 0
   def bytes: Array[Byte] = buffer
 
   private def wordsOf(bytes: Array[Byte]) = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN)
 
-  /** Moves to the next record; false at the end of the file. */
+  /** Moves to the next record; returns false at the end of the file. */
   def next(): Boolean = {
     val length = header()
     if (length < 0) return false
@@ -95,7 +95,7 @@ final class RecordReader(
     true
   }
 
-  /** Moves past the next record without reading its data; false at the end of the file. */
+  /** Skips the next record without reading its data; returns false at the end of the file. */
   def skip(): Boolean = {
     val length = header()
     if (length < 0) return false
@@ -105,7 +105,7 @@ final class RecordReader(
     position += here.toInt
     rest -= here
     if (rest > RecordReader.LeastSkipped) {
-      // The last byte is read, because skipping beyond the end of a file need not fail.
+      // The last byte is read, because a skip beyond the end of a file may succeed.
       var skipped = 1L
       while (rest > 1 && skipped > 0) {
         skipped =
@@ -130,7 +130,7 @@ final class RecordReader(
     true
   }
 
-  /** Returns the length of the record at the position, or -1 at the end of the file or part. */
+  /** Returns the length of the record at the current position, or -1 at the end of the file or part. */
   private def header(): Long = {
     offset = base + position
     if (offset >= until) return -1L
@@ -145,7 +145,7 @@ final class RecordReader(
     length
   }
 
-  /** Makes `n` bytes from the position on available; false if the stream ends before. */
+  /** Makes `n` bytes from the current position available; returns false if the stream ends before. */
   private def require(n: Int): Boolean = limit - position >= n || fill(n)
 
   private def fill(n: Int): Boolean = {
@@ -174,7 +174,10 @@ final class RecordReader(
   private def truncated(what: String): Nothing =
     fail(s"the file ends within $what: it is truncated or still being written")
 
-  /** Adds the place to what a stream throws; Spark treats a file that is gone or forbidden in ways of its own. */
+  /**
+   * Adds the file and the offset to an exception of the stream. Exceptions for missing or forbidden files and for
+   * interrupts stay as they are, because Spark handles them in its own way.
+   */
   private def unreadable(e: Exception): Nothing = e match {
     case _: FileNotFoundException | _: AccessControlException | _: BlockMissingException => throw e
     case _: InterruptedIOException | _: ClosedByInterruptException | _: InterruptedException => throw e
@@ -199,7 +202,7 @@ object RecordReader {
   private val HeaderAhead = 1 << 12
 }
 
-/** Writes records, several at a time. */
+/** Writes records; a buffer collects several of them for each write to the stream. */
 final class RecordWriter(out: OutputStream, name: String) extends Closeable {
   import Framing._
 

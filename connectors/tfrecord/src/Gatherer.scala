@@ -4,7 +4,7 @@ import org.apache.spark.sql.catalyst.expressions.SpecializedGetters
 import org.apache.spark.sql.catalyst.util.ArrayData
 import org.apache.spark.sql.types._
 
-/** The values of one feature on their way into a record. */
+/** Holds the values of one feature before they are written to a record. */
 final class Gathered {
   var count: Int = 0
   var longs = new Array[Long](16)
@@ -21,7 +21,7 @@ final class Gathered {
     }
   }
 
-  /** Returns the bytes that the values take: numbers in a packed block, byte strings each with its tag and size. */
+  /** Returns the encoded size in bytes: numbers are a packed block, each byte string has its tag and size. */
   def size(kind: Int): Long = kind match {
     case Kind.Ints =>
       var size = 0L
@@ -58,7 +58,7 @@ final class Gathered {
   }
 }
 
-/** Takes values of one kind out of a row or an array. */
+/** Takes values of one kind from a row or an array. */
 abstract class Gatherer(val kind: Int) {
   def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit
 }
@@ -79,7 +79,7 @@ object Gatherer {
       into.blobs(place) = get(from, ordinal)
   }
 
-  /** Digits are lost, as documented; the value is not. */
+  /** Rounds to a float, which loses digits, as documented; a finite value outside the range of floats is an error. */
   def narrow(value: Double): Float = {
     val f = value.toFloat
     if (java.lang.Float.isInfinite(f) && !java.lang.Double.isInfinite(value))
@@ -117,7 +117,7 @@ final case class ArrayOf(element: Gatherer) extends Gatherer(element.kind) {
   }
 }
 
-/** All values of a Spark ML vector; those that a sparse one leaves out are zeros. */
+/** All values of a Spark ML vector; the values that a sparse vector leaves out are zeros. */
 object VectorValues extends Gatherer(Kind.Floats) {
   override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
     val vector = from.getStruct(ordinal, 4)
@@ -142,7 +142,7 @@ object VectorValues extends Gatherer(Kind.Floats) {
   }
 }
 
-/** The positions in a vector whose values are kept when it is written sparsely. */
+/** The indices of the values that are written when a vector is written sparsely. */
 object SparseIndices extends Gatherer(Kind.Ints) {
   override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
     val vector = from.getStruct(ordinal, 4)
@@ -158,7 +158,7 @@ object SparseIndices extends Gatherer(Kind.Ints) {
   }
 }
 
-/** The values at these positions. */
+/** The values at these indices. */
 object SparseValues extends Gatherer(Kind.Floats) {
   override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
     val vector = from.getStruct(ordinal, 4)
@@ -175,7 +175,7 @@ object SparseValues extends Gatherer(Kind.Floats) {
   }
 }
 
-/** The number of a vector's values, those left out included. */
+/** The number of a vector's values, including those that are left out. */
 object VectorSize extends Gatherer(Kind.Ints) {
   override def take(from: SpecializedGetters, ordinal: Int, into: Gathered, place: Int): Unit = {
     val vector = from.getStruct(ordinal, 4)

@@ -8,10 +8,10 @@ import org.apache.hadoop.mapreduce.lib.input.{FileInputFormat, FileSplit}
 import org.apache.hadoop.mapreduce.lib.output.FileOutputFormat
 
 /**
- * Records of TFRecord files for MapReduce and `sc.newAPIHadoopFile`: the key is the record, the value nothing.
+ * Reads TFRecord files for MapReduce and `sc.newAPIHadoopFile`: the key is the record, the value is null.
  *
- * Options are those of the data source, in the configuration after `tfspark.tfrecord.`, e.g.
- * `tfspark.tfrecord.verifyChecksum`. With `mode=DROPMALFORMED`, and with `PERMISSIVE`, records whose data miss their
+ * The options are those of the data source, set in the configuration with the prefix `tfspark.tfrecord.`, e.g.
+ * `tfspark.tfrecord.verifyChecksum`. With `mode=DROPMALFORMED` or `PERMISSIVE`, records whose data does not match its
  * checksum are left out.
  */
 class TFRecordInputFormat extends FileInputFormat[BytesWritable, NullWritable] {
@@ -54,7 +54,7 @@ final class TFRecordHadoopReader extends HadoopReader[BytesWritable, NullWritabl
 
   override def nextKeyValue(): Boolean = {
     if (records == null) return false
-    // A record that misses its checksum has no place among keys; in FAILFAST it is an error.
+    // A record that does not match its checksum is not returned as a key; with FAILFAST it is an error.
     var more = records.next()
     while (more && !records.intact) more = records.next()
     if (more) {

@@ -9,15 +9,15 @@ import org.apache.hadoop.fs.{FileStatus, Path}
 import org.apache.hadoop.io.compress.CompressionCodecFactory
 import org.apache.spark.sql.SparkSession
 
-/** A part of a file to look at: its path, where the part begins and ends, and the size of the file. */
+/** A part of a file to read: the path, where the part begins and ends, and the size of the whole file. */
 final case class InferencePart(path: String, start: Long, end: Long, size: Long)
 
 /**
- * Looks at records to find the schema; what it returns consists of classes that every JVM knows.
+ * Reads records to infer the schema. Its result consists only of classes that every JVM knows.
  *
- * @param most          the records of each part to look at
- * @param ignoreCorrupt whether a file that cannot be read further counts as far as it was read
- * @param ignoreMissing whether a file that is gone is no error
+ * @param most          how many records of each part to read at most
+ * @param ignoreCorrupt whether to use what was read of a file that cannot be read further, instead of failing
+ * @param ignoreMissing whether to skip a missing file instead of failing
  */
 final class InferenceTask(
     options: TFRecordOptions,
@@ -60,15 +60,15 @@ final class InferenceTask(
 
 object InferenceTask {
 
-  /** Less than this is read by the driver, to spare a job. */
+  /** With inferSchema=full, the driver itself reads files of at most this many bytes together, which saves a job. */
   private val DriverBytes = 16L << 20
 
-  /** More files than this are looked at by a job. */
+  /** A job reads more files than this. */
   private val MostFilesOnDriver = 4
 
   private val logger = org.slf4j.LoggerFactory.getLogger(classOf[TFRecordFileFormat])
 
-  /** Returns the parts of files that each task looks at; a single task is for the driver. */
+  /** Returns the file parts that each task reads; if there is only one task, the driver runs it. */
   def plan(
       spark: SparkSession,
       options: TFRecordOptions,
@@ -84,7 +84,7 @@ object InferenceTask {
     } else if (bytes <= DriverBytes && chosen.length <= MostFilesOnDriver)
       Seq(chosen.map(f => InferencePart(f.getPath.toString, 0L, f.getLen, f.getLen))).filter(_.nonEmpty)
     else {
-      // As Spark packs files into the partitions of a scan.
+      // Packed in the same way as Spark packs files into the partitions of a scan.
       val session = spark.sessionState.conf
       val cost = session.filesOpenCostInBytes
       val share = (bytes + cost * chosen.length) / math.max(1, spark.sparkContext.defaultParallelism)
@@ -115,7 +115,7 @@ object InferenceTask {
     tasks.map(_.toSeq).toSeq
   }
 
-  /** Takes at most `n` of them, evenly spread. */
+  /** Returns at most `n` elements, evenly spread. */
   private def spread[A](all: Seq[A], n: Int): Seq[A] =
     if (all.length <= n) all else (0 until n).map(i => all((i.toLong * all.length / n).toInt))
 }

@@ -4,29 +4,30 @@ import java.nio.charset.StandardCharsets.UTF_8
 
 /**
  * Finds the requested entries of a protobuf map from names to messages: tf.train.Features, and the feature lists of a
- * tf.train.SequenceExample. Others are never parsed. Of a name that comes twice the last counts, as in every such map.
+ * tf.train.SequenceExample. Other entries are not parsed. If a name occurs twice, its last entry is used, as in every
+ * such map.
  */
 final class MapScanner(names: Array[String], caseSensitive: Boolean) {
   val table = new NameTable(names, caseSensitive)
   private val wire = new Wire
   private val entry = new Wire
 
-  /** Where the value of each name lies in the record; -1 if the record lacks it. */
+  /** Where the value of each name begins in the record; -1 if the record lacks the name. */
   val starts = new Array[Int](names.length)
   val ends = new Array[Int](names.length)
 
-  // Of each name, how the record spells it, and another way in which it does so too, if case makes no difference.
+  // For each name: how the record spells it, and another spelling in the same record, if case is ignored.
   private val keyStarts = new Array[Int](names.length)
   private val keyEnds = new Array[Int](names.length)
   private val others = new Array[String](names.length)
 
-  /** Called before the first map of a record. */
+  /** Must be called before the first map of a record. */
   def begin(): Unit = {
     java.util.Arrays.fill(starts, -1)
     java.util.Arrays.fill(others.asInstanceOf[Array[AnyRef]], null)
   }
 
-  /** Whether the record has entry `i`; an error if it has two that differ in case only. */
+  /** Returns whether the record has entry `i`; throws if it has two that differ only in case. */
   def has(i: Int): Boolean = {
     if (others(i) != null)
       throw new RecordFault(
@@ -34,7 +35,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
     starts(i) >= 0
   }
 
-  /** Notes the entries of one map; a record may have several, which are taken together. */
+  /** Finds the entries of one map; a record may have several maps, which are merged. */
   def scan(bytes: Array[Byte], start: Int, end: Int): Unit = {
     wire.reset(bytes, start, end)
     while (wire.hasMore) {
@@ -49,7 +50,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
 
   private def note(bytes: Array[Byte], start: Int, end: Int): Unit = {
     entry.reset(bytes, start, end)
-    // An entry without a key has the empty name, one without a value an empty message.
+    // An entry without a key has the empty name; an entry without a value has an empty message.
     var (keyStart, keyEnd, from, until) = (start, start, start, start)
     while (entry.hasMore) {
       val tag = entry.tag()

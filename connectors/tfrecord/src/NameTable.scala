@@ -4,9 +4,9 @@ import java.nio.charset.StandardCharsets.UTF_8
 import java.util.{Arrays, Locale}
 
 /**
- * Finds the column of a feature's name, given as bytes of a record, in a hash table.
+ * Finds the column for a feature's name, which is given as bytes of a record, in a hash table.
  *
- * @param caseSensitive whether names that differ in case only are different ones, as `spark.sql.caseSensitive` says
+ * @param caseSensitive whether names that differ only in case are different names, see `spark.sql.caseSensitive`
  */
 final class NameTable(val names: Array[String], caseSensitive: Boolean) {
   import NameTable._
@@ -23,19 +23,19 @@ final class NameTable(val names: Array[String], caseSensitive: Boolean) {
     table
   }
 
-  /** Whether case makes no difference; columns that differ in case only come from where it does. */
+  /** Whether case is ignored. Columns that differ only in case were defined where case matters, so it matters here. */
   val folds: Boolean = !caseSensitive && names.map(lower).distinct.length == names.length
 
-  // Only names with other letters than English ones are looked up here.
+  // Only names with bytes beyond ASCII are looked up here.
   private lazy val lowered: Map[String, Int] = names.zipWithIndex.map { case (n, i) => lower(n) -> i }.toMap
 
   private val found = new Array[Boolean](names.length)
   private val near = new Array[String](names.length)
 
-  /** Whether an entry with a value was seen, of any name. */
+  /** Whether an entry with a value was seen, under any name. */
   var sawValue: Boolean = false
 
-  /** Returns the column of the name that is bytes `start` until `end`, or -1. */
+  /** Returns the column whose name is bytes `start` until `end`, or -1. */
   def find(bytes: Array[Byte], start: Int, end: Int): Int = {
     var s = hash(bytes, start, end) & mask
     var candidate = -1
@@ -64,7 +64,7 @@ final class NameTable(val names: Array[String], caseSensitive: Boolean) {
 
 object NameTable {
 
-  /** Returns the columns that were never found, each with a name that was seen and differs in case only. */
+  /** Returns the columns that were never found, each with a name in the records that differs only in case. */
   def nearMisses(tables: Seq[NameTable]): Seq[(String, String)] = {
     val found = tables.flatMap(t => t.names.indices.filter(i => t.found(i)).map(i => t.names(i))).toSet
     tables

@@ -1,23 +1,23 @@
 package tfspark.tfrecord
 
 /**
- * Another form in which a record may hold a column: one that the schema does not describe, so that the column would be
- * null without a word.
+ * Another form in which a record may hold a column. The schema does not describe this form, so without a check the
+ * column would be null without any error.
  *
- * @param column its place among the decoder's columns
+ * @param column index of the column among the decoder's columns
  * @param field  1 for the features or the context, 2 for the feature lists
- * @param entry  the name of what is there instead
- * @param fault  what is wrong, and what to do
+ * @param entry  name of the entry that the record has instead
+ * @param fault  what is wrong, and how to fix it
  */
 final case class OtherForm(column: Int, field: Int, entry: String, fault: String)
 
-/** Looks in a record for other forms of the columns that it lacks. */
+/** Searches a record for other forms of the columns that it lacks. */
 final class OtherForms(forms: Seq[OtherForm], caseSensitive: Boolean) {
   private val (inFeatures, inLists) = forms.partition(_.field == 1)
   private val ofFeatures = new MapScanner(inFeatures.map(_.entry).toArray, caseSensitive)
   private val ofLists = new MapScanner(inLists.map(_.entry).toArray, caseSensitive)
 
-  // Of each column: the entries of its forms in these two, and what is wrong if they are there.
+  // For each column: the indices of its forms in `inFeatures` and in `inLists`.
   private val columns = if (forms.isEmpty) 0 else forms.map(_.column).max + 1
   private val featureEntries = (0 until columns).map(entriesOf(inFeatures, _)).toArray
   private val listEntries = (0 until columns).map(entriesOf(inLists, _)).toArray
@@ -25,19 +25,19 @@ final class OtherForms(forms: Seq[OtherForm], caseSensitive: Boolean) {
   private def entriesOf(forms: Seq[OtherForm], column: Int): Array[Int] =
     forms.indices.filter(i => forms(i).column == column).toArray
 
-  /** Called before a record. */
+  /** Must be called before each record. */
   def begin(): Unit = {
     ofFeatures.begin()
     ofLists.begin()
   }
 
-  /** Notes what the features or the feature lists hold; what is no such map holds nothing. */
+  /** Finds the entries of the features or the feature lists; bytes that are not such a map have no entries. */
   def scan(field: Int, bytes: Array[Byte], start: Int, end: Int): Unit =
     if (if (field == 1) inFeatures.nonEmpty else inLists.nonEmpty)
       try { (if (field == 1) ofFeatures else ofLists).scan(bytes, start, end) }
       catch { case _: RecordFault => () }
 
-  /** Refuses the record if it has column `i` in another form. */
+  /** Throws a RecordFault if the record has column `i` in another form. */
   def check(i: Int): Unit = if (i < columns) {
     refuse(featureEntries(i), ofFeatures, inFeatures)
     refuse(listEntries(i), ofLists, inLists)

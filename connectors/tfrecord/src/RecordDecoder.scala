@@ -3,27 +3,27 @@ package tfspark.tfrecord
 import org.apache.spark.sql.catalyst.expressions.codegen.UnsafeRowWriter
 import org.apache.spark.sql.types.{ArrayType, DataType, StructType}
 
-/** A column of the rows that are read: what it is called and where it stands in the row. */
+/** A column of the rows that are read: its name, its type and its position in the row. */
 final case class Column(name: String, dataType: DataType, ordinal: Int)
 
-/** Decodes records into the fields of a row, which has been reset before. */
+/** Decodes records into the fields of a row, which the caller has reset. */
 trait RecordDecoder {
 
   /**
    * Decodes bytes `start` until `end`.
    *
-   * @return null, or, where faults are tolerated, what is wrong; the faulty fields are then null
+   * @return null, or what is wrong if faults are tolerated; the faulty fields are then null
    * @throws RecordFault if the record cannot be decoded
    */
   def decode(bytes: Array[Byte], start: Int, end: Int): String
 
-  /** What finds the columns; they remember what they have seen. */
+  /** The tables that find the columns; they also remember which names they have seen. */
   def tables: Seq[NameTable]
 }
 
 object RecordDecoder {
 
-  /** A fault of one column leaves the others, unless the options say that it is an error. */
+  /** Returns a decoder. A fault of one column leaves the other columns, unless the options make it an error. */
   def of(
       options: TFRecordOptions,
       columns: Array[Column],
@@ -52,24 +52,24 @@ object RecordDecoder {
 }
 
 /**
- * What holds for all columns of a reader.
+ * Rules for all columns of a reader.
  *
- * @param tolerant      whether a fault of one column leaves the others
- * @param caseSensitive whether names that differ in case only are different ones
+ * @param tolerant      whether the other columns are still decoded after a fault of one column
+ * @param caseSensitive whether names that differ only in case are different names
  */
 final case class DecodingRules(recordType: RecordType, tolerant: Boolean, caseSensitive: Boolean)
 
-/** Decodes columns one after the other once it is known where their bytes lie. */
+/** Decodes columns one after the other, after the positions of their bytes are known. */
 abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules) {
 
-  /** Finds the entries of all columns, as many for each. */
+  /** Finds the entries of all columns; each column has the same number of entries. */
   val scanner = new MapScanner(columns.flatMap(c => entriesOf(c.name)), rules.caseSensitive)
   val otherForms = new OtherForms(formsOf, rules.caseSensitive)
   private val perColumn = if (columns.isEmpty) 1 else entriesOf(columns.head.name).length
 
   protected def entriesOf(column: String): Seq[String] = Seq(column)
 
-  /** Returns the forms in which records may hold the columns instead. */
+  /** Returns the other forms in which records may hold the columns. */
   protected def formsOf: Seq[OtherForm]
 
   /** Decodes column `i`, which has at least one of its entries; the first one is bytes `start` until `end`. */
@@ -85,7 +85,7 @@ abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeR
     there
   }
 
-  /** Whether the record lacks a column. */
+  /** Whether the record lacks at least one column. */
   def misses: Boolean = {
     var i = 0
     while (i < columns.length && scanner.starts(i * perColumn) >= 0) i += 1
@@ -116,7 +116,7 @@ abstract class ColumnsDecoder(what: String, columns: Array[Column], row: UnsafeR
   }
 }
 
-/** Decodes tf.train.Features (tensorflow/core/example/feature.proto), whatever way they are encoded. */
+/** Decodes tf.train.Features (tensorflow/core/example/feature.proto) in any encoding. */
 final class FeaturesDecoder(columns: Array[Column], row: UnsafeRowWriter, rules: DecodingRules)
     extends ColumnsDecoder("feature", columns, row, rules) {
   private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
@@ -183,9 +183,9 @@ final class SparseVectorsDecoder(columns: Array[Column], row: UnsafeRowWriter, r
 }
 
 /**
- * Decodes tf.train.Examples and tf.train.SequenceExamples by all rules of protobuf.
+ * Decodes tf.train.Examples and tf.train.SequenceExamples by all of protobuf's rules.
  *
- * @param parts the columns from the features, or the context
+ * @param parts the columns from the features or the context
  * @param lists the columns from the feature lists: arrays of arrays
  */
 final class GeneralDecoder(val parts: Seq[ColumnsDecoder], lists: Seq[ColumnsDecoder]) extends RecordDecoder {
@@ -221,7 +221,7 @@ final class GeneralDecoder(val parts: Seq[ColumnsDecoder], lists: Seq[ColumnsDec
   }
 }
 
-/** Decodes tf.train.Examples, those that look as usual in a faster way. */
+/** Decodes tf.train.Examples; a faster decoder handles those with the usual encoding. */
 final class ExampleDecoder(canonical: CanonicalDecoder, general: GeneralDecoder, row: UnsafeRowWriter)
     extends RecordDecoder {
   override def tables: Seq[NameTable] = canonical.table +: general.tables
@@ -235,7 +235,7 @@ final class ExampleDecoder(canonical: CanonicalDecoder, general: GeneralDecoder,
     }
 }
 
-/** The record as it is, in the one binary column there is. */
+/** Writes the record unchanged into the only column, which is binary. */
 final class ByteArrayDecoder(columns: Array[Column], row: UnsafeRowWriter) extends RecordDecoder {
   override def tables: Seq[NameTable] = Nil
 

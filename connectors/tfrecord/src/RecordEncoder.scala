@@ -16,7 +16,7 @@ object RecordEncoder {
   }
 }
 
-/** Writes the fields of a schema as entries of a map from name to Feature; null is left out. */
+/** Writes the fields of a schema as entries of a map from name to Feature; nulls are left out. */
 final class FeaturesEncoder(fields: Array[(StructField, Int)], sparseVectors: Boolean) {
   private val encoders = fields.map { case (f, _) => FeatureEncoder.entry(f.name, f.dataType, sparseVectors) }
   private val ordinals = fields.map(_._2)
@@ -35,7 +35,8 @@ final class FeaturesEncoder(fields: Array[(StructField, Int)], sparseVectors: Bo
 final class ExampleEncoder(schema: StructType, sparseVectors: Boolean) extends RecordEncoder {
   private val features = new FeaturesEncoder(schema.fields.zipWithIndex, sparseVectors)
 
-  // The size comes before what it is the size of: records are mostly of a size, so room is left for the last one's.
+  // The size of the features precedes them, but is known only after them. Records are mostly of similar size, so room
+  // is left for a size with as many bytes as that of the last record.
   private var sizeOfSize = 1
 
   override def encode(row: InternalRow, sink: ByteSink): Unit = {

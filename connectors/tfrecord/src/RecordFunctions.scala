@@ -67,7 +67,7 @@ case class FromExample(child: Expression, schema: StructType, options: Map[Strin
   override protected def withNewChildInternal(newChild: Expression): FromExample = copy(child = newChild)
 }
 
-/** Decodes records that are no part of a file. */
+/** Decodes records that are not part of a file. */
 final class StructReader(schema: StructType, options: TFRecordOptions) {
   private val row = new UnsafeRowWriter(schema.length)
   private val corruptOrdinal = schema.fieldNames.indexOf(RecordFunctions.corruptColumn(schema, options))
@@ -76,10 +76,10 @@ final class StructReader(schema: StructType, options: TFRecordOptions) {
     RecordDecoder.of(options, columns, row, SQLConf.get.caseSensitiveAnalysis)
   }
 
-  // Decoders look at some bytes beyond a record.
+  // Larger than the record, because decoders read some bytes beyond it.
   private var buffer = new Array[Byte](1 << 12)
 
-  /** Returns the row of a record; null fields, or an error, for what does not fit, as the option `mode` says. */
+  /** Returns the row of a record. If a value does not fit, the option `mode` decides between null and an error. */
   def read(record: Array[Byte]): InternalRow = {
     if (buffer.length < record.length + CanonicalDecoder.Slack)
       buffer = new Array[Byte](math.max(record.length + CanonicalDecoder.Slack, buffer.length * 2))
@@ -123,7 +123,7 @@ object RecordFunctions {
           "from_example takes a binary column, a schema and, optionally, a map of options.")
     })
 
-  /** Gives a running session the SQL functions. */
+  /** Registers the SQL functions in a running session. */
   def register(spark: SparkSession): Unit = builders.foreach { case (name, builder) =>
     spark.sessionState.functionRegistry.createOrReplaceTempFunction(name, builder, "scala_udf")
   }
@@ -133,7 +133,7 @@ object RecordFunctions {
       (FunctionIdentifier(name), new ExpressionInfo(classOf[ToExample].getName, name), builder))
   }
 
-  /** For Python, whose schemas come as JSON. */
+  /** For Python, which passes the schema as JSON. */
   def fromExample(record: Expression, schema: String, options: java.util.Map[String, String]): Expression =
     FromExample(record, parseSchema(schema), scalaMap(options))
 
@@ -190,7 +190,7 @@ object RecordFunctions {
   }
 }
 
-/** For `spark.sql.extensions`: the SQL functions in every session of a program or a Connect server. */
+/** For `spark.sql.extensions`: adds the SQL functions to every session of an application or a Connect server. */
 class TFRecordExtensions extends (SparkSessionExtensions => Unit) {
   override def apply(extensions: SparkSessionExtensions): Unit = RecordFunctions.inject(extensions)
 }

@@ -11,12 +11,12 @@ import org.apache.spark.sql.types.{BinaryType, StructType}
 /**
  * Reads a file, or a part of one, as rows in Spark's own binary format; the row is reused, as everywhere in Spark.
  *
- * Records are decoded into these rows directly: a detour over columns would have to be undone for nearly every use
- * that Spark makes of them.
+ * Records are decoded directly into these rows: Spark would have to convert columnar batches back to rows for nearly
+ * every use.
  *
  * @param data          the columns of the files
- * @param required      those of them to read; where there are none, only the framing is read
- * @param caseSensitive whether names that differ in case only are different ones
+ * @param required      the columns to read; if no column has to be decoded, only the framing is read
+ * @param caseSensitive whether names that differ only in case are different names
  * @param atEnd         called when all records have been read
  */
 final class RowReader(
@@ -35,7 +35,7 @@ final class RowReader(
   private val corruptOrdinal = required.fieldNames.indexOf(corruptColumn)
   private val decoder = decoderOf(required, row)
 
-  // Where malformed records are no errors, what is malformed must not depend on the columns that are asked for.
+  // If malformed records are tolerated, the requested columns must not decide which records are malformed.
   private val unasked =
     StructType(if (options.tolerant) data.filterNot(f => required.fieldNames.contains(f.name)) else Nil)
   private val unaskedRow = new UnsafeRowWriter(unasked.length)
@@ -70,7 +70,7 @@ final class RowReader(
         ended = true
         atEnd()
         if (!framingOnly) checkNames()
-        // A task may read thousands of files: none of them holds on to anything once it has been read.
+        // A task may read thousands of files, so each one frees its resources when it has been read.
         close()
       }
     }
@@ -111,7 +111,7 @@ final class RowReader(
     decoder.decode(records.bytes, records.start, records.end)
   }
 
-  /** Decodes the record as far as it can be; returns what is wrong with it, if anything is. */
+  /** Decodes the record as far as possible; returns what is wrong with it, or null. */
   private def firstFault(): String = {
     val fault =
       if (!records.intact) "the data does not match its checksum"
@@ -131,7 +131,7 @@ final class RowReader(
     fault
   }
 
-  /** Says what the names in the records tell about the schema, now that all have been seen. */
+  /** Checks the schema against the names in the records, after all records have been read. */
   private def checkNames(): Unit = {
     val tables = decoder.tables ++ unaskedDecoder.tables
     if (largest > RowReader.EmptyBytes && tables.nonEmpty && !tables.exists(_.sawValue)) {
@@ -150,21 +150,21 @@ final class RowReader(
 
 object RowReader {
 
-  /** What records without any feature have at most. */
+  /** A record without any feature has at most this many bytes. */
   private val EmptyBytes = 4
   private val MostWarnings = 1000
 
   private val logger = org.slf4j.LoggerFactory.getLogger(classOf[TFRecordFileFormat])
   private val warned = java.util.concurrent.ConcurrentHashMap.newKeySet[String]()
 
-  /** Logs a warning about a file, once for all files of its directory that a stage reads in this JVM. */
+  /** Logs a warning about a file, once per stage and JVM for all files of its directory. */
   def warnOnce(file: String, what: String): Unit = {
     val stage = Option(TaskContext.get()).fold("")(c => s"${c.stageId()}")
     if (warned.size >= MostWarnings) warned.clear()
     if (warned.add(s"$stage ${file.substring(0, file.lastIndexOf('/') + 1)} $what")) logger.warn(s"$file: $what")
   }
 
-  /** Checks, before any task runs, that the column for malformed records is one that can hold them. */
+  /** Checks, before any task runs, that the column for malformed records can hold them. */
   def checkCorruptColumn(schema: StructType, name: String): Unit =
     schema.fields.find(_.name == name).foreach { f =>
       if (f.dataType != BinaryType || !f.nullable)

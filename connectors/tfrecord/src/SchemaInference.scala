@@ -12,18 +12,18 @@ import org.apache.spark.sql.types._
 import org.apache.spark.util.SerializableConfiguration
 
 /**
- * Finds the schema of files from their records.
+ * Infers the schema of files from their records.
  *
- * For each name it is noted what was seen; what was seen in several records or files is joined, in any order with the
- * same result:
+ * The kinds of values seen under each name are collected. Those of several records or files are joined; their order
+ * does not change the result:
  *
- *  - Int64List is bigint, FloatList float, both double;
+ *  - Int64List is bigint, FloatList is float, both together are double;
  *  - BytesList is string if all its values are UTF-8, else binary;
- *  - with exactly one value in every record it is a single value, else an array;
- *  - in the feature lists of a SequenceExample it is an array of arrays.
+ *  - a name with exactly one value in every record is a single value, else an array;
+ *  - a name in the feature lists of a SequenceExample is an array of arrays.
  *
- * BytesList together with a list of numbers is an error. Names that no record sets a list for are left out. Columns
- * are in the order of their names, because a protobuf map has none.
+ * BytesList together with a list of numbers is an error. Names for which no record sets a list are left out. Columns
+ * are sorted by name, because a protobuf map has no order.
  */
 object SchemaInference {
   val SampledFiles = 16
@@ -41,7 +41,7 @@ object SchemaInference {
 
   type Evidence = Map[String, Int]
 
-  /** What was seen, in how many records, and what is wrong with the first malformed one, if there is one. */
+  /** The kinds by name, the number of records, and what is wrong with the first malformed record, if there is one. */
   private type Seen = (Evidence, Long, Option[String])
 
   def infer(spark: SparkSession, parameters: Map[String, String], files: Seq[FileStatus]): Option[StructType] = {
@@ -83,7 +83,7 @@ object SchemaInference {
 
   def joined(a: Seen, b: Seen): Seen = (join(a._1, b._1), a._2 + b._2, a._3.orElse(b._3))
 
-  /** Refuses names that differ in case only where that makes no difference; leaves out that of malformed records. */
+  /** Refuses names that differ only in case if case is ignored; leaves out the column for malformed records. */
   private def readable(schema: StructType, options: TFRecordOptions, session: SQLConf): StructType = {
     val caseSensitive = session.caseSensitiveAnalysis
     if (!caseSensitive)
@@ -130,14 +130,14 @@ object SchemaInference {
     }
   }
 
-  /** Notes what the features of records are. */
+  /** Collects the kinds of the features of records. */
   private[tfrecord] final class Observer(recordType: RecordType) {
     val seen = mutable.HashMap.empty[String, Int]
 
     private var oddName = false
     private val values = new FeatureValues
 
-    /** Notes a record; returns what is wrong with its names, or null. */
+    /** Adds a record; returns what is wrong with its names, or null. */
     def record(bytes: Array[Byte], start: Int, end: Int): String = {
       oddName = false
       each(bytes, start, end) { (tag, from, until) =>

@@ -16,19 +16,19 @@ import org.apache.spark.util.SerializableConfiguration
 /**
  * `format("tfrecord")`: TFRecord files as a Spark data source.
  *
- * Spark's file sources bring partition discovery, save modes, the commit protocol, globbing, column pruning, streaming
- * and SQL. What is TensorFlow's own is in the other files of this package.
+ * Spark's file sources provide partition discovery, save modes, the commit protocol, globbing, column pruning,
+ * streaming and SQL. The code that is specific to TensorFlow is in the other files of this package.
  */
 class TFRecordFileFormat extends FileFormat with DataSourceRegister with Serializable {
 
-  // Spark asks about every file.
+  // Kept, because Spark calls isSplitable for every file.
   @transient private var codecs: CompressionCodecFactory = null
 
   override def shortName(): String = "tfrecord"
 
   override def toString: String = "TFRecord"
 
-  // Spark reuses an exchange or a cached scan if the formats are equal.
+  // Spark reuses an exchange or a cached scan only if the formats are equal.
   override def hashCode(): Int = getClass.hashCode()
   override def equals(other: Any): Boolean = other != null && other.getClass == getClass
 
@@ -40,7 +40,10 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
       files: Seq[FileStatus]): Option[StructType] =
     SchemaInference.infer(spark, options, files)
 
-  /** A damaged file is read in one piece, because what follows the damage cannot be told from what is in a record. */
+  /**
+   * Returns whether several tasks may read the file. If damaged files are tolerated they may not: after the damage, a
+   * record cannot be told from bytes inside another record.
+   */
   override def isSplitable(spark: SparkSession, options: Map[String, String], path: Path): Boolean = {
     val parsed = new TFRecordOptions(options)
     if (codecs == null) codecs = new CompressionCodecFactory(spark.sessionState.newHadoopConfWithOptions(options))
@@ -98,7 +101,7 @@ class TFRecordFileFormat extends FileFormat with DataSourceRegister with Seriali
   }
 }
 
-/** The name under which other connectors are known; the same format. */
+/** The same format under the name that other connectors use. */
 class TFRecordsFileFormat extends TFRecordFileFormat {
   override def shortName(): String = "tfrecords"
 }

@@ -5,7 +5,7 @@ import java.util.Locale
 import org.apache.spark.sql.catalyst.util.CaseInsensitiveMap
 import org.apache.spark.sql.types._
 
-/** What a record holds: a message of tensorflow/core/example/example.proto, or any bytes. */
+/** The content of a record: a message of tensorflow/core/example/example.proto, or any bytes. */
 sealed abstract class RecordType(val name: String) extends Serializable {
 
   /** Checks, before any task runs, that records of this type can hold these columns. */
@@ -53,7 +53,7 @@ object RecordType {
     case _ => false
   }
 
-  /** Says that records of this type have nothing that a column could hold. */
+  /** Returns the message for records of type `read` without any feature that a column could hold. */
   def withoutFeature(records: Long, read: RecordType): String = {
     val others = if (read == Example) "recordType=SequenceExample or ByteArray" else "recordType=ByteArray"
     s"none of $records records has a feature; try $others"
@@ -73,7 +73,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
 
   val recordType: RecordType = RecordType.of(given.getOrElse("recordType", "Example"))
 
-  /** Whether to check the CRC of the data; that of the length is always checked. */
+  /** Whether to check the CRC of the data; the CRC of the length is always checked. */
   val verifyChecksum: Boolean = boolean("verifyChecksum", default = true)
 
   private val largestRecord: Option[Int] = given.get("maxRecordBytes").map { text =>
@@ -83,7 +83,10 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
     n.toInt
   }
 
-  /** No record may be larger: it has to be in memory as a whole. By default a quarter of the heap of whoever reads. */
+  /**
+   * The largest size of a record, in bytes, because a record must fit into memory as a whole. The default is a quarter
+   * of the heap of the JVM that reads.
+   */
   def maxRecordBytes: Int =
     largestRecord.getOrElse(math.min(TFRecordOptions.MostBytes, Runtime.getRuntime.maxMemory() / 4).toInt)
 
@@ -93,41 +96,41 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
     TFRecordOptions.OtherOptions.getOrElse(mode, mode)
   }
 
-  /** What becomes of a record that cannot be decoded: permissive, dropmalformed or failfast. */
+  /** How to handle a record that cannot be decoded: permissive, dropmalformed or failfast. */
   val mode: String = oneOf("mode", "failfast", "permissive", "dropmalformed")
 
-  /** Whether a malformed record is no error. */
+  /** Whether malformed records are tolerated, that is, they are not errors. */
   def tolerant: Boolean = mode != "failfast"
 
-  /** The column that holds the bytes of malformed records where the schema has it and the mode is permissive. */
+  /** The column for the bytes of malformed records; used if the schema has it and the mode is permissive. */
   val corruptColumn: Option[String] = given.get("columnNameOfCorruptRecord")
 
-  /** Whether ML vectors are three features, of indices, values and size, instead of a list of all values. */
+  /** Whether an ML vector is three features (indices, values and size) instead of a list of all values. */
   val sparseVectors: Boolean = oneOf("vectors", "dense", "sparse") == "sparse"
 
-  /** Whether uncompressed files may be read by several tasks. */
+  /** Whether several tasks may read an uncompressed file. */
   val splitFiles: Boolean = boolean("splitFiles", default = true)
 
-  /** Spark places the files that are written; spark-tfrecord's `local` has each executor write to its own disk. */
+  /** Spark decides where files are written. In spark-tfrecord, `local` lets each executor write to its own disk. */
   if (oneOf("writeLocality", "distributed", "local") == "local")
     throw new IllegalArgumentException(
       "writeLocality=local is not supported: Spark's commit protocol cannot see files on local disks of executors. " +
         "Write to a file system that all executors share.")
 
-  /** Codec of written files: a short name or a class name; None is uncompressed. */
+  /** Codec of written files, given as a short name or a class name; None means uncompressed. */
   val compression: Option[String] =
     given.get("compression").orElse(given.get("codec")).filter(_.nonEmpty).flatMap(Codecs.className)
 
-  /** Returns whether files that cannot be read are passed over: by the option, else by Spark's setting. */
+  /** Returns whether files that cannot be read are skipped: the option decides if it is given, else Spark's setting. */
   def ignores(option: String, setting: => Boolean): Boolean = given.get(option).fold(setting)(_.toBoolean)
 
-  /** Returns the column of malformed records as the schema spells it; its name in the session is `default`. */
+  /** Returns the column for malformed records in the schema's spelling; `default` is the session's name for it. */
   def corruptColumnOf(schema: StructType, default: => String, caseSensitive: Boolean): String = {
     val name = corruptColumn.getOrElse(default)
     if (caseSensitive) name else schema.fieldNames.find(_.equalsIgnoreCase(name)).getOrElse(name)
   }
 
-  /** Returns the option in lower case; the first of the choices is the default. */
+  /** Returns the option in lower case; the first choice is the default. */
   private def oneOf(name: String, choices: String*): String = {
     val chosen = given.getOrElse(name, choices.head).toLowerCase(Locale.ROOT)
     if (!choices.contains(chosen))
@@ -151,7 +154,7 @@ final class TFRecordOptions(parameters: Map[String, String]) extends Serializabl
 
 object TFRecordOptions {
 
-  /** An array of bytes holds no more, the framing and what is read beyond it included. */
+  /** The largest record that fits into an array of bytes, with its framing and the bytes that are read beyond it. */
   private val MostBytes = Framing.MostBytes - 128L
 
   private val OtherOptions = Map("true" -> "sample", "false" -> "none")

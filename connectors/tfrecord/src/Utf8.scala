@@ -4,7 +4,7 @@ import java.nio.{ByteBuffer, CharBuffer}
 import java.nio.charset.{CharsetDecoder, CodingErrorAction}
 import java.nio.charset.StandardCharsets.UTF_8
 
-/** Whether bytes are text; `UTF8String.isValid` came with Spark 4.0. */
+/** Checks whether bytes are UTF-8 text; `UTF8String.isValid` exists only since Spark 4.0. */
 object Utf8 {
 
   private final class Checker {
@@ -12,7 +12,7 @@ object Utf8 {
       UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPORT).onUnmappableCharacter(CodingErrorAction.REPORT)
     private val characters = CharBuffer.allocate(4096)
 
-    /** Decodes piece by piece, so that a large value takes no more memory than a small one. */
+    /** Decodes in pieces, so that a large value takes no more memory than a small one. */
     def isValid(bytes: ByteBuffer): Boolean = {
       decoder.reset()
       var result = { characters.clear(); decoder.decode(bytes, characters, true) }

@@ -2,17 +2,17 @@ package tfspark.tfrecord
 
 import org.apache.spark.sql.types._
 
-/** Spark ML's vectors, known by how they are stored, so that the connector needs no jar of Spark ML. */
+/** Spark ML's vectors, recognized by their storage type, so that the connector does not need Spark ML's jar. */
 object Vectors {
   val Sparse: Byte = 0
   val Dense: Byte = 1
 
   private val stored = Seq(ByteType, IntegerType, ArrayType(IntegerType, false), ArrayType(DoubleType, false))
 
-  /** The features of a vector column that is written sparsely, as tf.io.SparseFeature takes them. */
+  /** Returns the names of the features of a sparsely written vector column, as tf.io.SparseFeature takes them. */
   def sparseNames(column: String): Seq[String] = Seq(s"$column/indices", s"$column/values", s"$column/size")
 
-  /** Checks that these features are not at the same time those of other columns. */
+  /** Checks that no other column has the name of one of these features. */
   def checkSparseNames(schema: StructType): Unit =
     for (f <- schema if isVector(f.dataType); name <- sparseNames(f.name) if schema.fieldNames.contains(name))
       throw new IllegalArgumentException(

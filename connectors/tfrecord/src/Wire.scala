@@ -3,14 +3,14 @@ package tfspark.tfrecord
 /**
  * A cursor over protobuf's wire format, see https://protobuf.dev/programming-guides/encoding.
  *
- * One mutable object reads one message after the other without allocating.
+ * One mutable object reads one message after the other without allocating memory.
  */
 final class Wire {
   var bytes: Array[Byte] = Array.emptyByteArray
   var position: Int = 0
   var end: Int = 0
 
-  /** Where the length-delimited field that was read last ends; it begins at `position`. */
+  /** End of the length-delimited field that was last entered; the field begins at `position`. */
   var fieldEnd: Int = 0
 
   def reset(bytes: Array[Byte], start: Int, end: Int): Unit = {
@@ -57,14 +57,14 @@ final class Wire {
     t.toInt
   }
 
-  /** Reads the length of a length-delimited field, whose bytes are then `position` until `fieldEnd`. */
+  /** Reads the length of a length-delimited field; its bytes are then `position` until `fieldEnd`. */
   def enter(): Unit = {
     val n = varint()
     if (n < 0 || n > end - position) throw new RecordFault("a field is longer than its message")
     fieldEnd = position + n.toInt
   }
 
-  /** Moves past the value of a field that is of no interest. */
+  /** Skips the value of a field. */
   def skip(tag: Int): Unit = (tag & 7) match {
     case 0 => varint()
     case 1 => advance(8)

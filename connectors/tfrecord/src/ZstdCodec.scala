@@ -6,7 +6,7 @@ import com.github.luben.zstd.{ZstdInputStream, ZstdOutputStream}
 import org.apache.hadoop.io.compress.{CompressionCodec, CompressionInputStream, CompressionOutputStream}
 import org.apache.hadoop.io.compress.{Compressor, Decompressor}
 
-/** Zstandard by the library that Spark ships; Hadoop's own codec needs a native Hadoop that was built with it. */
+/** Zstandard by the library that Spark ships; Hadoop's own codec needs native Hadoop libraries built with Zstandard. */
 final class ZstdCodec extends CompressionCodec {
   override def getDefaultExtension: String = ZstdCodec.Extension
 
@@ -15,7 +15,7 @@ final class ZstdCodec extends CompressionCodec {
     new CompressionOutputStream(compressed) {
       override def write(b: Int): Unit = compressed.write(b)
       override def write(bytes: Array[Byte], from: Int, n: Int): Unit = compressed.write(bytes, from, n)
-      // The frame is ended when the stream is closed.
+      // The frame ends when the stream is closed.
       override def finish(): Unit = ()
       override def resetState(): Unit = throw new UnsupportedOperationException
     }
@@ -42,6 +42,6 @@ final class ZstdCodec extends CompressionCodec {
 object ZstdCodec {
   val Extension = ".zst"
 
-  /** Whether a file of this name is one. */
+  /** Returns whether a file with this name is compressed with Zstandard. */
   def knows(name: String): Boolean = name.endsWith(Extension) || name.endsWith(".zstd")
 }
