@@ -104,7 +104,7 @@ def _integers(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return values.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         made = values.astype(dtype)
-        # The first number beyond the range is a power of two, which every float dtype holds exactly.
+        # The first number beyond the range is a power of two, which a float dtype holds exactly, or as infinity.
         fits = (values >= float(limits.min)) & (values < float(limits.max + 1)) & (made == values)
     return _require(fits, values, made)
 

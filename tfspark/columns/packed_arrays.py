@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType
 
 SHORTEST = 16
-"""Fewest values of an array for which packing saves time."""
+"""Fewest values of an array of fixed size for which packing saves time."""
 
 _PACKED = ("float32", "float64", "int32", "int64")
 """Dtypes of array values that the expression accepts."""

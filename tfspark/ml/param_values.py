@@ -90,7 +90,7 @@ def restored(packed: Any) -> Any:
 
 
 def live(packed: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Return the packed value with its objects; call this only in a node, because it runs code that the bytes name.
+    """Return the packed value with its objects; this runs code that the bytes name.
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toShapes(value: Any) -> dict[str, list[int | None]]:
-        """Accept the shape of one row by column: whole numbers, with ``None`` first where lengths vary."""
+        """Accept the shape of one row by column: whole numbers, or ``None`` where lengths vary."""
         try:
             shapes = {str(k): [v] if v is None or isinstance(v, int) else list(v) for k, v in value.items()}
         except (AttributeError, TypeError):

@@ -22,7 +22,7 @@ from tfspark.errors import DependencyError
 from tfspark.spark.cache import cache_dir
 
 OLDEST_JAVA = 17
-"""Spark 4 needs Java 17 or newer (https://spark.apache.org/docs/latest/)."""
+"""Spark 4 and the connector's jar need Java 17 or newer (https://spark.apache.org/docs/latest/)."""
 
 _WRAPPER = """#!/bin/sh
 for argument do
@@ -106,7 +106,7 @@ def _checked_version(command: str, named: str) -> int:
     if version is None:
         raise DependencyError(f"The Java of {named} does not run: `{command} -version` failed.", hint=_hint())
     if version < OLDEST_JAVA:
-        raise DependencyError(f"Spark 4 needs Java {OLDEST_JAVA} or newer; {named} is Java {version}.", hint=_hint())
+        raise DependencyError(f"tfspark needs Java {OLDEST_JAVA} or newer; {named} is Java {version}.", hint=_hint())
     return version
 
 

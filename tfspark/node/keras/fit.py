@@ -1,8 +1,8 @@
 """``Model.fit`` on several workers.
 
-`guard` replaces ``Model.fit`` in this process; the only other function of Keras that is replaced is
-``Optimizer.apply``. Callbacks then write files on the chief only, synchronized models train with the engine, and other
-models cannot train on fed rows, because each worker has different rows.
+`guard` replaces ``Model.fit`` in this process; the engine replaces ``Optimizer.apply``, and no other function of
+Keras. Callbacks then write files on the chief only, synchronized models train with the engine, and other models cannot
+train on fed rows, because each worker has different rows.
 """
 
 from __future__ import annotations

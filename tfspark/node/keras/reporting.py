@@ -8,7 +8,7 @@ import keras
 
 
 class ReportMetrics(keras.callbacks.Callback):
-    """Reports loss and metrics after batches (at most twice a second) and after each epoch."""
+    """Reports loss and metrics after batches (at most one in ``report_interval``, 0.5 s) and after each epoch."""
 
     def __init__(self, ctx: Any) -> None:
         super().__init__()
