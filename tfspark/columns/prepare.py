@@ -1,6 +1,7 @@
 """Check Arrow batches against the rules of `tfspark/columns/spec.py` and convert them to the form that is sent.
 
-This runs in the tasks of feeds and of `Cluster.predict`, on whole columns, and does not copy where Spark's layout is already the right one.
+This runs in the tasks of feeds and of `Cluster.predict`, on whole columns, and does not copy where Spark's layout is
+already the right one.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _values(a: pa.Array, t: pa.DataType) -> pa.Array:
 
 
 def _sparse(a: pa.StructArray, c: ColumnSpec) -> pa.Array:
-    """Convert ML vectors, each of which may be sparse or dense, to indices and values; zeros of dense ones are left out."""
+    """Convert ML vectors, sparse or dense, to indices and values; zeros of dense ones are left out."""
     kinds, sizes, indices, values = (pc.struct_field(a, n) for n in ("type", "size", "indices", "values"))
     (size,) = c.shape
     dense = kinds.to_numpy() != SPARSE_VECTOR

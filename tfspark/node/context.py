@@ -802,8 +802,8 @@ class NodeContext:
         step
             Number of the training step.
         flush
-            Send the report even if the last one was less than ``report_interval`` (0.5 s) ago, and keep it while the driver does not
-            answer. Up to 100 such reports are kept.
+            Send the report even if the last one was less than ``report_interval`` (0.5 s) ago, and keep it while the
+            driver does not answer. Up to 100 such reports are kept.
         metrics
             Numbers by name.
 

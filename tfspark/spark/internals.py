@@ -1,7 +1,8 @@
 """All calls of tfspark to Spark's private API: py4j, classes of the JVM, underscored names of pyspark.
 
 Other modules call these functions. Each function has a test (``tests/spark/test_internals.py``) that fails if a Spark
-version lacks the API it uses. Those that need a JVM do not work on Spark Connect; `tfspark.spark.connect` has its private API.
+version lacks the API it uses. Those that need a JVM do not work on Spark Connect; `tfspark.spark.connect` has the private
+API of that.
 """
 
 from __future__ import annotations
