@@ -1,8 +1,8 @@
 """All calls of tfspark to Spark's private API: py4j, classes of the JVM, underscored names of pyspark.
 
 Other modules call these functions. Each function has a test (``tests/spark/test_internals.py``) that fails if a Spark
-version lacks the API it uses. Those that need a JVM do not work on Spark Connect; `tfspark.spark.connect` has the private
-API of that.
+version lacks the API it uses. Those that need a JVM do not work on Spark Connect, whose private API
+`tfspark.spark.connect` uses.
 """
 
 from __future__ import annotations
