@@ -62,26 +62,26 @@ class Settings:
     """
 
     start_timeout: float = _setting(
-        _LIFE, 300.0, "s", "All nodes must have started by then, else `StartTimeout`; also for a restart."
+        _LIFE, 300.0, "s", "Time for all nodes to start, also after a restart; then `StartTimeout`."
     )
     shrink_timeout: float = _setting(
-        _LIFE, 30.0, "s", "A restart with `min_workers` waits so long for room for all workers, then starts fewer."
+        _LIFE, 30.0, "s", "Time that a restart with `min_workers` waits for room for all workers; then it starts fewer."
     )
     slots_timeout: float = _setting(
-        _LIFE, 20.0, "s", "How long executors that have not registered yet are waited for, before `ResourceError`."
+        _LIFE, 20.0, "s", "Time to wait for executors that have not registered yet, before `ResourceError`."
     )
     stop_grace: float = _setting(
         _LIFE,
         5.0,
         "s",
-        "`main` may go on for so long after a stop, to save; then its processes are killed.",
+        "Time that `main` has after a stop, to save; then its processes are killed.",
         least=-1e-9,
     )
     kill_delay: float = _setting(
         _LIFE, 1.0, "s", "Time between SIGTERM and SIGKILL for the processes of a node.", least=-1e-9
     )
     job_end_timeout: float = _setting(
-        _LIFE, 8.0, "s", "The Spark job that holds the nodes is cancelled if it has not ended by itself by then."
+        _LIFE, 8.0, "s", "Time for the Spark job of the nodes to end by itself; then it is cancelled."
     )
     result_part_bytes: int = _setting(
         _LIFE,
@@ -90,67 +90,89 @@ class Settings:
         "Results of `main` are sent in parts of this size; larger parts take more memory.",
         least=1,
     )
-    result_part_timeout: float = _setting(_LIFE, 60.0, "s", "Deadline of one try to send a part of a result.")
+    result_part_timeout: float = _setting(_LIFE, 60.0, "s", "Deadline of one attempt to send a part of a result.")
     heartbeat_interval: float = _setting(
-        _SIGNS, 0.5, "s", "Pause between two heartbeats of a supervising task; printed lines arrive so much later."
+        _SIGNS, 0.5, "s", "Pause between two heartbeats of a supervising task; printed lines arrive with them."
     )
     heartbeat_timeout: float = _setting(
-        _SIGNS, 2.0, "s", "How long a task waits for the answer to a heartbeat before it sends the next one."
+        _SIGNS, 2.0, "s", "Time that a task waits for the answer to a heartbeat before it sends the next one."
     )
     pulse_interval: float = _setting(
-        _SIGNS, 1.0, "s", "Pause between two pulses of a node's process; views show numbers that are so old."
+        _SIGNS, 1.0, "s", "Pause between two pulses of a node's process; numbers in views can be this old."
     )
     longest_interval: float = _setting(
         _SIGNS, 2.75, "s", "Pauses between heartbeats and between pulses grow with the number of nodes, up to this."
     )
     signs_per_second: int = _setting(
-        _SIGNS, 300, "1/s", "Heartbeats, and pulses, that the driver takes; more nodes send each less often.", least=1
+        _SIGNS,
+        300,
+        "1/s",
+        "Limit of heartbeats, and of pulses, for all nodes together; more nodes send each less often.",
+        least=1,
     )
     silence_timeout: float = _setting(
-        _SIGNS, 7.0, "s", "A node counts as lost when neither its task nor its process was heard of for so long."
+        _SIGNS, 7.0, "s", "A node counts as lost when neither its task nor its process has sent anything for this time."
     )
     silence_patience: float = _setting(
-        _SIGNS, 30.0, "s", "The same when only the task is silent and the process pulses; at least `silence_timeout`."
+        _SIGNS,
+        30.0,
+        "s",
+        "The same if only the task is silent and the process sends pulses; at least `silence_timeout`.",
     )
     suspicion_timeout: float = _setting(
-        _SIGNS, 4.0, "s", "When one node fails, another whose process was silent for so long is taken for the cause."
+        _SIGNS,
+        4.0,
+        "s",
+        "If a node fails, another node whose process has been silent for this time is reported as the cause.",
     )
     hang_timeout: float = _setting(
-        _SIGNS, 60.0, "s", "A process that exists and is silent for so long, such as in native code, has failed."
+        _SIGNS,
+        60.0,
+        "s",
+        "A process that exists but has been silent for this time, for example in native code, has failed.",
     )
-    last_words_timeout: float = _setting(
-        _SIGNS, 2.0, "s", "How long the last log lines of a node that has failed are waited for."
-    )
+    last_words_timeout: float = _setting(_SIGNS, 2.0, "s", "Time to wait for the last log lines of a failed node.")
     driver_timeout: float = _setting(
-        _SIGNS, 120.0, "s", "Nodes and feeding tasks end themselves when the driver has not answered for so long."
+        _SIGNS, 120.0, "s", "Nodes and feed tasks end themselves when the driver has not answered for this time."
     )
-    call_timeout: float = _setting(_SIGNS, 10.0, "s", "Deadline of one try of a call to the driver; it is tried again.")
+    call_timeout: float = _setting(
+        _SIGNS, 10.0, "s", "Deadline of one attempt of a call to the driver; it is repeated."
+    )
     poll_interval: float = _setting(
-        _SIGNS, 30.0, "s", "The driver answers a node that waits for events after so long, also if there are none."
+        _SIGNS, 30.0, "s", "The driver answers a node that waits for events after this time, even if there are none."
     )
     rejoins_per_worker: int = _setting(
-        _SIGNS, 3, "times", "How often a worker of parameter servers may be lost and come back before it has failed."
+        _SIGNS,
+        3,
+        "times",
+        "How often a worker of a cluster with parameter servers may be lost and return before it has failed.",
     )
     step_timeout: float | None = _setting(
-        _WORK, 600.0, "s", "Workers that stand in a training step for so long end the cluster: `StepTimeout`."
+        _WORK,
+        600.0,
+        "s",
+        "If workers wait for each other in a training step for this time, the cluster fails: `StepTimeout`.",
     )
     report_interval: float = _setting(
         _WORK, 0.5, "s", "`ctx.report` sends at most one report in this time unless `flush=True`.", least=-1e-9
     )
     restore_warning: float = _setting(
-        _WORK, 30.0, "s", "`cluster.feed` names nodes that have not restored a checkpoint or asked for rows by then."
+        _WORK,
+        30.0,
+        "s",
+        "`cluster.feed` names nodes that have neither restored a checkpoint nor asked for rows after this time.",
     )
     serve_timeout: float = _setting(
-        _WORK, 120.0, "s", "`cluster.predict` fails if the worker has not called `ctx.serve` by then."
+        _WORK, 120.0, "s", "`cluster.predict` fails if the worker has not called `ctx.serve` after this time."
     )
     stall_warning: float = _setting(
-        _ROWS, 30.0, "s", "A warning names a worker that has waited for rows for so long during a feed."
+        _ROWS, 30.0, "s", "A warning names a worker that has waited for rows for this time during a feed."
     )
     stall_timeout: float | None = _setting(
-        _ROWS, None, "s", "A worker that has waited for rows for so long during a feed ends the cluster: `FeedError`."
+        _ROWS, None, "s", "If a worker has waited for rows for this time during a feed, the cluster fails: `FeedError`."
     )
     spool_bytes: int = _setting(
-        _ROWS, 1 << 30, "bytes", "Rows that may wait unread in one node; feeding tasks wait when it is full.", least=1
+        _ROWS, 1 << 30, "bytes", "Rows that may wait unread in one node; feed tasks wait when this is full.", least=1
     )
     spool_memory_bytes: int | None = _setting(
         _ROWS,
@@ -160,17 +182,24 @@ class Settings:
         "machine has it to spare and no container is limited in memory (docs/guide/sizing.md).",
     )
     upload_timeout: float = _setting(
-        _ROWS, 60.0, "s", "In a full spool, an upload that has sent nothing for so long loses its place to the next."
+        _ROWS,
+        60.0,
+        "s",
+        "In a full spool, an upload that has sent nothing for this time loses its priority to the next one.",
     )
     chunk_bytes: int = _setting(
-        _ROWS, 8 << 20, "bytes", "Rows are handed to TensorFlow in chunks of this size; four are in memory.", least=1
+        _ROWS, 8 << 20, "bytes", "Size of the chunks in which TensorFlow gets rows; four are in memory.", least=1
     )
     shuffle_chunk_bytes: int = _setting(
         _ROWS, 64 << 20, "bytes", "The same with `shuffle`: rows are shuffled within a chunk.", least=1
     )
     log_tail_lines: int = _setting(_LOGS, 80, "lines", "Last lines of a node that `NodeFailed.log_tail` has.", least=1)
     log_lines_waiting: int = _setting(
-        _LOGS, 2000, "lines", "Lines of a node that wait for the driver; more are only in the executor's log.", least=1
+        _LOGS,
+        2000,
+        "lines",
+        "Lines of a node that may wait for the driver; further lines are only in the executor's log.",
+        least=1,
     )
     log_lines_per_heartbeat: int = _setting(_LOGS, 200, "lines", "Lines that one heartbeat carries.", least=1)
 
