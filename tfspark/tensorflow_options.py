@@ -82,7 +82,7 @@ class TensorFlowOptions:
         return chosen
 
     def sharing(self, cpus: int) -> TensorFlowOptions:
-        """Return the options with the numbers of threads that are not given set for `cpus` CPUs.
+        """Return the options; numbers of threads that are not given are set for `cpus` CPUs.
 
         Examples
         --------
