@@ -21,7 +21,8 @@ LEAST_INTER_OP_THREADS = 2
 class TensorFlowOptions:
     """Settings of TensorFlow in each node.
 
-    ``None`` means TensorFlow's default; for the numbers of threads it means the number of the node's CPUs.
+    ``None`` means TensorFlow's default; for the numbers of threads it means the number of the node's CPUs
+    (for `inter_op_threads` at least 2).
 
     Attributes
     ----------
