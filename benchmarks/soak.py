@@ -72,7 +72,7 @@ def footprint(spark: SparkSession, directory: str) -> dict[str, float]:
 
 
 POOL_SECONDS = 75.0
-"""Spark keeps idle threads of its block manager for a minute; until this many seconds, each cluster adds some."""
+"""Spark keeps idle threads of its block manager for a minute; in the first 75 s each cluster adds some."""
 
 SLACK = {"native_threads": 4, "open_files": 4, "jvm_threads": 60, "jvm_open_files": 12}
 """How much each count may grow, because pools of gRPC, py4j and Spark keep idle entries for a minute."""

@@ -90,8 +90,9 @@ class Cluster:
         ``MultiWorkerMirroredStrategy``, as TensorFlow defines it. Or a function that takes a `NodeContext` and returns
         a strategy.
     gpus_per_node
-        GPUs of each chief and worker, as Spark assigns them; a number below 1 is a share of one GPU. Parameter servers
-        and the evaluator never get a GPU. By default the value of ``spark.task.resource.gpu.amount``.
+        GPUs of each chief and worker, as Spark assigns them: a whole number, or a number below 1 for nodes that share
+        one GPU. Parameter servers and the evaluator never get a GPU. By default the value of
+        ``spark.task.resource.gpu.amount``.
     cpus_per_node
         CPUs that Spark reserves for each node; by default ``spark.task.cpus``, which is 1 unless it is set. TensorFlow
         uses as many threads, unless `tensorflow_options` sets their number or a CPU quota allows fewer.
@@ -108,8 +109,8 @@ class Cluster:
         start all of them again. ``ctx.num_workers`` is the current number. By default a restart waits for all workers
         (`start_timeout`).
     grow
-        With `min_workers`: when an epoch of ``ctx.fit`` ends while there are fewer workers, start all of them if Spark
-        has room for all. The nodes start again from the checkpoint of that epoch; this does not count as one of
+        With `min_workers`: when an epoch of ``ctx.fit`` ends with fewer than `workers` workers, start all of them if
+        Spark has room for all. The nodes start again from the checkpoint of that epoch; this does not count as one of
         `max_restarts`.
     checkpoint_dir
         Directory for checkpoints that all nodes share, a path or URL that TensorFlow can write to; see
@@ -119,15 +120,15 @@ class Cluster:
         Seconds within which all nodes must have started; default 300. This argument and the next six are also settings:
         without an argument, the value comes from Spark's settings or the environment, see docs/settings.md.
     stop_grace
-        Seconds that `main` has to return after the cluster is stopped; then its processes are killed. Default 5.
+        Seconds within which `main` can return after the cluster is stopped; then its processes are killed. Default 5.
     hang_timeout
         Seconds that a node's process may be silent, although it exists, before it counts as failed; default 60.
     stall_timeout
         Seconds that a worker may wait for rows during a feed before the cluster is stopped. No limit by default; a
         warning names the worker after 30 s.
     step_timeout
-        Seconds that a worker may wait within a training step, while no node waits for rows, compiles, evaluates or
-        saves. Then the cluster is stopped with an error that shows where each worker waits. Default 600; ``None`` for
+        Seconds that a worker may be in one training step while no node waits for rows, compiles, evaluates or saves.
+        After that the cluster is stopped with an error that shows the stack of each worker. Default 600; ``None`` for
         no limit.
     driver_timeout
         Seconds that nodes and feed tasks continue without an answer from the driver; then they end. Default 120.
@@ -148,8 +149,8 @@ class Cluster:
     progress
         ``True`` for a live table, ``False`` for log lines; by default a live table in a notebook or a terminal.
     log_dir
-        Directory for TensorBoard, ``ctx.log_dir`` in the nodes; nodes and driver share it. Spark's metrics and those of
-        ``ctx.fit`` are written there.
+        Directory for TensorBoard, ``ctx.log_dir`` in the nodes; nodes and driver must share it. Spark's metrics and the
+        metrics of ``ctx.fit`` are written there.
     tensorboard
         Run TensorBoard on `log_dir`, on the driver's host, until the cluster ends.
     profile
@@ -161,7 +162,7 @@ class Cluster:
         Serve a live page and Prometheus metrics; by default if Spark serves its UI (``spark.ui.enabled``).
     report
         HTML file on the driver's host that contains the last state of the live page, also after a failure: curves,
-        numbers of feeds, restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if
+        reports of feeds, restarts, configuration and log in one file. By default ``report.html`` in `log_dir`, if
         `log_dir` is given.
 
     Raises
@@ -446,8 +447,8 @@ class Cluster:
     ) -> FeedReport:
         """Send data to the workers, partition by partition, and return when every row has been delivered.
 
-        Each row reaches one worker, also if Spark repeats tasks. Later epochs replay the rows that the workers keep.
-        Rows for workers whose ``main`` has returned are dropped, and a warning says how many.
+        Each row reaches exactly one worker, even if Spark repeats tasks. Later epochs replay the rows that the workers
+        keep. Rows for workers whose ``main`` has returned are dropped, and a warning says how many.
 
         Parameters
         ----------
@@ -460,7 +461,7 @@ class Cluster:
             Columns to send, in this order; all by default. A mapping renames them: ``{name: column}``.
         shapes
             Shape of one row for array columns, by column: ``784``, ``(28, 28)``, ``(None, 3)`` with dimensions of any
-            length first, ``None`` for a ``RaggedTensor``. Numpy arrays have their own shape. For other array columns
+            length first, ``None`` for a ``RaggedTensor``. Numpy arrays need no shape here. For other array columns
             the first rows decide: dense if all their arrays have the same length, ragged otherwise.
         fill
             Value that replaces nulls, by column; a null in any other column is an error.
@@ -475,7 +476,8 @@ class Cluster:
             ``spool_bytes``, then on disk. ``None``: nowhere; Spark computes and sends the rows again for each epoch.
         seed
             Makes the feed reproducible: which worker gets which rows, in which order, and how
-            ``ctx.dataset(shuffle=True)`` shuffles them. Workers then start to read when all rows have arrived.
+            ``ctx.dataset(shuffle=True)`` shuffles them. Workers then start to read only when all rows have
+            arrived.
         pickled
             Send the rows of an RDD unchanged, as pickled Python objects of any type; ``ctx.rows()`` returns them.
         workers
@@ -790,7 +792,7 @@ class Cluster:
         Parameters
         ----------
         grace
-            Seconds that ``main`` has to check ``ctx.stopping`` and return; `stop_grace` by default.
+            Seconds within which ``main`` can notice ``ctx.stopping`` and return; `stop_grace` by default.
 
         Examples
         --------
@@ -829,7 +831,7 @@ class Cluster:
 
     @property
     def results(self) -> dict[tuple[str, int], Any]:
-        """Return values of ``main`` by ``(role, index)``, for nodes that have finished.
+        """The return values of ``main`` by ``(role, index)``, for nodes that have finished.
 
         A result is unpickled on first access; until then a large result is kept in a temporary file.
 
@@ -1025,7 +1027,7 @@ def run(
     Returns
     -------
     dict
-        Return values of ``main`` by ``(role, index)``.
+        The return values of ``main`` by ``(role, index)``.
 
     Examples
     --------

@@ -5,7 +5,7 @@ TFSparkError
 │   ├── ResourceError       Spark has fewer task slots, CPUs or GPUs than the cluster needs
 │   ├── DependencyError     Java, Spark or a Python package is missing or has the wrong version
 │   ├── OutputError         the output directory holds files that this job did not write
-│   └── SchemaError         a column has no tensor form, or its values break the rule for nulls
+│   └── SchemaError         a column has no tensor form, or a value breaks a rule of its column
 ├── ClusterError            a running cluster failed
 │   ├── StartTimeout        nodes did not register in time
 │   ├── NodeFailed          one TensorFlow process failed; contains its traceback and last log lines
@@ -128,7 +128,7 @@ class OutputError(ConfigurationError):
 
 
 class SchemaError(ConfigurationError):
-    """A column has no tensor form, or its values break the rule for nulls.
+    """A column has no tensor form, or a value breaks a rule of its column, such as the rule for nulls.
 
     Examples
     --------

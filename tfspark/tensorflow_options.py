@@ -21,7 +21,8 @@ LEAST_INTER_OP_THREADS = 2
 class TensorFlowOptions:
     """Settings of TensorFlow in each node.
 
-    ``None`` means TensorFlow's default; for the numbers of threads it means the number of the node's CPUs.
+    ``None`` means TensorFlow's default; for the numbers of threads it means the number of the node's CPUs
+    (for `inter_op_threads` at least 2).
 
     Attributes
     ----------
@@ -82,7 +83,7 @@ class TensorFlowOptions:
         return chosen
 
     def sharing(self, cpus: int) -> TensorFlowOptions:
-        """Return the options with the numbers of threads that are not given set for `cpus` CPUs.
+        """Return the options; numbers of threads that are not given are set for `cpus` CPUs.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""The memory of a node for waiting rows: a fixed minimum under a memory limit, else a share of available memory."""
+"""The memory of a node for waiting rows: a fixed minimum if memory is limited, else a share of what is free."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class FeedReport:
     Attributes
     ----------
     rows, bytes
-        Rows delivered, and their size as Arrow.
+        Rows delivered, and their size in bytes as Arrow data.
     seconds
         Seconds from the call until the last partition was committed.
     rows_by_worker

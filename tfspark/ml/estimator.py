@@ -50,8 +50,8 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     labelCol, labelCols
         Column of the labels; ``{output: column}`` for a model with several outputs.
     predictionCol
-        Column for the output. If `probabilityCol` or `rawPredictionCol` is set, it gets the class, as with Spark's
-        classifiers. ``""`` adds no column.
+        Column for the output. If `probabilityCol` or `rawPredictionCol` is set, this column gets the class, as with
+        Spark's classifiers. ``""`` adds no column.
     predictionCols
         Columns for several outputs, ``{output: column}``; by default ``prediction_<output>``.
     probabilityCol

@@ -1,7 +1,7 @@
 """Python objects in Params, as JSON: Keras objects as their configuration, other objects pickled.
 
 `as_json` converts objects to JSON in the driver. `restored` reads the JSON without loading any code: pickled objects
-stay bytes. `live` makes the objects, in a node.
+stay bytes. `live` makes the objects, in a node, or in the driver for `KerasModel.toKeras`.
 """
 
 from __future__ import annotations

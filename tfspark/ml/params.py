@@ -128,7 +128,7 @@ class KerasTypeConverters:
 
     @staticmethod
     def toShapes(value: Any) -> dict[str, list[int | None]]:
-        """Accept the shape of one row by column: whole numbers, or ``None`` where lengths vary."""
+        """Accept the shape of one row by column: whole numbers, with ``None`` first where lengths vary."""
         try:
             shapes = {str(k): [v] if v is None or isinstance(v, int) else list(v) for k, v in value.items()}
         except (AttributeError, TypeError):
@@ -334,7 +334,7 @@ class KerasModelParams(HasColumns, HasTraining, HasCompiling, HasCluster):
         return {key: as_json(self.value(name), name) for key, name in names.items()}
 
     def require(self, df: Any, labels: bool = True) -> None:
-        """Check that columns exist, that labels are numbers, and that at most one kind of output columns is set."""
+        """Check columns and labels, and that only one of probability, raw prediction and several outputs is set."""
         scores = [n for n in ("probabilityCol", "rawPredictionCol") if self.value(n)]
         if len(scores) > 1 or (scores and self.value("predictionCols") is not None):
             raise ConfigurationError(

@@ -94,7 +94,7 @@ def reserved(spark: SparkSession, workers: int, options: Mapping[str, Any]) -> I
     wanted = sum(len(g.nodes) * math.ceil(g.need.cpus / slot) for g in groups)
     slots = task_slots(spark)
     if slots is None:
-        # Only Spark knows the number of slots. It makes trials wait that do not fit.
+        # Only Spark knows the number of slots. It makes trials that do not fit wait.
         yield
         return
     with _queues_lock:

@@ -342,8 +342,8 @@ class NodeContext:
         """Return this worker's batches, followed by batches of 0 rows until all workers have read their batches.
 
         Use it in your own training loop, so that all workers run the same number of steps. For a batch of 0 rows,
-        ``strategy.run`` does not call the step function: the worker adds zeros to the step of the other workers. Call
-        this method on all workers, in the same order.
+        ``strategy.run`` does not call the step function: the worker contributes zeros to the step of the other workers.
+        Call this method on all workers, in the same order.
 
         Parameters
         ----------
@@ -838,7 +838,7 @@ class NodeContext:
         Returns
         -------
         str
-            Directory of the new version, on all nodes. The other nodes wait until the chief has written it.
+            Directory of the new version, on all nodes. Nodes other than the chief wait until the chief has written it.
 
         Raises
         ------

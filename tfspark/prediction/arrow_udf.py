@@ -80,8 +80,8 @@ def answer_beside(df: DataFrame, kept: Sequence[str], all_kept: bool) -> bool:
     """Return whether to use an Arrow UDF; else use ``mapInArrow``, which also sends the kept columns to Python.
 
     With a UDF, Spark buffers whole rows, including the inputs, until their answers return. With ``mapInArrow``, all
-    kept columns are sent to Python and back. This is better if few short columns are kept. Spark 4.0 has only
-    ``mapInArrow``.
+    kept columns are sent to Python and back. This is better if few short columns are kept. Spark before
+    4.1 has only ``mapInArrow``.
     """
     from pyspark.sql import types as T
 

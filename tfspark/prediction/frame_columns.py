@@ -60,7 +60,7 @@ def beside_repeated(
     kept: Sequence[str] | None,
     add: Callable[[DataFrame], DataFrame],
 ) -> DataFrame:
-    """Add columns to a DataFrame in which some columns share a name, which Spark could not tell apart.
+    """Add columns to a DataFrame in which some columns share a name; Spark alone could not tell them apart.
 
     Parameters
     ----------

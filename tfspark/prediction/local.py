@@ -75,8 +75,9 @@ def predict(
         their length open. By default the value that the model masks, if it is known (for a Keras model and a
         ``.keras`` file), else 0 or an empty string. A signature that takes a ``RaggedTensor`` gets one.
     keep
-        Columns of `df` that the result has beside the outputs; by default all. A ``select`` afterwards gives the
-        same result. On Spark Connect and without the connector's jar, `keep` with a few short columns may be faster.
+        Columns of `df` that the result has in addition to the outputs; by default all. A ``select`` afterwards gives
+        the same result. On Spark Connect, or without the connector's jar, `keep` with a few short columns may be
+        faster.
 
     Returns
     -------

@@ -97,7 +97,7 @@ def _thread_of(spark: SparkSession) -> Callable[..., threading.Thread]:
         return threading.Thread
     from pyspark import InheritableThread
 
-    # In Spark 3.5 a thread inherits everything from the JVM, and InheritableThread has no argument `session`.
+    # In Spark 3.5 a thread inherits its properties from the JVM, and InheritableThread has no argument `session`.
     return InheritableThread if is_spark_3() else partial(InheritableThread, session=spark)
 
 

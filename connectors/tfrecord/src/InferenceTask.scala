@@ -63,7 +63,7 @@ object InferenceTask {
   /** With inferSchema=full, the driver itself reads files of at most this many bytes together, which saves a job. */
   private val DriverBytes = 16L << 20
 
-  /** A job reads more files than this. */
+  /** If there are more files than this, a job reads them. */
   private val MostFilesOnDriver = 4
 
   private val logger = org.slf4j.LoggerFactory.getLogger(classOf[TFRecordFileFormat])
