@@ -15,7 +15,8 @@ SIGTERM to the driver's Python process has the same effect. SIGTERM to spark-sub
 interrupts the job; all its processes end.
 
 Exit codes: 0 stopped cleanly; 1 failed, for example in a node; 2 wrong usage; 143 interrupted by SIGTERM to
-spark-submit. """
+spark-submit.
+"""
 
 from __future__ import annotations
 
