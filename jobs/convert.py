@@ -7,7 +7,7 @@
         --select "content AS image" --select "element_at(split(path, '/'), -2) AS label" --output data/pictures
 
 A hash of the contents of a row and of --seed determines its shard and its position in the shard. So the same input
-gives the same files, also when Spark repeats tasks. Equal rows are in the same shard. The job counts the written
+gives the same files, even when Spark repeats tasks. Equal rows are in the same shard. The job counts the written
 records again before it completes the run.
 
 All files of a run are in OUTPUT/RUN_ID: the shards, _schema.json (Spark's JSON; read it with StructType.fromJson) and

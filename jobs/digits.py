@@ -48,7 +48,7 @@ DEFAULT_MASTER = "local[4]"
 WRITES = ["pipeline", "model"]
 HELD_OUT = 0.2
 TOLERANCE = 1e-4
-"""Largest difference of equal probabilities: the order of summation depends on the batch size."""
+"""Probabilities that differ by less count as equal: the order of summation depends on the batch size."""
 
 
 def load_digits(spark: SparkSession) -> DataFrame:

@@ -3,9 +3,9 @@
 
     spark-submit jobs/streaming.py --data incoming/ --format json --schema 'x1 float, x2 float, y float' \\
         --label y --output models/live                                           # runs until it is stopped
-    spark-submit jobs/streaming.py ... --available-now                           # reads the files, then ends: nightly
+    spark-submit jobs/streaming.py ... --available-now                           # reads the existing files, then ends
 
-Columns other than the label must be numbers of magnitude about 1. The job exports a new version of the model to
+Columns other than the label must be numbers that are about as large as 1. The job exports a new version of the model to
 OUTPUT/model every --export-steps steps and at the end. TensorFlow Serving and tfspark.predict load the newest version.
 OUTPUT/stream is Spark's checkpoint. OUTPUT/weights has the weights and the optimizer of the last export. A job that is
 started again with the same --output continues with both. An interrupted job loses the training since its last export.
@@ -14,7 +14,8 @@ To stop the job cleanly, create the file OUTPUT/stop: the job ends between two m
 SIGTERM to the driver's Python process has the same effect. SIGTERM to spark-submit ends the JVM at once and so
 interrupts the job; all its processes end.
 
-Exit codes: 0 stopped cleanly; 1 failed, for example in a node; 2 wrong usage; 143 interrupted by SIGTERM.
+Exit codes: 0 stopped cleanly; 1 failed, for example in a node; 2 wrong usage; 143 interrupted by SIGTERM to
+spark-submit.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def load(spark: SparkSession, args: argparse.Namespace) -> DataFrame:
 
 
 def describe(train: DataFrame, vocabulary: int) -> dict[str, Any]:
-    """Collect the labels and the most frequent words, standardized like in TextVectorization."""
+    """Collect the labels and the most frequent words, standardized as in TextVectorization."""
     from pyspark.sql import functions as F
 
     words = F.explode(F.split(F.regexp_replace(F.lower("text"), r"\p{Punct}", ""), r"\s+")).alias("word")
