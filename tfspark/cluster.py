@@ -144,8 +144,9 @@ class Cluster:
         `tfspark.tensorflow_options.TensorFlowOptions`.
     tls
         Encrypt the traffic between nodes, feed tasks and driver, with a certificate made for this cluster; by default
-        if Spark encrypts (``spark.ssl.enabled``, ``spark.network.crypto.enabled``) or authenticates
-        (``spark.authenticate``). TensorFlow's own traffic between its processes is never encrypted.
+        if Spark encrypts (``spark.ssl.enabled``, ``spark.ssl.rpc.enabled``, ``spark.network.crypto.enabled``, an
+        encrypted connection of Spark Connect) or authenticates (``spark.authenticate``). TensorFlow's own traffic
+        between its processes is never encrypted.
     progress
         ``True`` for a live table, ``False`` for log lines; by default a live table in a notebook or a terminal.
     log_dir
