@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from pyspark import cloudpickle
+from pyspark.errors import AnalysisException
 from pyspark.sql import functions as F
 
 from tfspark.columns.sent import map_beside
@@ -150,6 +151,69 @@ def test_a_task_that_loses_or_invents_rows_is_an_error(spark: Any, change: int, 
 
     with pytest.raises(Exception, match=said):
         beside(spark.range(0, 5, 1, 1), ["id"], wrong).collect()
+
+
+def test_columns_may_get_new_ids_below_it(spark: Any) -> None:
+    df = spark.range(0, 60, 1, 3).selectExpr("id", "id % 3 as k", "cast(id as string) as name")
+    firsts = beside(df.dropDuplicates(["k"]), ["k", "name"]).collect()
+    assert sorted(r.k for r in firsts) == [0, 1, 2] and all(2 * int(r.name) == r.y for r in firsts)
+    sources = {
+        "alias": df,
+        "aggregate": df.groupBy("id").agg(F.max("k").alias("k")),
+        "generator": df.select("id", F.explode(F.array("k")).alias("k")),
+    }
+    for kind, source in sources.items():
+        made = beside(source, ["id", "k"])
+        joined = made.alias("a").join(made.alias("b"), F.col("a.id") == F.col("b.id")).select("a.k", "b.y", "a.y")
+        assert len(joined.collect()) == 60, kind
+        assert joined.where(F.col("a.y") == F.col("b.y")).count() == 60, kind
+
+
+def test_a_partition_may_be_computed_twice_at_a_time(spark: Any) -> None:
+    rows = beside(spark.range(0, 3000, 1, 2), ["id"]).rdd
+    assert all(y == 2 * i for y, i in rows.map(lambda r: r.y).zip(rows.map(lambda r: r.id)).collect())
+    few = beside(spark.range(0, 20, 1, 2), ["id"]).rdd
+    assert few.cartesian(few).count() == 400
+
+
+def test_many_partitions_in_a_task_take_the_memory_of_one(spark: Any) -> None:
+    pages = beside(spark.range(0, 20_000, 1, 400), ["id"]).coalesce(1).sortWithinPartitions(F.desc("y"))
+    assert [r.y for r in pages.limit(3).collect()] == [39_998, 39_996, 39_994]
+
+
+def test_columns_are_pruned_through_filters(spark: Any) -> None:
+    df = spark.range(0, 100, 1, 2).selectExpr("id", "id + 1 as other")
+    (line,) = (
+        line
+        for line in executed_plan(beside(df, ["id", "other"]).where("y > 5").select("y")).splitlines()
+        if "MapBeside" in line
+    )
+    assert "id#" not in line and "other#" not in line, line
+    made = beside(df, ["id", "other"]).where("other > 3")
+    assert "MapBeside" not in executed_plan(made.select("id")) and made.select("id").count() == 97
+    assert beside(df, ["id", "other"]).where("y > 5 and other > 90").select("id").count() == 10
+
+
+def test_other_sessions_of_the_application_run_it(spark: Any) -> None:
+    made = beside(spark.range(0, 10, 1, 2), ["id"])
+    made.createOrReplaceGlobalTempView("beside")
+    other = spark.newSession()
+    assert other.table("global_temp.beside").count() == 10
+    assert sorted(r.y for r in other.table("global_temp.beside").collect()) == list(range(0, 20, 2))
+    spark.catalog.dropGlobalTempView("beside")
+
+
+def test_plans_of_the_same_rows_are_equal(spark: Any) -> None:
+    made = beside(spark.range(0, 100, 1, 2), ["id"])
+    planned = [df._jdf.queryExecution().sparkPlan() for df in (made, made.select("id", "y"), made.select("y"))]
+    assert planned[0].sameResult(planned[1]) and not planned[0].sameResult(planned[2])
+
+
+def test_hidden_columns_of_files_are_no_longer_there(spark: Any, tmp_path: Path) -> None:
+    spark.range(5).write.parquet(f"{tmp_path}/t")
+    made = beside(spark.read.parquet(f"{tmp_path}/t"), ["id"])
+    with pytest.raises(AnalysisException, match="_metadata"):
+        made.select("y", "_metadata.file_path").collect()
 
 
 def test_what_is_no_plain_selection_goes_another_way(spark: Any) -> None:

@@ -127,15 +127,15 @@ class Streams:
             writer = writer.queryName(options.pop("queryName"))
         if "outputMode" in options:
             writer = writer.outputMode(options.pop("outputMode"))
-        before = self.begun, self.ended
-        self.begun, self.ended = True, False
+        before, self.begun = self.begun, True
         try:
             query: StreamingQuery = writer.options(**options).start()
         except BaseException:
-            self.begun, self.ended = before
+            self.begun = before
             raise
         # A query that continues from its checkpoint replaces its earlier run, whose failure no longer counts.
         self._streams = [s for s in self._streams if s.query.id != query.id] + [_Stream(query, causes)]
+        self.ended = False
         return query
 
     @contextlib.contextmanager

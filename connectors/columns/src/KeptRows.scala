@@ -21,8 +21,10 @@ final class KeptRows private (context: TaskContext, columns: Int) {
   private var closed = false
 
   def add(row: UnsafeRow): Unit = synchronized {
-    // After the task has ended, Spark may still read rows in another thread.
-    if (closed) throw new TaskKilledException("the task has ended")
+    // After the task has ended, Spark may still read rows in another thread. A task that is killed is run again without
+    // end, so nothing else may look like that.
+    if (closed && (context.isCompleted() || context.isInterrupted())) throw new TaskKilledException("the task has ended")
+    if (closed) throw new IllegalStateException("a row comes after the last answer")
     if (rows != null) rows.add(row)
     added += 1
   }
@@ -34,9 +36,10 @@ final class KeptRows private (context: TaskContext, columns: Int) {
     if (rows == null) nothing else rows.remove()
   }
 
-  /** Note that no more answers come; fail if rows still wait. */
+  /** Note that no more answers come, and free the memory; fail if rows still wait. */
   def end(): Unit = synchronized {
     if (removed != added) throw new IllegalStateException(s"Python has answered for $removed of $added rows")
+    close()
   }
 
   private def close(): Unit = synchronized {
@@ -50,12 +53,11 @@ final class KeptRows private (context: TaskContext, columns: Int) {
 object KeptRows {
   private val all = new ConcurrentHashMap[(Long, String, Int), KeptRows]()
 
-  /** Begin with a partition before its rows are read; this may be repeated for the same partition. */
+  /** Begin with a partition before its rows are read; a task may do so again, also while it still reads the first time. */
   def begin(context: TaskContext, name: String, partition: Int, columns: Int): KeptRows = {
     val id = (context.taskAttemptId(), name, partition)
     val made = new KeptRows(context, columns)
-    val before = all.put(id, made)
-    if (before != null) before.close()
+    all.put(id, made)
     context.addTaskCompletionListener[Unit] { _ =>
       all.remove(id, made)
       made.close()
@@ -63,6 +65,10 @@ object KeptRows {
     made
   }
 
-  /** The rows of a partition that this task has begun with. */
-  def of(context: TaskContext, name: String, partition: Int): KeptRows = all.get((context.taskAttemptId(), name, partition))
+  /** The rows of the partition that this task has begun with last; they are handed out once. */
+  def of(context: TaskContext, name: String, partition: Int): KeptRows = {
+    val found = all.remove((context.taskAttemptId(), name, partition))
+    if (found == null) throw new IllegalStateException(s"partition $partition of $name is read by something else than its operator")
+    found
+  }
 }

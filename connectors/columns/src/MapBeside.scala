@@ -5,7 +5,7 @@ import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{Alias, Attribute, AttributeSet, Expression, JoinedRow, UnsafeProjection}
 import org.apache.spark.sql.catalyst.optimizer.ColumnPruning
-import org.apache.spark.sql.catalyst.plans.logical.{LocalRelation, LogicalPlan, Project, UnaryNode}
+import org.apache.spark.sql.catalyst.plans.logical.{Filter, LocalRelation, LogicalPlan, Project, UnaryNode}
 import org.apache.spark.sql.catalyst.rules.Rule
 import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
 import org.apache.spark.sql.execution.metric.{SQLMetric, SQLMetrics}
@@ -23,7 +23,11 @@ case class MapBeside(sent: Seq[Expression], kept: Seq[Attribute], answers: Seq[A
   def used: Seq[Attribute] = kept.filter(child.outputSet.contains)
 
   override def output: Seq[Attribute] = used ++ answers
-  override lazy val references: AttributeSet = AttributeSet(sent.flatMap(_.references))
+  // Kept columns too: rules that give columns new ids change what a node refers to, and nothing else.
+  override lazy val references: AttributeSet = AttributeSet(sent.flatMap(_.references) ++ used)
+  // The task is to run once, so Spark must not copy it, as it would copy a common table expression.
+  override lazy val deterministic: Boolean = false
+  override def metadataOutput: Seq[Attribute] = Nil
   override def producedAttributes: AttributeSet = AttributeSet(answers)
   override protected def stringArgs: Iterator[Any] = Iterator(sent, kept, answers)
   override protected def withNewChildInternal(newChild: LogicalPlan): MapBeside = copy(child = newChild)
@@ -38,7 +42,7 @@ object MapBeside {
   def of(task: LogicalPlan, kept: java.util.List[Integer]): LogicalPlan =
     task.collectFirst { case s: SlotRows => s.child } match {
       case Some(Project(sent, child)) if sent.forall(_.deterministic) =>
-        val detached = task.transform { case s: SlotRows => s.copy(child = LocalRelation(s.child.output)) }
+        val detached = task.transformUp { case s: SlotRows => s.copy(child = LocalRelation(s.child.output)) }
         val own = (0 until kept.size).map(i => child.output(kept.get(i)))
         // The analyzer removes aliases outside projections.
         val values = sent.map { case a: Alias => a.child; case other => other }
@@ -51,13 +55,17 @@ object MapBeside {
 /** Removes kept columns that are not used, and removes the task if none of its answers is used. */
 object PruneMapBeside extends Rule[LogicalPlan] {
   override def apply(plan: LogicalPlan): LogicalPlan = {
-    val pruned = plan.transform {
-      case p @ Project(_, m: MapBeside) if !m.answers.exists(p.references.contains) => p.copy(child = m.child)
-      case p @ Project(_, m: MapBeside) if !m.used.forall(p.references.contains) =>
-        p.copy(child = m.copy(kept = m.used.filter(p.references.contains)))
+    val changed = plan.transform {
+      case p @ Project(_, m: MapBeside) => p.copy(child = pruned(m, p.references))
+      case p @ Project(_, f @ Filter(_, m: MapBeside)) => p.copy(child = f.copy(child = pruned(m, p.references ++ f.references)))
     }
-    if (pruned.fastEquals(plan)) plan else ColumnPruning(pruned)
+    if (changed.fastEquals(plan)) plan else ColumnPruning(changed)
   }
+
+  private def pruned(m: MapBeside, wanted: AttributeSet): LogicalPlan =
+    if (!m.answers.exists(wanted.contains)) m.child
+    else if (m.used.forall(wanted.contains)) m
+    else m.copy(kept = m.used.filter(wanted.contains))
 }
 
 /** Rows that are sent to a task: some columns are sent, and some wait in the [[KeptRows]] of this name. */
@@ -70,6 +78,11 @@ case class SentRowsExec(name: String, sent: Seq[Expression], output: Seq[Attribu
     extends UnaryExecNode {
   override def producedAttributes: AttributeSet = outputSet
   override protected def stringArgs: Iterator[Any] = Iterator(sent, kept)
+  // Plans that differ only in the name give the same rows.
+  override protected def doCanonicalize(): SparkPlan = super.doCanonicalize() match {
+    case s: SentRowsExec => s.copy(name = "")
+    case other => other
+  }
 
   override protected def doExecute(): RDD[InternalRow] = {
     val (name, sent, kept, given) = (this.name, this.sent, this.kept, child.output)
@@ -92,6 +105,10 @@ case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attrib
   override def output: Seq[Attribute] = kept ++ answers
   override def producedAttributes: AttributeSet = outputSet
   override protected def stringArgs: Iterator[Any] = Iterator(kept, answers)
+  override protected def doCanonicalize(): SparkPlan = super.doCanonicalize() match {
+    case m: MapBesideExec => m.copy(name = "")
+    case other => other
+  }
   override lazy val metrics: Map[String, SQLMetric] =
     Map("numOutputRows" -> SQLMetrics.createMetric(sparkContext, "number of output rows"))
 

@@ -4,7 +4,7 @@ import java.util.UUID
 
 import org.apache.spark.{Partition, TaskContext}
 import org.apache.spark.rdd.RDD
-import org.apache.spark.sql.ExperimentalMethods
+import org.apache.spark.sql.{ExperimentalMethods, SparkSessionExtensions}
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeReference, AttributeSet}
 import org.apache.spark.sql.catalyst.plans.logical.{LogicalPlan, UnaryNode}
@@ -17,6 +17,7 @@ import org.apache.spark.sql.types._
 case class SlotRows(output: Seq[Attribute], child: LogicalPlan) extends UnaryNode {
   // The optimizer must not remove any column as unused.
   override lazy val references: AttributeSet = child.outputSet
+  override def metadataOutput: Seq[Attribute] = Nil
   override def producedAttributes: AttributeSet = outputSet
   override protected def withNewChildInternal(newChild: LogicalPlan): SlotRows = copy(child = newChild)
 }
@@ -38,7 +39,13 @@ object SlotRows {
   def of(child: LogicalPlan): LogicalPlan =
     SlotRows(schema.map(f => AttributeReference(f.name, f.dataType, f.nullable)()), child)
 
-  /** Add the strategy and the optimization for `SlotRows` and `MapBeside` to a session. */
+  /** Add the strategy and the optimization for `SlotRows` and `MapBeside` to every session of an application. */
+  def inject(extensions: SparkSessionExtensions): Unit = {
+    extensions.injectPlannerStrategy(_ => SlotStrategy)
+    extensions.injectOptimizerRule(_ => PruneMapBeside)
+  }
+
+  /** Add them to one session, whose application may have been started without `inject`. */
   def enable(methods: ExperimentalMethods): Unit = methods.synchronized {
     if (!methods.extraStrategies.contains(SlotStrategy)) methods.extraStrategies = methods.extraStrategies :+ SlotStrategy
     if (!methods.extraOptimizations.contains(PruneMapBeside)) {
@@ -54,7 +61,7 @@ object SlotStrategy extends SparkStrategy {
     case m @ MapBeside(sent, _, answers, task, child) =>
       // Each execution has a unique name, by which both of its ends find the rows that wait.
       val name = UUID.randomUUID().toString
-      val run = task.transform { case s: SlotRows => s.copy(child = SentRows(name, sent, s.child.output, m.used, child)) }
+      val run = task.transformUp { case s: SlotRows => s.copy(child = SentRows(name, sent, s.child.output, m.used, child)) }
       Seq(MapBesideExec(name, m.used, answers, planLater(run)))
     // Otherwise Spark would wait for thousands of rows before it sends any row to Python.
     case reader: UnaryNode if reader.child.isInstanceOf[SlotRows] && reader.nodeName.endsWith("MapInArrow") =>

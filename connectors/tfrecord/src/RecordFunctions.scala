@@ -190,7 +190,12 @@ object RecordFunctions {
   }
 }
 
-/** For `spark.sql.extensions`: adds the SQL functions to every session of an application or a Connect server. */
+/** For `spark.sql.extensions`: adds the SQL functions, and the operators of `connectors/columns`, to every session of an
+  * application or a Connect server.
+  */
 class TFRecordExtensions extends (SparkSessionExtensions => Unit) {
-  override def apply(extensions: SparkSessionExtensions): Unit = RecordFunctions.inject(extensions)
+  override def apply(extensions: SparkSessionExtensions): Unit = {
+    RecordFunctions.inject(extensions)
+    tfspark.columns.SlotRows.inject(extensions)
+  }
 }
