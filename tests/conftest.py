@@ -30,7 +30,7 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", java_options())
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
-    """A local session with four slots: up to three nodes and a feeding task."""
+    """A local session with four slots: up to three nodes and a feed task."""
     import tfspark
 
     session = tfspark.session("tfspark-tests", "local[4]", **QUIET)

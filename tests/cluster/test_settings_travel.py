@@ -1,4 +1,4 @@
-"""Settings reach the driver's server, the supervising tasks, the nodes and the feeding tasks."""
+"""Settings reach the driver's server, the supervising tasks, the nodes and the feed tasks."""
 
 from __future__ import annotations
 

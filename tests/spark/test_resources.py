@@ -236,7 +236,7 @@ def test_the_error_says_how_many_there_are_how_many_are_needed_and_what_to_set()
     assert "spark.executor.resource.gpu.amount" in text and "spark.cores.max" in text
 
     text = told([gang(2, Task(1, 1))], Task(1, Fraction(1, 4)), [Executor(8, 2)], settings=TASK_WANTS_GPU)
-    assert text.startswith("A feeding task needs 0.25 GPU(s) as spark.task.resource.gpu.amount is 0.25")
+    assert text.startswith("A feed task needs 0.25 GPU(s) as spark.task.resource.gpu.amount is 0.25")
     assert "Unset spark.task.resource.gpu.amount" in text
 
     text = told([gang(4, Task(2))], Task(1), [Executor(4), Executor(4)])
