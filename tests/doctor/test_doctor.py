@@ -58,7 +58,7 @@ def test_a_good_set_up(spark: Any, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert lines[-1] == [f"# {len(lines) - 1} ok"]
     settings = [line[2] for line in lines[:-1] if line[1] == "settings"]
     assert [text.split()[0] for text in settings] == [s.name for s in described()]
-    assert "hang_timeout is 60s, its default (s). A process that exists and" in "\n".join(settings)
+    assert "hang_timeout is 60s, its default (s). A process that exists but" in "\n".join(settings)
     assert list(tmp_path.iterdir()) == []
     assert spark.range(3).count() == 3  # A session that was there before goes on.
 
