@@ -127,7 +127,7 @@ def test_the_site_is_built_without_network_spark_and_tensorflow(tmp_path: Path) 
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Seconds in which all nodes must have started" in (site / "reference" / "cluster.html").read_text()
+    assert "Seconds within which all nodes must have started" in (site / "reference" / "cluster.html").read_text()
     for page in site.rglob("*.html"):
         loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(https?://[^\" >]+)", page.read_text())
         assert loaded == [], f"{page} loads from elsewhere"
