@@ -136,13 +136,10 @@ def test_streams_are_mapped(spark: Any, tmp_path: Path) -> None:
     assert sorted(spark.read.parquet(f"{tmp_path}/sink").collect()) == [(i, 2 * i) for i in range(300)]
 
 
-def test_a_task_that_fails_is_run_again_but_not_for_rows_that_do_not_fit() -> None:
+def test_a_task_that_fails_is_run_again() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert [said[k] for k in ("attempts", "right", "rows")] == [[0, 1], 20_000, 20_000]
-    # Spark may begin with the second attempt before it hears of the first one.
-    assert said["refusals"] <= 2 and "SchemaError: Column 'x' holds what does not fit." in said["error"]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"attempts": [0, 1], "right": 20_000, "rows": 20_000}
 
 
 @pytest.mark.parametrize(("change", "said"), [(-1, "has answered for 4 of 5 rows"), (1, "more rows than the 5")])

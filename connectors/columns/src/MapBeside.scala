@@ -112,10 +112,8 @@ case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attrib
   override lazy val metrics: Map[String, SQLMetric] =
     Map("numOutputRows" -> SQLMetrics.createMetric(sparkContext, "number of output rows"))
 
-  override protected def doExecute(): RDD[InternalRow] = {
-    BadRows.watch(sparkContext)
+  override protected def doExecute(): RDD[InternalRow] =
     new RowsBeside(child.execute(), name, kept, answers, longMetric("numOutputRows"))
-  }
 
   override protected def withNewChildInternal(newChild: SparkPlan): MapBesideExec = copy(child = newChild)
 }
@@ -123,8 +121,6 @@ case class MapBesideExec(name: String, kept: Seq[Attribute], answers: Seq[Attrib
 private final class RowsBeside(
     given: RDD[InternalRow], name: String, kept: Seq[Attribute], answers: Seq[Attribute], rows: SQLMetric)
     extends RDD[InternalRow](given) {
-  setName(RowsBeside.Name)
-
   override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
 
   override def compute(split: Partition, context: TaskContext): Iterator[InternalRow] = {
@@ -145,8 +141,4 @@ private final class RowsBeside(
       }
     }
   }
-}
-
-private object RowsBeside {
-  val Name = "RowsBeside"
 }
