@@ -307,8 +307,7 @@ def shortage_error(
         assert feeding is not None
         share = shown(feeding.gpus)
         return ResourceError(
-            f"A feed task needs {share} GPU(s) as spark.task.resource.gpu.amount is {share}, and the nodes leave "
-            "none.",
+            f"A feed task needs {share} GPU(s) as spark.task.resource.gpu.amount is {share}, and the nodes leave none.",
             hint="Unset spark.task.resource.gpu.amount or lower it: gpus_per_node= asks for the GPUs of nodes, and "
             "nothing else needs any.",
         )
