@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import logging
 import os
@@ -206,6 +207,8 @@ def surroundings(benchmark: str, **more: Any) -> None:
         "figure": "surroundings",
         "value": os.cpu_count(),
         "unit": "CPUs",
+        "machine": platform.machine(),
+        "date": datetime.date.today().isoformat(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("pyspark", "tensorflow", "keras", "pyarrow")},

@@ -3,6 +3,9 @@
 - Libraries: TensorFlowOnSpark 2.2.5 through its own API, and the same programs on `tfspark.compat`; elephas 7.3;
   Spark's `predict_batch_udf`; `tf.data` alone in one process.
 - Jobs: start, stop, feed, a fit fed from Spark, inference, TFRecord files written and read, lines of user code.
+- The seconds of a fit and of inference begin when `main` has been entered, and end before the cluster is stopped. A
+  library without a cluster does the job with a few rows first, so that its processes have imported TensorFlow.
+- Libraries that need minutes for all rows get `--slow-rows`.
 
 Figures go to standard output as JSON lines; the table goes to docs/performance.md, with the versions and the machine.
 Libraries that are not installed are left out, and a message names them. To install them:
@@ -14,6 +17,7 @@ Libraries that are not installed are left out, and a message names them. To inst
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib
 import importlib.util
 import inspect
@@ -29,7 +33,7 @@ import threading
 import time
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -40,12 +44,16 @@ import _common as common
 
 NAME = "peers"
 BATCH = 256
+PARTITIONS = 4
 OUTPUT = "output_0"
 """Keras 3's name for the only output of an exported model."""
 OURS = "tfspark"
 TFOS = "TensorFlowOnSpark"
 COMPAT = "its programs on tfspark"
 BEGIN, END = "<!-- peers -->", "<!-- end of peers -->"
+MARK = "# measuring"
+"""Ends a line of a job that only the measurement needs, and that is not counted as user code."""
+FEW_ROWS = 1024
 JOB_SECONDS = 300.0
 """A job that takes more seconds than this counts as hung."""
 REPORT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -57,6 +65,8 @@ class Run:
 
     Attributes
     ----------
+    frames
+        The cached rows, by number of rows.
     seconds
         Seconds by job and library, one value for each round.
     errors
@@ -64,8 +74,9 @@ class Run:
     """
 
     spark: Any
-    df: Any
+    frames: dict[int, Any]
     rows: int
+    slow_rows: int
     directory: str
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     errors: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -76,6 +87,26 @@ class Run:
         began = time.time()
         yield
         self.seconds[job, library].append(time.time() - began)
+
+    def rows_of(self, job: str, library: str) -> int:
+        """Return the number of rows with which a library does a job."""
+        return self.slow_rows if library in SLOW and job in SLOW_JOBS else self.rows
+
+    @property
+    def entered(self) -> str:
+        """Return the path of the file that `main` makes when it is entered."""
+        return os.path.join(self.directory, "entered")
+
+
+def announce(path: str) -> None:
+    """Make a file that says how far `main` is."""
+    Path(path).touch()
+
+
+def await_file(path: str) -> None:
+    """Wait until `main` has made a file, and remove it."""
+    common.wait_until(lambda: os.path.exists(path), f"the file {path} of main")
+    os.remove(path)
 
 
 def build_model() -> Any:
@@ -94,11 +125,12 @@ def pair(row: Any) -> tuple[list[float], int]:
     return row.x, row.label
 
 
-# --- fit fed from Spark, once for each library, as a user writes it
+# --- fit fed from Spark, once for each library, as a user writes it; a generator stops before and after the work
 
 
-def fit_tfspark(spark: Any, df: Any) -> None:
+def fit_tfspark(spark: Any, df: Any, entered: str) -> Iterator[None]:
     def main(args: Any, ctx: Any) -> None:
+        announce(entered)  # measuring
         with ctx.strategy().scope():
             model = build_model()
         ctx.fit(model, batch_size=BATCH, label="label")
@@ -106,11 +138,15 @@ def fit_tfspark(spark: Any, df: Any) -> None:
     import tfspark
 
     with tfspark.Cluster(spark, main, workers=1, progress=False) as cluster:
+        await_file(entered)  # measuring
+        yield  # measuring
         cluster.feed(df, shapes={"x": common.FEATURES})
+    yield  # measuring
 
 
-def fit_tensorflowonspark(spark: Any, df: Any, package: str = "tensorflowonspark") -> None:
+def fit_tensorflowonspark(spark: Any, df: Any, entered: str, package: str = "tensorflowonspark") -> Iterator[None]:
     def main(args: Any, ctx: Any) -> None:
+        announce(entered)  # measuring
         import numpy as np
 
         model = build_model()
@@ -122,7 +158,10 @@ def fit_tensorflowonspark(spark: Any, df: Any, package: str = "tensorflowonspark
 
     TFCluster = importlib.import_module(f"{package}.TFCluster")
     cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    await_file(entered)  # measuring
+    yield  # measuring
     cluster.train(df.rdd.map(pair), num_epochs=1)
+    yield  # measuring
     cluster.shutdown()
 
 
@@ -154,8 +193,11 @@ def infer_tfspark(spark: Any, df: Any, model: str) -> int:
     return int(tfspark.predict(df, model).selectExpr(f"sum(size({OUTPUT}))").first()[0])
 
 
-def infer_tensorflowonspark(spark: Any, df: Any, model: str, package: str = "tensorflowonspark") -> int:
+def infer_tensorflowonspark(
+    spark: Any, df: Any, entered: str, model: str, package: str = "tensorflowonspark"
+) -> Generator[None, None, int]:
     def main(args: Any, ctx: Any) -> None:
+        announce(entered)
         import numpy as np
         import tensorflow as tf
 
@@ -169,7 +211,10 @@ def infer_tensorflowonspark(spark: Any, df: Any, model: str, package: str = "ten
 
     TFCluster = importlib.import_module(f"{package}.TFCluster")
     cluster = TFCluster.run(spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    await_file(entered)
+    yield
     values = cluster.inference(df.rdd.map(lambda row: row.x)).map(len).sum()
+    yield
     cluster.shutdown()
     return int(values)
 
@@ -248,46 +293,47 @@ def read_tf_data(spark: Any, path: str) -> int:
 # --- lifecycle and feeding
 
 
-def idle_tfspark(args: Any, ctx: Any) -> float:
-    """Read what is fed; return the time at which `main` was entered."""
-    entered = time.time()
-    for _ in ctx.epochs():
-        for _ in ctx.dataset(BATCH):
-            pass
-    return entered
-
-
 def lifecycle_tfspark(run: Run) -> None:
     import tfspark
 
-    began = time.time()
-    cluster = tfspark.Cluster(run.spark, idle_tfspark, workers=1, progress=False).start()
-    common.wait_until(lambda: len(cluster.startup_seconds) == 1, "main")
-    run.seconds["start", OURS].append(time.time() - began)
+    entered, drained = run.entered, os.path.join(run.directory, "drained")
+
+    def main(args: Any, ctx: Any) -> None:
+        announce(entered)
+        for _ in ctx.epochs():
+            for _ in ctx.dataset(BATCH):
+                pass
+            announce(drained)
+
+    with run.clock("start", OURS):
+        cluster = tfspark.Cluster(run.spark, main, workers=1, progress=False).start()
+        await_file(entered)
+    # The first feed starts Spark's Python workers.
+    cluster.feed(run.frames[FEW_ROWS], shapes={"x": common.FEATURES})
+    await_file(drained)
     with run.clock("feed", OURS):
-        cluster.feed(run.df, shapes={"x": common.FEATURES})
+        cluster.feed(run.frames[run.rows], shapes={"x": common.FEATURES})
+        await_file(drained)
     with run.clock("stop", OURS):
         cluster.wait()
 
 
 def lifecycle_tensorflowonspark(run: Run, peer: str = TFOS, package: str = "tensorflowonspark") -> None:
     TFCluster = importlib.import_module(f"{package}.TFCluster")
-    target = os.path.join(run.directory, "entered")
+    entered, rows = run.entered, run.rows_of("feed", peer)
 
     def main(args: Any, ctx: Any) -> None:
-        with open(f"{target}.new", "w") as f:
-            f.write(str(time.time()))
-        os.rename(f"{target}.new", target)
+        announce(entered)
         feed = ctx.get_data_feed()
         while not feed.should_stop():
             feed.next_batch(BATCH)
 
     with run.clock("start", peer):
         cluster = TFCluster.run(run.spark.sparkContext, main, {}, 1, 0, input_mode=TFCluster.InputMode.SPARK)
-        common.wait_until(lambda: os.path.exists(target), "map_fun")
-    os.remove(target)
+        await_file(entered)
+    cluster.train(run.frames[FEW_ROWS].rdd.map(pair), num_epochs=1)
     with run.clock("feed", peer):
-        cluster.train(run.df.rdd.map(pair), num_epochs=1)
+        cluster.train(run.frames[rows].rdd.map(pair), num_epochs=1)
     with run.clock("stop", peer):
         cluster.shutdown()
 
@@ -296,6 +342,8 @@ def lifecycle_tensorflowonspark(run: Run, peer: str = TFOS, package: str = "tens
 
 PEERS = {TFOS: "tensorflowonspark", "elephas": "elephas"}
 ON_OURS = "tfspark.compat.tensorflowonspark"
+SLOW = {TFOS, COMPAT, "elephas"}
+SLOW_JOBS = {"feed", "fit", "inference"}
 
 LIFECYCLES: dict[str, Callable[[Run], None]] = {
     OURS: lifecycle_tfspark,
@@ -323,8 +371,8 @@ JOBS = {
     "start": ("start of a cluster, until main runs", "s"),
     "stop": ("stop of a cluster", "s"),
     "feed": ("feed, read and dropped", "rows/s"),
-    "fit": ("fit fed from Spark, start and stop included", "rows/s"),
-    "inference": ("inference, start and stop included", "rows/s"),
+    "fit": ("fit fed from Spark", "rows/s"),
+    "inference": ("inference", "rows/s"),
     "write": ("TFRecord files written", "rows/s"),
     "read": ("TFRecord files read and summed", "rows/s"),
     "lines": ("lines of user code of the fit", "lines"),
@@ -332,9 +380,10 @@ JOBS = {
 
 
 def code_lines(function: Callable[..., Any]) -> int:
-    """Count the lines of a function that hold code."""
+    """Count the lines of a function that hold code, without those that only the measurement needs."""
     lines = set()
-    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(function)).readline):
+    source = [line for line in inspect.getsource(function).splitlines() if not line.endswith(MARK)]
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(source)).readline):
         if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
             lines |= set(range(token.start[0], token.end[0] + 1))
     return len(lines) - 1  # The line of the def itself is not the user's.
@@ -381,20 +430,25 @@ def in_turn(ways: dict[str, Any], libraries: set[str], r: int) -> list[tuple[str
 
 def one_round(run: Run, libraries: set[str], model: str, r: int) -> None:
     """Measure all jobs once; for each job, one library after the other."""
-    spark, df = run.spark, run.df
+    spark = run.spark
     for library, lifecycle in in_turn(LIFECYCLES, libraries, r):
         attempt(run, "start", library, lambda f=lifecycle: f(run))
     for library, fit in in_turn(FITS, libraries, r):
-        attempt(run, "fit", library, lambda f=fit, n=library: timed(run, "fit", n, f, spark, df))
+        attempt(run, "fit", library, lambda f=fit, n=library: work(run, "fit", n, f))
     for library, infer in in_turn(INFERENCES, libraries, r):
         attempt(
             run, "inference", library,
-            lambda f=infer, n=library: check(timed(run, "inference", n, f, spark, df, model), run.rows * 10),
+            lambda f=infer, n=library: check(work(run, "inference", n, f, model), run.rows_of("inference", n) * 10),
         )  # fmt: skip
     for library, write in in_turn(WRITES, libraries, r):
         path = os.path.join(run.directory, f"records-{library}")
         shutil.rmtree(path, ignore_errors=True)
-        attempt(run, "write", library, lambda f=write, n=library, p=path: timed(run, "write", n, f, spark, df, p))
+        attempt(
+            run,
+            "write",
+            library,
+            lambda f=write, n=library, p=path: timed(run, "write", n, f, spark, run.frames[run.rows], p),
+        )
     path = os.path.join(run.directory, f"records-{OURS}")
     for library, read in in_turn(READS, libraries, r):
         attempt(
@@ -409,24 +463,61 @@ def timed(run: Run, job: str, library: str, function: Callable[..., Any], *args:
         return function(*args)
 
 
+def work(run: Run, job: str, library: str, way: Callable[..., Any], *args: Any) -> Any:
+    """Do a job with the library's rows; record the seconds without those of the library's start and stop."""
+    df = run.frames[run.rows_of(job, library)]
+    if not inspect.isgeneratorfunction(way):
+        way(run.spark, run.frames[FEW_ROWS], *args)
+        return timed(run, job, library, way, run.spark, df, *args)
+    steps = way(run.spark, df, run.entered, *args)
+    next(steps)
+    with run.clock(job, library):
+        next(steps)
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError(f"{job} of {library} has more than two stops")
+
+
 def check(found: int, expected: int) -> None:
     """Raise if values were lost, because the measurement is then not valid."""
     if found != expected:
         raise RuntimeError(f"{found} values came back of {expected}")
 
 
-def summary(run: Run) -> list[tuple[str, str, str, float, float]]:
-    """Return job, unit, library, median and ratio to tfspark; a ratio above 1 means that tfspark is better."""
-    lines = []
+@dataclass(frozen=True)
+class Result:
+    """The figure of a job and a library; a ratio above 1 means that tfspark is better."""
+
+    job: str
+    library: str
+    unit: str
+    rows: int
+    rounds: list[float]
+    ratio: float
+
+    @property
+    def shown(self) -> list[str]:
+        """Return the cells of the table."""
+        value = statistics.median(self.rounds)
+        shown = f"{value:,.0f}" if value >= 100 or self.unit == "lines" else f"{value:.2f}"
+        rows = f"{self.rows:,}" if self.unit == "rows/s" else ""
+        return [JOBS[self.job][0], self.library, rows, f"{shown} {self.unit}", f"{self.ratio:.2f}"]
+
+
+def summary(run: Run) -> list[Result]:
+    """Return the figures of all jobs and libraries."""
+    found = []
     for job, (_, unit) in JOBS.items():
-        for (j, library), seconds in run.seconds.items():
-            if j != job:
-                continue
-            ours = run.seconds[job, OURS]
-            rates = [run.rows / s for s in seconds] if unit == "rows/s" else seconds
-            ratios = [theirs / own for theirs, own in zip(seconds, ours, strict=False)]
-            lines.append((job, unit, library, statistics.median(rates), statistics.median(ratios)))
-    return lines
+        for (_, library), seconds in [item for item in run.seconds.items() if item[0][0] == job]:
+            rows = run.rows_of(job, library)
+            # As many seconds as all rows would take at the same rate.
+            same = [run.rows / rows * s for s in seconds]
+            ratios = [theirs / own for theirs, own in zip(same, run.seconds[job, OURS], strict=False)]
+            rounds = [rows / s for s in seconds] if unit == "rows/s" else seconds
+            found.append(Result(job, library, unit, rows, rounds, statistics.median(ratios)))
+    return found
 
 
 def write_report(run: Run, options: Any) -> None:
@@ -441,19 +532,19 @@ def write_report(run: Run, options: Any) -> None:
     text = [
         "## Beside what else there is\n",
         "Written by `python benchmarks/peers.py`: the same jobs through each library's own interface, one after the",
-        f"other in each of {options.rounds} rounds; medians. *Ratio* is how many times as long as tfspark a library",
-        "takes, the median of the rounds' ratios: above 1 tfspark is faster.\n",
-        f"- {run.rows:,} rows of {common.FEATURES} floats and an int label, cached in Spark; one worker",
+        f"other in each of {options.rounds} rounds, on {datetime.date.today()}; medians. *Ratio* is how many times as",
+        "long as tfspark a library takes for as many rows, the median of the rounds' ratios: above 1 tfspark is",
+        "faster. Start and stop are jobs of their own and not part of the others: a library without a cluster does the",
+        "job with a few rows first. Libraries that would need minutes get fewer rows.\n",
+        f"- rows of {common.FEATURES} floats and an int label, cached in Spark; one worker",
         "- a model of 784, 64 and 10 units",
         f"- {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}; load before the run "
         f"{options.load:.1f}; Spark master `{options.master}`",
         f"- {', '.join(versions)}\n",
-        "| job | library | median | ratio |",
-        "|---|---|---|---|",
+        "| job | library | rows | median | ratio |",
+        "|---|---|---|---|---|",
     ]
-    for job, unit, library, value, ratio in summary(run):
-        shown = f"{value:,.0f}" if value >= 100 or unit == "lines" else f"{value:.2f}"
-        text.append(f"| {JOBS[job][0]} | {library} | {shown} {unit} | {ratio:.2f} |")
+    text += ["| " + " | ".join(result.shown) + " |" for result in summary(run)]
     for (job, library), why in run.errors.items():
         text.append(f"\n{library} does not run the job *{JOBS[job][0]}* here: `{why}`.")
     text.append(
@@ -472,7 +563,8 @@ def write_report(run: Run, options: Any) -> None:
 def main() -> None:
     """Measure, print and write the report."""
     parser = common.options(__doc__.splitlines()[0], master="local-cluster[1,3,3072]")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of 784 floats and a label")
+    parser.add_argument("--rows", type=int, default=200_000, help="rows of 784 floats and a label")
+    parser.add_argument("--slow-rows", type=int, default=30_000, help=f"rows of {', '.join(sorted(SLOW))}")
     parser.add_argument("--report", default=str(REPORT), help="where the table is written")
     options = parser.parse_args()
     options.load = os.getloadavg()[0]
@@ -486,7 +578,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
     ):
         spark.sparkContext.addPyFile(__file__)
-        run = Run(spark, common.cached_rows(spark, options.rows, 4), options.rows, directory)
+        sizes = {options.rows, options.slow_rows, FEW_ROWS}
+        frames = {rows: common.cached_rows(spark, rows, PARTITIONS) for rows in sizes}
+        run = Run(spark, frames, options.rows, options.slow_rows, directory)
         common.surroundings(NAME, master=options.master, rows=options.rows)
         model = os.path.join(directory, "model")
         built = build_model()
@@ -498,8 +592,9 @@ def main() -> None:
         for library, fit in FITS.items():
             if library in libraries and library != COMPAT:
                 run.seconds["lines", library] = [float(code_lines(fit))]
-        for job, unit, library, value, ratio in summary(run):
-            common.figure(NAME, f"{job}: {library}", unit, [value], ratio=round(ratio, 3))
+        for result in summary(run):
+            more = {"job": result.job, "library": result.library, "ratio": result.ratio, "rows": result.rows}
+            common.figure(NAME, f"{result.job}: {result.library}", result.unit, result.rounds, **more)
         write_report(run, options)
 
 

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow.flight as flight
+from _common import surroundings
 
 from tfspark import messages as m
 from tfspark.control.coordinator import Coordinator
@@ -223,27 +224,29 @@ def cost_of_coordinator(count: int, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--partitions", type=int, nargs="+", default=PARTITIONS)
-    parser.add_argument("--nodes", type=int, nargs="+", default=NODES)
+    parser.add_argument("--partitions", type=int, nargs="+", help=f"by default {PARTITIONS}")
+    parser.add_argument("--nodes", type=int, nargs="+", help=f"by default {NODES}")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement with nodes")
     chosen = parser.parse_args()
+    asked = chosen.partitions is not None or chosen.nodes is not None
+    if asked:
+        surroundings("scale")
     table = [f"{'partitions':>12} {'CPU-seconds':>12} {'us each':>8} {'MB more':>8}"]
     lines = []
-    for partitions in chosen.partitions:
+    for partitions in chosen.partitions or PARTITIONS:
         cpu, megabytes = in_a_process(cost_of_ledger, WORKERS, partitions)
         table.append(f"{partitions:>12,} {cpu:>12.3f} {1e6 * cpu / partitions:>8.1f} {megabytes:>8.1f}")
         lines.append({"bench": "ledger", "workers": WORKERS, "partitions": partitions, "cpu_seconds": round(cpu, 3)})
     table += ["", f"{'nodes':>12} {'cores':>12} {'p50 ms':>8} {'p99 ms':>8} {'heartbeats/s':>13}"]
-    for nodes in chosen.nodes:
+    for nodes in chosen.nodes or NODES:
         cost = in_a_process(cost_of_coordinator, nodes, chosen.seconds)
         table.append(
             f"{nodes:>12,} {cost['cores']:>12.3f} {cost['p50_ms']:>8} {cost['p99_ms']:>8} "
             f"{cost['heartbeats_per_second']:>13}"
         )
-        figures = {"cores": cost["cores"], "p99_ms": cost["p99_ms"]}
+        figures = {name: cost[name] for name in ("cores", "p50_ms", "p99_ms")}
         lines.append({"bench": "coordinator", "nodes": nodes, **figures})
     print("\n".join(table))
-    asked = chosen.partitions != PARTITIONS or chosen.nodes != NODES
     for line in lines:
         if asked or line.get("partitions") == STATED_PARTITIONS or line.get("nodes") == STATED_NODES:
             print(json.dumps(line))
