@@ -562,9 +562,11 @@ def write_report(run: Run, options: Any) -> None:
 
 def main() -> None:
     """Measure, print and write the report."""
-    parser = common.options(__doc__.splitlines()[0], master="local-cluster[1,3,3072]")
+    # The cached rows, and three partitions of them on their way to the driver, do not fit into Spark's default of 1 GB.
+    memory = ("spark.executor.memory", "5g")
+    parser = common.options(__doc__.splitlines()[0], master="local-cluster[1,3,5120]", conf=[memory])
     parser.add_argument("--rows", type=int, default=200_000, help="rows of 784 floats and a label")
-    parser.add_argument("--slow-rows", type=int, default=30_000, help=f"rows of {', '.join(sorted(SLOW))}")
+    parser.add_argument("--slow-rows", type=int, default=20_000, help=f"rows of {', '.join(sorted(SLOW))}")
     parser.add_argument("--report", default=str(REPORT), help="where the table is written")
     options = parser.parse_args()
     options.load = os.getloadavg()[0]
