@@ -105,9 +105,8 @@ def test_what_changes_often_comes_last_in_the_image() -> None:
     steps += ["requirements/others.txt", "tfspark src/tfspark", "jobs jobs"]
     places = [DOCKERFILE.index(step) for step in steps]
     assert places == sorted(places)
-    # Airflow's packages are installed in a stage that a change of tfspark does not build again.
-    stage = DOCKERFILE[DOCKERFILE.index("AS airflow-packages") : places[0]]
-    assert "pip install" in stage and "tfspark src" not in stage
+    assert places[3] < DOCKERFILE.index("-r jobs/airflow/requirements.txt") < places[4]
+    assert re.search(rf"^FROM \S+ AS {SERVICES['airflow']['build']['args']['PACKAGES']}$", DOCKERFILE, re.M)
 
 
 def test_what_train_is_told_is_what_the_job_takes() -> None:
@@ -134,9 +133,8 @@ def test_the_override_is_of_services_that_exist() -> None:
 
 
 def test_the_image_is_pinned_and_no_root() -> None:
-    bases = re.findall(r"^FROM (\S+) AS (\S+)", DOCKERFILE, re.M)
-    stages = [stage for _, stage in bases]
-    assert all(base in ("${BASE}", *stages[:i]) for i, (base, _) in enumerate(bases))
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)
+    assert bases == ["${BASE}", "tfspark-packages", "${PACKAGES}"]
     assert re.search(r"^ARG BASE=docker\.io/library/debian@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M)
     assert DOCKERFILE.index("USER tfspark") < DOCKERFILE.index("pip install") and "USER root" not in DOCKERFILE
     files = sorted((ROOT / "docker" / "requirements").iterdir())
