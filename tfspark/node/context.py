@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tfspark.checks import check_shared_path
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.debugging import Debugging
 from tfspark.node.training import Trainer
@@ -843,8 +844,8 @@ class NodeContext:
         Raises
         ------
         ConfigurationError
-            If the model cannot be exported, or the chief's ``main`` returns after fewer exports to `directory` than
-            this node has started.
+            If the model cannot be exported, `directory` is relative and the master is not ``local[n]``, or the chief's
+            ``main`` returns after fewer exports to `directory` than this node has started.
 
         Examples
         --------
@@ -854,6 +855,8 @@ class NodeContext:
         ...     return ctx.export(model, args["directory"], keep=3)
         """
         base = os.fspath(directory)
+        if not self._options["local"]:
+            check_shared_path("The directory of ctx.export", base)
         self._exports[base] += 1
         number = self._exports[base]
         if not self.is_chief:
