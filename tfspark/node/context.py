@@ -111,7 +111,8 @@ class NodeContext:
         --------
         >>> def main(args, ctx):
         ...     global_batch_size = 64
-        ...     ctx.fit(build_model(), batch_size=global_batch_size // ctx.num_workers, label="y")
+        ...     batch_size = global_batch_size // ctx.num_workers
+        ...     ctx.fit(build_model(), batch_size=batch_size, label="y")
         """
         return len(training_nodes(self._link.nodes))
 
@@ -237,7 +238,8 @@ class NodeContext:
         ...
         ...     def step(features, y):
         ...         with tf.GradientTape() as tape:
-        ...             loss = tf.reduce_mean(tf.square(tf.linalg.matvec(features["x"], weights) - y))
+        ...             error = tf.linalg.matvec(features["x"], weights) - y
+        ...             loss = tf.reduce_mean(tf.square(error))
         ...         optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
         ...
         ...     for epoch in ctx.epochs():
