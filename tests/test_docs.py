@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import docstring_examples
 import pytest
+
+from tfspark import errors, jobs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -183,8 +186,13 @@ def test_the_site_is_built_without_network_spark_and_tensorflow(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Seconds within which all nodes must have started" in (site / "reference" / "cluster.html").read_text()
-    context = (site / "reference" / "context.html").read_text()
-    assert 'id="tfspark.NodeContext.fit"' in context and 'id="tfspark.NodeContext.close"' not in context
+    reference = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
+    shown = set(re.findall(r'<h\d id="(tfspark\.[\w.]+)"', reference))
+    assert {"tfspark.NodeContext.fit", "tfspark.errors.NodeFailed", "tfspark.jobs.run_id"} <= shown
+    assert shown & docstring_examples.CALLED_BY_TFSPARK == set()
+    for module in (errors, jobs):
+        names = {n.removeprefix(f"{module.__name__}.").partition(".")[0] for n in shown if module.__name__ in n}
+        assert names == set(module.__all__)
     gallery = (site / "gallery.html").read_text()
     assert gallery.count("<svg") > 2 and "output of:" not in gallery
     for page in site.rglob("*.html"):
