@@ -179,7 +179,8 @@ class Cluster:
     ...     model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
     ...     model.compile(optimizer="sgd", loss="mse")
     ...     return ctx.fit(model, batch_size=args["batch_size"], label="y")
-    >>> df = spark.createDataFrame([([1.0, 2.0], 3.0), ([0.0, 1.0], 1.0)], "x array<float>, y float")
+    >>> rows = [([1.0, 2.0], 3.0), ([0.0, 1.0], 1.0)]
+    >>> df = spark.createDataFrame(rows, "x array<float>, y float")
     >>> with Cluster(spark, main, {"batch_size": 2}, workers=1) as cluster:
     ...     report = cluster.feed(df, epochs=3, shapes={"x": 2})
     >>> len(cluster.results["worker", 0]["loss"])
