@@ -301,7 +301,7 @@ final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
     val found = until - start > size &&
       ((Platform.getLong(bytes, p) ^ words(w)) & words(w + 1) |
         (Platform.getLong(bytes, p + 8) ^ words(w + 2)) & words(w + 3)) == 0 &&
-      (size <= 16 || Arrays.equals(prefixes(i), 16, size, bytes, start + 16, start + size))
+      (size <= 16 || Wire.areEqual(prefixes(i), 16, bytes, start + 16, size - 16))
     if (found) valueAt = start + size
     found
   }
