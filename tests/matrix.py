@@ -163,6 +163,8 @@ def run_set(name: str, s: configparser.SectionProxy, tests: bool) -> str:
     """Run a set; return its row."""
     python, path = environment_of(name, s)
     env = {k: v for k, v in os.environ.items() if k != "PYSPARK_PYTHON"} | {"PYTHONPATH": path}
+    if "java_home" in s:
+        env["JAVA_HOME"] = str(BUILD / slug(name) / s["java_home"])
     summary = run_smoke(python, env, s.get("remote"), BUILD / f"{slug(name)}.smoke.log")
     # The session of the tests is a classic one.
     wanted = tests and "remote" not in s

@@ -55,7 +55,7 @@ def test_rows_of_other_sets_stay_and_those_of_unknown_sets_go() -> None:
 def test_the_sets_are_readable() -> None:
     sets = read_sets(SETS)
     keys = {k for s in sets.sections() for k in sets[s]}
-    assert "Spark 3.5" in sets and keys <= {"python", "lowest", "packages", "remote"}
+    assert "Spark 3.5" in sets and keys <= {"python", "lowest", "packages", "java_home", "remote"}
     assert all((Path(__file__).parent / t).exists() for t in TESTS)
 
 
