@@ -70,8 +70,8 @@ else
 	PYTHONPATH=$(abspath build/spark-$(SPARK)) $(BIN)/python tests/programs/smoke.py
 endif
 
-matrix: install  ## run each part once with the sets of versions of tests/matrix.ini: make matrix SETS='"Spark 4.0"'
-	$(BIN)/python tests/matrix.py $(SETS)
+matrix: install  ## run each part once, and tests (WITH_TESTS=1), on the sets of tests/matrix.ini: make matrix SETS='"Spark 4.0"'
+	$(BIN)/python tests/matrix.py $(if $(WITH_TESTS),--tests) $(SETS)
 
 wheel: install  ## build dist/*.whl, which carries the connector's jar for each of SPARKS
 	rm -f tfspark/spark/jars/*.jar

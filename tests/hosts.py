@@ -105,6 +105,12 @@ class Hosts:
         """Plug it in again."""
         _ip("-n", self._switch, "link", "set", name, "up")
 
+    def hide(self, name: str, *others: str) -> None:
+        """Have packets from `others` to a host vanish, as behind a firewall: they go to a card that nobody has."""
+        for other in others:
+            card = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+            _ip("-n", self._space(other), "neigh", "replace", self.address(name), *card)
+
     def crash(self, name: str) -> None:
         """Have a host die at once, as without power: nobody hears of it."""
         self.cut_off(name)

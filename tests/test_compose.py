@@ -19,20 +19,36 @@ GPU = yaml.safe_load((ROOT / "docker" / "gpu.yml").read_text())
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 SERVICES: dict[str, dict[str, Any]] = COMPOSITION["services"]
 INSTALLED = "/opt/tfspark/"
+PORT = re.compile(r"127\.0\.0\.1:(\$\{([A-Z0-9_]+)_PORT:-(\d+)\}):(.+)")
+"""Of the host, which a variable changes, and of the container."""
+
+
+def published(service: str) -> re.Match[str]:
+    """Return the parts of the one port of a service."""
+    (port,) = SERVICES[service]["ports"]
+    found = PORT.fullmatch(port)
+    assert found, port
+    return found
+
+
+def settings(file: str) -> dict[str, str]:
+    lines = (ROOT / "docker" / file).read_text().splitlines()
+    return dict(line.split(None, 1) for line in lines if line.strip() and not line.startswith("#"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service(name: str) -> None:
     service = SERVICES[name]
     assert re.fullmatch(rf"localhost/tfspark(-airflow)?:{re.escape(tfspark.__version__)}", service["image"])
-    assert all(re.match(r"127\.0\.0\.1:\d+:\d+$", p) for p in service.get("ports", []))
-    assert service["volumes"] == ["shared:/shared"] and "privileged" not in service and "user" not in service
+    own = ["airflow:/home/tfspark/airflow"] if name == "airflow" else []
+    assert service["volumes"] == ["shared:/shared", *own] and "privileged" not in service and "user" not in service
+    # Without a limit, a log grows until the disk is full.
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     if name == "train":
         assert service["profiles"] == ["train"] and set(service["depends_on"]) == {"worker-1", "worker-2"}
         return
-    # What is checked is a port that the service itself listens on.
-    port = re.search(r"localhost:(\d+)/", service["healthcheck"]["test"][-1])
-    assert port and [p.rsplit(":", 1)[1] for p in service["ports"]] == [port[1]]
+    # What is checked is the port that the service itself listens on.
+    assert f"localhost:{published(name)[4]}/" in service["healthcheck"]["test"][-1]
 
 
 def test_services_wait_for_services_that_have_a_health_check_and_use_what_is_declared() -> None:
@@ -43,9 +59,31 @@ def test_services_wait_for_services_that_have_a_health_check_and_use_what_is_dec
         assert {v.split(":")[0] for v in service["volumes"]} <= set(COMPOSITION["volumes"])
 
 
-def test_no_port_is_published_twice() -> None:
-    published = [p.rsplit(":", 1)[0] for s in SERVICES.values() for p in s.get("ports", [])]
-    assert len(set(published)) == len(published) == 7
+def test_each_port_has_its_variable_which_the_docs_name() -> None:
+    ports = {name: published(name) for name, service in SERVICES.items() if "ports" in service}
+    assert {name.upper().replace("-", "_") for name in ports} == {port[2] for port in ports.values()}
+    assert len(ports) == len({port[3] for port in ports.values()}) == 7
+    page = (ROOT / "docs" / "clusters" / "compose.md").read_text()
+    for port in ports.values():
+        assert f"`{port[2]}_PORT`" in page and f"localhost:{port[3]}>" in page
+
+
+@pytest.mark.parametrize("name", ["master", "worker-1", "worker-2"])
+def test_pages_that_link_to_each_other_have_the_same_port_inside_and_outside(name: str) -> None:
+    environment, port = SERVICES[name]["environment"], published(name)
+    assert environment["SPARK_PUBLIC_DNS"] == "localhost" and port[1] == port[4]
+    assert environment[f"SPARK_{name.split('-')[0].upper()}_WEBUI_PORT"] == port[1]
+    # An argument would be used instead of the variable.
+    assert "--webui-port" not in SERVICES[name]["command"]
+    assert "--webui-port" not in GPU["services"].get(name, {}).get("command", [])
+
+
+def test_a_worker_with_a_gpu_cleans_up_like_the_others() -> None:
+    default, gpu = settings("spark-defaults.conf"), settings("spark-worker-gpu.conf")
+    assert default["spark.history.fs.cleaner.enabled"] == "true"
+    cleanup = {k: v for k, v in default.items() if k.startswith("spark.worker.cleanup.")}
+    assert cleanup["spark.worker.cleanup.enabled"] == "true"
+    assert cleanup == {k: v for k, v in gpu.items() if k in cleanup}
 
 
 def test_commands_name_files_that_the_image_has() -> None:
@@ -60,6 +98,15 @@ def test_commands_name_files_that_the_image_has() -> None:
     for settings in (ROOT / "docker").glob("*.conf"):
         for path in re.findall(rf"{INSTALLED}(\S+)", settings.read_text()):
             assert (ROOT / path).is_file()
+
+
+def test_what_changes_often_comes_last_in_the_image() -> None:
+    steps = ["requirements/tensorflow.txt", "requirements/spark.txt", "requirements/arrays.txt"]
+    steps += ["requirements/others.txt", "tfspark src/tfspark", "jobs jobs"]
+    places = [DOCKERFILE.index(step) for step in steps]
+    assert places == sorted(places)
+    assert places[3] < DOCKERFILE.index("-r jobs/airflow/requirements.txt") < places[4]
+    assert re.search(rf"^FROM \S+ AS {SERVICES['airflow']['build']['args']['PACKAGES']}$", DOCKERFILE, re.M)
 
 
 def test_what_train_is_told_is_what_the_job_takes() -> None:
@@ -87,10 +134,15 @@ def test_the_override_is_of_services_that_exist() -> None:
 
 def test_the_image_is_pinned_and_no_root() -> None:
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)
-    assert bases == ["docker.io/library/debian:12.12-slim", "tfspark"]
-    assert DOCKERFILE.index("USER tfspark") < DOCKERFILE.index("requirements.txt") and "USER root" not in DOCKERFILE
-    lines = (ROOT / "docker" / "requirements.txt").read_text().splitlines()
-    pinned = {r.name.lower().replace("_", "-"): r for r in (Requirement(x) for x in lines if not x.startswith("#"))}
+    assert bases == ["${BASE}", "tfspark-packages", "${PACKAGES}"]
+    assert re.search(r"^ARG BASE=docker\.io/library/debian@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M)
+    assert DOCKERFILE.index("USER tfspark") < DOCKERFILE.index("pip install") and "USER root" not in DOCKERFILE
+    files = sorted((ROOT / "docker" / "requirements").iterdir())
+    installed = re.findall(r"--no-deps -r docker/requirements/(\S+)", DOCKERFILE)
+    assert sorted(installed) == [f.name for f in files]
+    lines = [line for f in files for line in f.read_text().splitlines()]
+    pinned = {r.name.lower().replace("_", "-"): r for r in map(Requirement, lines)}
+    assert len(pinned) == len(lines)
     versions = {name: str(r.specifier).removeprefix("==") for name, r in pinned.items()}
     assert all(re.fullmatch(r"==[\w.+]+", str(r.specifier)) for r in pinned.values())
     config = configparser.ConfigParser()

@@ -21,11 +21,12 @@ from tfspark.cluster_options import ClusterOptions
 from tfspark.columns.leaves import Columns, planned
 from tfspark.columns.spec import Shape
 from tfspark.control import lifecycle as lc
-from tfspark.control.addresses import driver_addresses
+from tfspark.control.addresses import driver_addresses, needs_tunnel
 from tfspark.control.elastic import workers_that_fit
-from tfspark.control.gang import Gang, GangSpec
+from tfspark.control.gang import Gang, GangSpec, tunnel_of
 from tfspark.control.recovery import replace_executors, worth_a_restart
 from tfspark.control.termination import grace_after, leave_in_order
+from tfspark.control.tunnel import Tunnel
 from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError, first_line
 from tfspark.feeding.journal import FeedEntry, Journal
 from tfspark.feeding.remote_batches import BatchDesk
@@ -179,7 +180,8 @@ class Cluster:
     ...     model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
     ...     model.compile(optimizer="sgd", loss="mse")
     ...     return ctx.fit(model, batch_size=args["batch_size"], label="y")
-    >>> df = spark.createDataFrame([([1.0, 2.0], 3.0), ([0.0, 1.0], 1.0)], "x array<float>, y float")
+    >>> rows = [([1.0, 2.0], 3.0), ([0.0, 1.0], 1.0)]
+    >>> df = spark.createDataFrame(rows, "x array<float>, y float")
     >>> with Cluster(spark, main, {"batch_size": 2}, workers=1) as cluster:
     ...     report = cluster.feed(df, epochs=3, shapes={"x": 2})
     >>> len(cluster.results["worker", 0]["loss"])
@@ -286,6 +288,7 @@ class Cluster:
         self._stories: list[str] = []
         self._growths = 0
         self._desk: BatchDesk | None = None
+        self._desk_tunnel: Tunnel | None = None
         self.restarts: list[TFSparkError] = []
         self.start_seconds: float | None = None
         self.feed_reports: list[FeedReport] = []
@@ -316,6 +319,7 @@ class Cluster:
         _live.add(self)
         leave_in_order(lambda: bool(_live), _stop_all)
         with self._guard():
+            self._resources.tunnels = int(needs_tunnel(self._spark, self._spec.ports))
             gang = self._next_gang(self._spec)
             configuration = configuration_of(self._spark, self._options)
             self._watching.start(self._spark, lambda: self._require_started().coordinator, configuration)
@@ -634,8 +638,28 @@ class Cluster:
             return feed_batch
         if self._desk is None:
             bind, host = driver_addresses(self._spark)
-            self._desk = BatchDesk(self._spark, bind, host, self._spec.secret, self._spec.ports)
+            desk = BatchDesk(self._spark, bind, host, self._spec.secret, self._spec.ports)
+            if needs_tunnel(self._spark):
+                self._open_tunnel(desk)
+            self._desk = desk
         return self._desk.sender(feed_batch, self._spec.settings.driver_timeout)
+
+    def _open_tunnel(self, desk: BatchDesk) -> None:
+        """Make `desk` reachable for Spark; this takes a task slot beside the nodes and a feed task."""
+        self._resources.tunnels = 2
+        try:
+            self._resources.of(self._node_ids).require_default_task()
+            self._desk_tunnel = tunnel_of(self._spark, self._spec, f"{self._tag}-stream-tunnel")
+            desk.reached_at = self._desk_tunnel.open(*desk.reached_at)
+        except TFSparkError:
+            desk.close()
+            raise
+
+    def _close_desk(self) -> None:
+        assert self._desk is not None
+        self._desk.close()
+        if self._desk_tunnel is not None:
+            self._desk_tunnel.close()
 
     def predict(
         self,
@@ -695,14 +719,13 @@ class Cluster:
 
         coordinator = self._running().coordinator
         self._resources.of(self._node_ids).require_default_task()
-        _, host = driver_addresses(self._spark)
         self._require_workers(workers)
         answering = [n for n in resuming_nodes(self._node_ids) if workers is None or n.index in workers]
         return predictions(
             df,
             outputs,
             workers=ClusterSpec(tuple(a for a in coordinator.spec.nodes if a.node in answering)),
-            coordinator=(host, coordinator.port),
+            coordinator=coordinator.reached_at,
             secret=self._spec.secret,
             batch_size=batch_size,
             columns=columns,
@@ -816,7 +839,7 @@ class Cluster:
         self._watching.close()
         self._tracking.close()
         if self._desk is not None:
-            self._streams.after_end(self._desk.close)
+            self._streams.after_end(self._close_desk)
         _live.discard(self)
 
     def __enter__(self) -> Cluster:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tfspark.checks import check_whole_number
+from tfspark.checks import check_shared_path, check_whole_number
 from tfspark.control.gang import GangSpec
 from tfspark.errors import ConfigurationError
 from tfspark.monitoring.watching import WatchOptions
 from tfspark.settings import FROM_SETTINGS, Settings
-from tfspark.spark.conf import has_ui, settings_of, wants_tls
+from tfspark.spark.conf import has_ui, is_local, settings_of, wants_tls
 from tfspark.spark.pickling import pickle_main
 from tfspark.spark.profiles import Resources
 from tfspark.spark.resources import NodeResources
@@ -81,6 +81,7 @@ class ClusterOptions:
     debug_dumps: bool | str = False
     ui: bool | None = None
     report: str | os.PathLike[str] | None = None
+    local: bool = True
     resolved: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
@@ -168,7 +169,7 @@ class ClusterOptions:
 
     def told(self) -> dict[str, Any]:
         """Return the options by name, as the user passed them, without settings."""
-        apart = {*ARGUMENTS_THAT_ARE_SETTINGS, "settings", "resolved"}
+        apart = {*ARGUMENTS_THAT_ARE_SETTINGS, "settings", "local", "resolved"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
 
     def decided(self, spark: SparkSession) -> ClusterOptions:
@@ -177,11 +178,15 @@ class ClusterOptions:
         Raises
         ------
         ConfigurationError
-            If Spark's settings or the environment contain an unknown setting of tfspark or a wrong value.
+            If Spark's settings or the environment contain an unknown setting of tfspark or a wrong value, or if
+            `checkpoint_dir` is relative and executors run elsewhere.
         """
+        local = is_local(spark)
+        if self.checkpoint_dir is not None and not local:
+            check_shared_path("checkpoint_dir", os.fspath(self.checkpoint_dir))
         ui = has_ui(spark) if self.ui is None else self.ui
         tls = wants_tls(spark) if self.tls is None else self.tls
-        return replace(self, ui=ui, tls=tls, resolved=settings_of(spark, self._given_settings()))
+        return replace(self, ui=ui, tls=tls, local=local, resolved=settings_of(spark, self._given_settings()))
 
     def gang_spec(self, main: Callable[..., Any], args: Any, resources: Resources) -> GangSpec:
         """Return the spec from which each gang of nodes is started.
@@ -202,6 +207,7 @@ class ClusterOptions:
             options={
                 "strategy": self.strategy_name.value,
                 "own_strategy": own is not None,
+                "local": self.local,
                 "tensorflow": TensorFlowOptions.of(self.tensorflow_options).given(),
                 "checkpoint_dir": None if self.checkpoint_dir is None else os.fspath(self.checkpoint_dir),
                 **self.watching.for_nodes(),

@@ -230,7 +230,8 @@ class NodeFailed(ClusterError):
 
     Examples
     --------
-    >>> error = NodeFailed("worker", 1, "10.0.0.7", "ValueError: bad label", log_tail=["epoch 3"])
+    >>> reason = "ValueError: bad label"
+    >>> error = NodeFailed("worker", 1, "10.0.0.7", reason, log_tail=["epoch 3"])
     >>> print(error)
     worker 1 on 10.0.0.7 failed: ValueError: bad label
     --- last log lines of worker 1 ---

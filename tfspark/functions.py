@@ -82,8 +82,8 @@ def from_example(column: Column | str, schema: StructType | str, options: Mappin
     >>> from pyspark.sql.functions import struct
     >>> rows = spark.createDataFrame([(1, [0.5, 2.0])], "id long, weights array<float>")
     >>> messages = rows.select(to_example(struct("id", "weights")).alias("value"))
-    >>> parsed = messages.select(from_example("value", "id long, weights array<float>").alias("row"))
-    >>> parsed.select("row.*").collect()
+    >>> row = from_example("value", "id long, weights array<float>").alias("row")
+    >>> messages.select(row).select("row.*").collect()
     [Row(id=1, weights=[0.5, 2.0])]
     """
     column, given = _column(column), _strings(options)

@@ -237,7 +237,8 @@ class Settings:
 
         Examples
         --------
-        >>> Settings.of({"stop_grace": 2.0}, {"spark.tfspark.hang_timeout": "2min"}).hang_timeout
+        >>> conf = {"spark.tfspark.hang_timeout": "2min"}
+        >>> Settings.of({"stop_grace": 2.0}, conf).hang_timeout
         120.0
         """
         return cls(**{name: value for name, (value, _) in chosen(given, conf, environment).items()})

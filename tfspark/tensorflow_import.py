@@ -2,7 +2,7 @@
 
 Keras imports matplotlib and scikit-learn for its visualization and wrapper modules, which training seldom uses: these
 modules are loaded on first use instead. The garbage collector is off during the import, because the import creates
-half a million objects and none of them is garbage.
+half a million objects and none of them is garbage. The process then keeps the memory that it frees (`malloc`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import threading
 from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
+
+from tfspark.malloc import keep_freed_memory
 
 DEFERRED = frozenset({"keras.visualization", "keras.wrappers", "keras.src.visualization"})
 """Modules that are loaded on first use."""
@@ -75,6 +77,7 @@ def import_tensorflow() -> Any:
     if "tensorflow" not in sys.modules:
         finder = _Finder()
         collecting = gc.isenabled()
+        keep_freed_memory()
         sys.meta_path.insert(0, finder)
         gc.disable()
         try:

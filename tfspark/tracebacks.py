@@ -75,7 +75,8 @@ def said_more(lines: Sequence[str], traceback: str) -> list[str]:
 
     Examples
     --------
-    >>> said_more(["epoch 3", "ValueError: no"], "Traceback (most recent call last):\\nValueError: no")
+    >>> traceback = "Traceback (most recent call last):\\nValueError: no"
+    >>> said_more(["epoch 3", "ValueError: no"], traceback)
     ['epoch 3']
     """
     known = {line.strip() for line in without_colours(traceback).splitlines()}

@@ -22,6 +22,7 @@ LEFT_OUT = {
     "distribution",
     "errors",
     "json_numbers",
+    "malloc",
     "settings",
     "spec",
     "tensorflow_import",

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tfspark.checks import check_shared_path
 from tfspark.cluster_options import ClusterOptions
 from tfspark.errors import ConfigurationError
+from tfspark.monitoring.results import Results
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +61,18 @@ def test_right_arguments_of_every_kind_are_taken(tmp_path: Path) -> None:
         {"gpus_per_node": 0.5, "cpus_per_node": 2, "tensorflow_options": {"memory_growth": True}},
     ):
         assert ClusterOptions(workers=2, **options).nodes  # type: ignore[arg-type]
+
+
+def test_a_relative_path_is_refused_where_executors_have_directories_of_their_own() -> None:
+    for path in ("models", "./models", "../models", ""):
+        with pytest.raises(ConfigurationError, match="must be an absolute path or a URI"):
+            check_shared_path("checkpoint_dir", path)
+    for path in ("/models", "file:/models", "hdfs:///models", "s3://bucket/models"):
+        check_shared_path("checkpoint_dir", path)
+
+
+def test_a_result_that_is_not_there_yet_says_when_it_is() -> None:
+    results = Results({("worker", 0): 42})
+    assert results["worker", 0] == 42 and results.get(("worker", 1)) is None
+    with pytest.raises(KeyError, match="after the with block"):
+        results["worker", 1]

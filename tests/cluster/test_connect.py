@@ -12,10 +12,22 @@ from typing import Any
 import pytest
 
 from tfspark.control.addresses import HOST_VARIABLE, candidates
-from tfspark.spark.resources import Executor, Manager, Settings, executors_of
+from tfspark.spark.resources import Executor, Manager, Settings, TaskResources, executors_of, without_tasks
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "connect_cluster.py"
-SCENES = ("learned", "inputs", "stream", "bad_stream", "predictions", "restart", "live_view", "resources", "cancelling")
+SCENES = (
+    "learned",
+    "shared_values",
+    "tunnel",
+    "inputs",
+    "stream",
+    "bad_stream",
+    "predictions",
+    "restart",
+    "live_view",
+    "resources",
+    "cancelling",
+)
 ROWS = list(range(60))
 
 
@@ -45,6 +57,19 @@ def test_a_client_learns_of_its_session_without_a_jvm(found: dict[str, Any]) -> 
         "one_stage": [True, False],
         "moves": [False, True],
     }
+
+
+def test_values_of_any_bytes_are_shared_until_they_are_released(found: dict[str, Any]) -> None:
+    shared = found["shared_values"]
+    assert shared["same"] and shared["unknown"] is None and shared["has"] == [True, False]
+    assert shared["reachable"] == [True, False] and shared["own"] is None
+    assert "Exception" in str(shared["released"]) and shared["goes_on"] == 3
+
+
+def test_messages_pass_through_a_tunnel(found: dict[str, Any]) -> None:
+    tunnel = found["tunnel"]
+    assert tunnel["parts"] == 20 and tunnel["threads"] == []
+    assert tunnel["close_seconds"] < 5.0, "the task was not cancelled"
 
 
 def test_dataframes_pandas_and_iterators_are_fed_once_an_epoch(found: dict[str, Any]) -> None:
@@ -113,3 +138,11 @@ def test_executors_of_so_many_cores() -> None:
     assert executors_of(8, "yarn", sized) == [Executor(4, 1)] * 2
     assert executors_of(5, "spark://m:7077", standalone) == [Executor(5)]
     assert executors_of(2, "yarn", sized) == [Executor(4, 1)], "the first is on its way"
+
+
+@pytest.mark.unit
+def test_tasks_beside_the_nodes_take_their_slots() -> None:
+    two = TaskResources(cpus=2)
+    assert without_tasks([Executor(3), Executor(4, 1)], 1, two) == [Executor(3), Executor(2, 1)]
+    assert without_tasks([Executor(3), Executor(4, 1)], 2, two) == [Executor(2, 1), Executor(1)]
+    assert without_tasks([Executor(1)], 1, two) == [Executor(0)] and without_tasks([], 1, two) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ class ConnectHosts(SparkHosts):
 
         super().begin()
         self.add("client")
+        self.add("laptop")
+        self.hide("laptop", *self.workers)
         address = self.address("driver")
         conf = {
             "spark.driver.host": address,
@@ -46,13 +50,17 @@ class ConnectHosts(SparkHosts):
             self.start("driver", command, stdout=out, stderr=out, env=environment)
         assert eventually(lambda: "Spark Connect server started" in log.read_text(), 90.0), log.read_text()
 
-    def play(self, *scenes: str, **environment: str) -> dict[str, Any]:
-        """Play scenes on the client's host."""
+    def program(self, host: str, *scenes: str, **environment: str) -> subprocess.Popen[str]:
+        """Start to play scenes on a host."""
         remote = f"sc://{self.address('driver')}:15002"
         command = [sys.executable, str(PROGRAM), str(self.directory), remote, *scenes]
-        process = self.start("client", command, stdout=-1, stderr=-1, text=True, env={**os.environ, **environment})
-        out, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors[-3000:]
+        return self.start(host, command, stdout=-1, stderr=-1, text=True, env={**os.environ, **environment})
+
+    def play(self, *scenes: str, host: str = "client", **environment: str) -> dict[str, Any]:
+        """Play scenes on a host."""
+        process = self.program(host, *scenes, **environment)
+        out, self.errors = process.communicate(timeout=400)
+        assert process.returncode == 0, self.errors[-3000:]
         said = [json.loads(line) for line in out.splitlines() if line.startswith('{"scene"')]
         return {s["scene"]: s["found"] for s in said}
 
@@ -75,3 +83,57 @@ def test_a_client_on_a_host_of_its_own_feeds_nodes_on_two_others(hosts: ConnectH
 def test_the_error_names_each_host_that_does_not_reach_the_client(hosts: ConnectHosts) -> None:
     told = hosts.play("unreachable", **{HOST_VARIABLE: "10.213.7.250"})["unreachable"]
     assert "executors cannot reach this client" in told["error"] and "10.213.7.250:" in told["error"]
+
+
+@pytest.fixture(scope="module")
+def hidden(hosts: ConnectHosts) -> dict[str, Any]:
+    """What a client found that executors do not reach; on four slots, of which the tunnel takes one."""
+    scenes = ("inputs", "predictions", "fitted", "failing", "restart", "bad_stream", "live_view", "too_many")
+    found = hosts.play(*scenes, host="laptop")
+    assert "executors cannot reach this client of Spark Connect" in hosts.errors
+    return found
+
+
+def test_a_client_that_executors_do_not_reach_feeds_nodes(hidden: dict[str, Any]) -> None:
+    assert hidden["inputs"] == {"fed": 60, "read": sorted([*range(20), *range(60)]), "workers": 2}
+
+
+def test_it_gets_answers_of_workers(hidden: dict[str, Any]) -> None:
+    assert hidden["predictions"] == [[i, 2 * i] for i in range(60)]
+
+
+def test_its_workers_train_together_and_return_large_results(hidden: dict[str, Any]) -> None:
+    fitted = hidden["fitted"]
+    first, second = fitted["losses"]
+    assert first == pytest.approx(second) and first[-1] < first[0]
+    assert fitted["sizes"] == [20_000_000] * 2 and fitted["threads"] == []
+
+
+def test_it_hears_of_failures_and_starts_nodes_again(hidden: dict[str, Any]) -> None:
+    assert hidden["failing"]["error"].startswith("NodeFailed: ") and "the first row is 7" in hidden["failing"]["error"]
+    assert hidden["restart"]["read"] == sorted(2 * list(range(60))) and len(hidden["restart"]["restarts"]) == 1
+
+
+def test_its_streams_are_fed_from_the_client(hidden: dict[str, Any]) -> None:
+    stream = hidden["bad_stream"]
+    assert stream["error"].startswith("SchemaError: ") and "'v' holds 1 null(s)" in stream["query"]
+    assert stream["views"] == [] and stream["threads"] == []
+
+
+def test_it_stops_the_nodes(hidden: dict[str, Any]) -> None:
+    assert hidden["live_view"] == {"metrics": True, "process": False, "threads": []}
+
+
+def test_the_slot_of_its_tunnel_counts(hidden: dict[str, Any]) -> None:
+    assert "Spark has 3 task slot(s), but 4 are needed" in hidden["too_many"]["error"]
+
+
+def test_nothing_is_left_of_a_client_that_was_killed(hosts: ConnectHosts, hidden: dict[str, Any]) -> None:
+    process = hosts.program("laptop", "kept_waiting")
+    assert eventually(lambda: (hosts.directory / "kept").exists(), 60.0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # It was granted 10 s of silence.
+    assert eventually(lambda: not any(hosts.nodes(w) for w in WORKERS), 60.0)
+    # All four slots are needed.
+    assert hosts.play("inputs", host="laptop")["inputs"]["fed"] == 60

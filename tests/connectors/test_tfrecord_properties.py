@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import CORPUS, flips, mutants, outcomes
@@ -123,6 +124,56 @@ def test_encodings_that_few_writers_choose(spark: Any, tmp_path: Path) -> None:
             has = name in features and features[name].WhichOneof("kind") is not None
             expected = list(getattr(features[name], kind).value) if has else None
             assert bits(row[name]) == bits(expected), record
+
+
+def delimited(tag: int, body: bytes) -> bytes:
+    return bytes([tag]) + varint(len(body)) + body
+
+
+def varint(value: int, size: int = 1) -> bytes:
+    """`value` in `size` bytes at least: an encoding may be longer than it has to be."""
+    groups = [value >> 7 * i & 0x7F for i in range(10)]
+    while len(groups) > size and groups[-1] == 0:
+        groups.pop()
+    return bytes([g | 0x80 for g in groups[:-1]] + groups[-1:])
+
+
+def values_of(record: bytes) -> list[Any]:
+    """Return the values of a record's only feature; none if TensorFlow does not read the record."""
+    try:
+        (found,) = tf.train.Example.FromString(record).features.feature.values()
+    except DecodeError:
+        return []
+    return list(getattr(found, found.WhichOneof("kind")).value)
+
+
+def test_single_values_in_every_length(spark: Any, tmp_path: Path) -> None:
+    numbers = sorted({s * (b + d) for k in range(64) for b in [1 << k] for d in (-1, 0) for s in (1, -1)})
+    encodings = [varint(n % 2**64, size) for n in numbers for size in (1, 5, 9, 10)]
+    encodings += [b"\xff" * 9 + bytes([last]) for last in (0, 1, 2, 0x7F)]
+    packed = [delimited(0x1A, delimited(0x0A, e)) for e in encodings]
+    unpacked = [delimited(0x1A, b"\x08" + e) for e in encodings]
+    too_long = [delimited(0x1A, delimited(0x0A, b"\xff" * n + b"\x01")) for n in (10, 11, 15, 16)]
+    two = [delimited(0x1A, delimited(0x0A, b"\x01\x02")), delimited(0x1A, b"\x08\x01\x08\x02")]
+    texts = [delimited(0x0A, delimited(0x0A, bytes(n % 250 for n in range(length)))) for length in range(300)]
+    reals = [delimited(0x12, delimited(0x0A, struct.pack("<f", x))) for x in (0.0, -0.0, 1.5, float("nan"))]
+    features = [*packed, *unpacked, *too_long, *two, *texts, *reals]
+    named = [(name, f) for f in features for name in (b"x", b"a_name_of_more_than_16_bytes")]
+    records = [delimited(0x0A, delimited(0x0A, delimited(0x0A, name) + delimited(0x12, f))) for name, f in named]
+    path = write(tmp_path / "x", *records)
+    checked = 0
+    for sql, kind in (("bigint", 0x1A), ("int", 0x1A), ("float", 0x12), ("binary", 0x0A)):
+        schema = f"x {sql}, a_name_of_more_than_16_bytes {sql}, _corrupt_record binary"
+        rows = read(spark, path, schema, mode="PERMISSIVE").collect()
+        for row, record, (_, body) in zip(rows, records, named, strict=True):
+            if body[0] != kind:
+                continue
+            values = values_of(record)
+            fits = len(values) == 1 and not (sql == "int" and not -(2**31) <= values[0] < 2**31)
+            found = [v for v in row[:2] if v is not None]
+            assert (bits(found) == bits(values)) if fits else (found == [] and row[2] is not None), (sql, record, row)
+            checked += fits
+    assert checked > 3 * len(numbers)
 
 
 def check(counts: Counter[str], total: int) -> None:

@@ -101,7 +101,7 @@ def test_a_python_with_nothing_installed(tmp_path: Path) -> None:
     assert code == 1 and broken_in(found) == {"python", "packages", "tensorflow"}
     assert any("tfspark is not installed on the executor" in f["text"] for f in found["python"])
     lacking = next(f for f in found["packages"] if f["state"] == "broken")
-    assert "no pyarrow" in lacking["text"] and "pip install 'tensorflow<2.22,>=2.21'" in lacking["hint"]
+    assert "no pyarrow" in lacking["text"] and "pip install 'tensorflow<2.22,>=2.19'" in lacking["hint"]
     assert "No module named 'tensorflow'" in found["tensorflow"][0]["text"]
 
 

@@ -28,6 +28,9 @@ DATE = "2026-01-02"
 TOO_LONG = 10**15
 """Words of a text: more numbers than any node has memory for."""
 
+EPOCHS = 100
+"""Of the night whose node is killed: training lasts much longer than the 5 s between the lines that tell of it."""
+
 
 @dataclass(frozen=True)
 class Nights:
@@ -58,7 +61,7 @@ def airflow_environment(home: Path, spark: Standalone) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def nights(standalone: Standalone, tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """A night that the gate stops, the same date again, two whose training fails, and a task that is cleared."""
+    """A night that the gate stops, the same date again, three whose training fails, and a task that is cleared."""
     assert VENV.exists(), f"{VENV} is missing: make airflow"
     base = tmp_path_factory.mktemp("airflow")
     write_sentences(base / "tickets" / DATE / "a.parquet", 800, seed=1)
@@ -69,6 +72,8 @@ def nights(standalone: Standalone, tmp_path_factory: pytest.TempPathFactory) -> 
     failing = {**params, "output": str(base / "failing"), "length": TOO_LONG}
     copied_again = [(str(base / "output" / "records"), str(base / "refused" / "records"))]
     refused = {**params, "output": str(base / "refused"), "length": 0}
+    copied_once_more = [(str(base / "output" / "records"), str(base / "recovered" / "records"))]
+    recovered = {**params, "output": str(base / "recovered"), "epochs": EPOCHS}
     orders = {
         "dag": str(JOBS / "airflow" / "tickets.py"),
         "output": str(base / "output"),
@@ -79,6 +84,8 @@ def nights(standalone: Standalone, tmp_path_factory: pytest.TempPathFactory) -> 
             | {"run_after": f"{DATE}T12:00:00+00:00"},
             {"name": "refused", **dates, "logical_date": None, "like": copied_again, "conf": refused}
             | {"run_after": f"{DATE}T13:00:00+00:00"},
+            {"name": "node killed", **dates, "logical_date": None, "like": copied_once_more, "conf": recovered}
+            | {"run_after": f"{DATE}T14:00:00+00:00", "kill_node": True},
         ],
         "workers": standalone.worker_pids,
         "kill": [
@@ -127,7 +134,21 @@ def test_a_training_that_fails_is_tried_again_and_its_log_names_the_node(nights:
     assert tasks["records"] == ("success", 1), log[-6000:]
     assert tasks["training"] == ("failed", 2)
     assert {tasks[t][0] for t in ("gate", "export", "predictions")} == {"upstream_failed"}
-    assert len([line for line in log.splitlines() if "NodeFailed: worker" in line]) >= 2, log[-6000:]
+    assert len(re.findall(r"NodeFailed: worker \d on 127\.0\.0\.1 failed: \w+", log)) >= 2, log[-6000:]
+    assert nights.outcome["failing"]["nodes"] >= 4 and nights.outcome["failing"]["left"] == []
+
+
+def test_a_training_whose_node_is_killed_is_tried_again_and_succeeds(nights: Nights) -> None:
+    tasks, log = nights.tasks("node killed"), nights.logs["node killed"]
+    assert tasks["training"] == ("success", 2), log[-6000:]
+    assert {tasks[t] for t in ("gate", "export", "predictions")} == {("success", 1)}
+    # The exception of the first attempt is in the log of the task and ends with the headline.
+    assert "Error code is: 1." in log
+    assert re.search(r"NodeFailed: worker \d on 127\.0\.0\.1 failed: its process was killed by SIGKILL", log), log[
+        -6000:
+    ]
+    assert "Hint: SIGKILL that tfspark did not send usually is the kernel's" in log
+    assert nights.outcome["node killed"]["nodes"] >= 4 and nights.outcome["node killed"]["left"] == []
 
 
 def test_a_job_that_refuses_its_arguments_is_not_tried_again(nights: Nights) -> None:

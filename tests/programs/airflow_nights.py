@@ -4,30 +4,36 @@ Arguments: a JSON file of orders and one for what came of them. All of it is one
 start. A line before each night divides what is logged.
 
 Orders: ``dag``, a file; ``nights``, each with ``name``, ``logical_date`` (which may be null), ``run_after``, ``conf``,
-and ``like``, pairs of directories of which the second becomes a copy of the first before it begins; ``output``, whose
-files are listed after each night; ``workers``, the pids of Spark's workers; ``kill``, a job and its arguments.
+``like``, pairs of directories of which the second becomes a copy of the first before it begins, and perhaps
+``kill_node``: a node is killed in the first training of the night; ``output``, whose files are listed after each night;
+``workers``, the pids of Spark's workers; ``kill``, a job and its arguments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
+from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.utils.cli import get_bagged_dag
 from airflow.utils.db import upgradedb
 
 PATIENCE_SECONDS = 60
 LOOK_SECONDS = 0.5
+TRAINING = "training: worker"
+"""In the line of a job whose nodes train."""
 
 
 def run_nights(orders: dict[str, Any]) -> dict[str, Any]:
@@ -40,11 +46,51 @@ def run_nights(orders: dict[str, Any]) -> dict[str, Any]:
         for source, target in night["like"]:
             shutil.copytree(source, target)
         dates = {k: night[k] and datetime.fromisoformat(night[k]) for k in ("logical_date", "run_after")}
-        run = dag.test(**dates, run_conf=night["conf"])
+        processes = Processes(orders["workers"], night.get("kill_node", False))
+        with each_line(processes.look):
+            run = dag.test(**dates, run_conf=night["conf"])
         tasks = {t.task_id: (t.state, t.try_number) for t in run.get_task_instances()}
         files = {str(p): p.stat().st_mtime_ns for p in Path(orders["output"]).rglob("*") if p.is_file()}
         outcome[night["name"]] = {"tasks": tasks, "files": files, "run_id": run.run_id}
+        outcome[night["name"]] |= {"nodes": len(processes.nodes), "left": alive_after_patience(list(processes.seen))}
     return outcome
+
+
+@contextlib.contextmanager
+def each_line(look: Callable[[str], None]) -> Iterator[None]:
+    """Call `look` with each line that spark-submit logs, before Airflow reads it."""
+    read_log = SparkSubmitHook._process_spark_submit_log
+
+    def watched(hook: SparkSubmitHook, lines: Iterator[str]) -> None:
+        def looked_at() -> Iterator[str]:
+            for line in lines:
+                look(line)
+                yield line
+
+        read_log(hook, looked_at())
+
+    with mock.patch.object(SparkSubmitHook, "_process_spark_submit_log", watched):
+        yield
+
+
+class Processes:
+    """All processes that the jobs of a night have, those that lose their parents included."""
+
+    def __init__(self, workers: list[int], kill_node: bool) -> None:
+        self._parents = [*workers, os.getpid()]
+        self._kill_node = kill_node
+        self.seen: set[psutil.Process] = set()
+        self.nodes: set[psutil.Process] = set()
+
+    def look(self, line: str) -> None:
+        """Add the processes that are there when a line is logged; kill a node if it is time."""
+        there = below(*self._parents)
+        nodes = [p for p in there if is_node(p)]
+        self.seen.update(there)
+        self.nodes.update(nodes)
+        if self._kill_node and TRAINING in line:
+            self._kill_node = False
+            nodes[0].kill()
 
 
 def below(*pids: int) -> list[psutil.Process]:
@@ -74,18 +120,11 @@ def kill(workers: list[int], application: str, *arguments: str) -> dict[str, Any
     """Return how many TensorFlow processes there were, and what is left of all processes of the job."""
     print("===== kill", flush=True)
     operator = SparkSubmitOperator(task_id="training", application=application, application_args=list(arguments))
-    hook = operator._hook = operator._get_hook()
     training, outcome = threading.Event(), []
-    read_log = hook._process_spark_submit_log
 
-    def watch_log(lines: Iterator[str]) -> None:
-        def watched() -> Iterator[str]:
-            for line in lines:
-                if "training: worker" in line:
-                    training.set()
-                yield line
-
-        read_log(watched())
+    def look(line: str) -> None:
+        if TRAINING in line:
+            training.set()
 
     def execute() -> None:
         try:
@@ -94,14 +133,14 @@ def kill(workers: list[int], application: str, *arguments: str) -> dict[str, Any
             outcome.append(str(e).splitlines()[0])
         training.set()
 
-    hook._process_spark_submit_log = watch_log
     running = threading.Thread(target=execute)
-    running.start()
-    training.wait()
-    executing, submitted = below(*workers), below(os.getpid())
-    nodes = [p for p in executing if is_node(p)]
-    operator.on_kill()
-    running.join()
+    with each_line(look):
+        running.start()
+        training.wait()
+        executing, submitted = below(*workers), below(os.getpid())
+        nodes = [p for p in executing if is_node(p)]
+        operator.on_kill()
+        running.join()
     return {"nodes": len(nodes), "left": alive_after_patience([*executing, *submitted]), "outcome": outcome}
 
 

@@ -43,6 +43,22 @@ def wait_to_be_stopped(args: Any, ctx: Any) -> int:
     return os.getpid()
 
 
+def fit_line(args: Any, ctx: Any) -> Any:
+    import keras
+    import numpy as np
+
+    x = keras.Input((1,), name="x")
+    model = keras.Model({"x": x}, keras.layers.Dense(1, name="y")(x))
+    model.compile(optimizer=keras.optimizers.SGD(0.5), loss="mse")
+    history = ctx.fit(model, batch_size=16, label="y")
+    return history["loss"], np.arange(args, dtype=np.uint8)
+
+
+def fails(args: Any, ctx: Any) -> None:
+    for batch in ctx.dataset(8):
+        raise ValueError(f"the first row is {int(batch['id'][0])}")
+
+
 def answer(args: Any, ctx: Any) -> None:
     ctx.serve(lambda columns: columns["id"] * 2)
 
@@ -85,6 +101,68 @@ def learned(spark: Any, directory: str) -> Any:
         "one_stage": [plans.in_one_stage(spark.range(9)), plans.in_one_stage(spread)],
         "moves": [plans.rows_can_move(spark.range(9)), plans.rows_can_move(spread)],
     }
+
+
+def shared_values(spark: Any, directory: str) -> Any:
+    """Two connections to a session of their own read and write the same values, whatever they contain."""
+    from pyspark.errors import PySparkException
+
+    from tfspark.spark import connect
+
+    shared = connect.shared_session(spark)
+    assert shared is not None
+    one, other = shared.connect(), shared.connect()
+    # By default, a server hides settings with such words.
+    value = b"token password secret accesskey" + bytes(range(256)) * 4096
+    one.set("value", value)
+    found = {"same": other.get("value") == value, "unknown": other.get("other")}
+    found["has"] = [other.has("value", v) for v in (value, b"else")]
+    found["reachable"] = [connect.is_reachable(a) for a in (shared.addresses[0], "localhost:1")]
+    found["own"] = spark.conf.get("tfspark.value", None)
+    one.release()
+    try:
+        found["released"] = other.get("value")
+    except PySparkException as e:
+        found["released"] = type(e).__name__
+    other.close()
+    found["goes_on"] = spark.range(3).count()
+    return found
+
+
+def tunnel(spark: Any, directory: str) -> Any:
+    """Messages pass through a tunnel, whose task ends with it."""
+    from statistics import median
+
+    from tfspark.control.tunnel import Tunnel
+    from tfspark.messages import Probe, ProbeAnswer, ResultPart
+    from tfspark.settings import Settings
+    from tfspark.spec import NodeId
+    from tfspark.transport.auth import new_secret
+    from tfspark.transport.client import MessageClient
+    from tfspark.transport.server import MessageServer
+
+    secret, part = new_secret(), b"x" * (1 << 20)
+    arrived: list[int] = []
+    handlers: dict[Any, Any] = {Probe: lambda _: ProbeAnswer(), ResultPart: lambda m: arrived.append(len(m.part))}
+    server = MessageServer("127.0.0.1", secret, handlers)
+    opened = Tunnel(spark, "tfspark-tunnel-test", Settings())
+    began = time.monotonic()
+    client = MessageClient(*opened.open("127.0.0.1", server.port), secret, 60.0)
+    found: dict[str, Any] = {"open_seconds": time.monotonic() - began}
+    seconds = []
+    for _ in range(20):
+        began = time.monotonic()
+        client.ask(Probe(), ProbeAnswer)
+        seconds.append(time.monotonic() - began)
+    began = time.monotonic()
+    for n in range(20):
+        client.send(ResultPart(NodeId("worker", 0), n, part))
+    found |= {"call_seconds": median(seconds), "seconds_for_20_mb": time.monotonic() - began, "parts": len(arrived)}
+    client.close()
+    began = time.monotonic()
+    opened.close()
+    server.close()
+    return {**found, "close_seconds": time.monotonic() - began, "threads": own_threads()}
 
 
 def where(spark: Any, directory: str) -> Any:
@@ -144,6 +222,42 @@ def predictions(spark: Any, directory: str) -> Any:
     return sorted([r.id, r.twice] for r in rows)
 
 
+def fitted(spark: Any, directory: str) -> Any:
+    """Two workers train together on what is fed, and return 20 MB each."""
+    size = 20_000_000
+    df = spark.range(0, 256, 1, 4).selectExpr("float(id) / 256f as x", "float(id) / 128f + 1f as y")
+    began = time.monotonic()
+    with tfspark.Cluster(spark, fit_line, size, workers=2) as cluster:
+        started = time.monotonic()
+        cluster.feed(df, epochs=6)
+        fed = time.monotonic()
+    ended = time.monotonic()
+    losses = [loss for loss, _ in cluster.results.values()]
+    return {
+        "losses": losses,
+        "sizes": [len(result) for _, result in cluster.results.values()],
+        "seconds": [round(s, 2) for s in (started - began, fed - started, ended - fed)],
+        "threads": own_threads(),
+    }
+
+
+def failing(spark: Any, directory: str) -> Any:
+    """What a node raises reaches the client."""
+    began = time.monotonic()
+    with tfspark.Cluster(spark, fails, workers=1) as cluster:
+        cluster.feed(spark.range(7, 8))
+    return time.monotonic() - began
+
+
+def kept_waiting(spark: Any, directory: str) -> Any:
+    """A cluster that waits until this client is killed."""
+    there = Path(directory, "kept")
+    cluster = tfspark.Cluster(
+        spark, wait_to_be_stopped, str(there), workers=1, settings={"driver_timeout": 10.0}
+    ).start()
+    return cluster.wait()
+
+
 def restart(spark: Any, directory: str) -> Any:
     """Nodes that were killed are started again and fed again."""
     with tfspark.Cluster(spark, dies_once, workers=1, max_restarts=1) as cluster:
@@ -183,6 +297,11 @@ def resources(spark: Any, directory: str) -> Any:
     return found
 
 
+def too_many(spark: Any, directory: str) -> Any:
+    """Nodes that would fit without a tunnel."""
+    return len(tfspark.run(spark, lambda args, ctx: None, workers=4, settings={"slots_timeout": 0.5}))
+
+
 def cancelling(spark: Any, directory: str) -> Any:
     """A job with a tag can be cancelled; others go on."""
     from tfspark.spark.jobs import TaggedJob
@@ -218,14 +337,20 @@ SCENES: dict[str, Callable[[Any, str], Any]] = {
     f.__name__: f
     for f in (
         learned,
+        shared_values,
+        tunnel,
         inputs,
         where,
         stream,
         bad_stream,
         predictions,
+        fitted,
+        failing,
+        kept_waiting,
         restart,
         live_view,
         resources,
+        too_many,
         cancelling,
         unreachable,
     )

@@ -11,13 +11,20 @@ def main(args: Any, ctx: Any) -> int:
     return 42
 
 
+def export_relative(args: Any, ctx: Any) -> str:
+    return str(ctx.export(None, "models"))
+
+
 if __name__ == "__main__":
     import tfspark
 
     try:
         master = sys.argv[1] if len(sys.argv) > 1 else "local[3]"
         spark = tfspark.session("run-one", master, **{"spark.log.level": "OFF", "spark.ui.enabled": "false"})
-        outcome: dict[str, Any] = {"result": tfspark.run(spark, main, workers=1)["worker", 0]}
+        run = export_relative if "export_relative" in sys.argv else main
+        directory = "checkpoints" if "checkpoint_relative" in sys.argv else None
+        results = tfspark.run(spark, run, workers=1, checkpoint_dir=directory)
+        outcome: dict[str, Any] = {"result": results["worker", 0]}
         spark.stop()
     except tfspark.errors.TFSparkError as e:
         outcome = {"error": type(e).__name__, "message": str(e)}

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 _KEY_BYTES = 32
+_PLACE = ["path", "key", "word", "ticket", "start", "nbytes"]
+"""Columns of a row that say where its message is."""
 
 
 class ExecutorMemory:
@@ -99,7 +101,7 @@ def batches_in_slots(rows: Iterator[pa.RecordBatch], schema: pa.Schema) -> Itera
     """
     for slots in rows:
         # In a row with a path, the column "message" is only padding, which fills Spark's buffer.
-        places, inline = slots.drop_columns("message").to_pylist(), slots.column("message")
+        places, inline = slots.select(_PLACE).to_pylist(), slots.column("message")
         for i, row in enumerate(places):
             hold = None
             if row["path"] is None:

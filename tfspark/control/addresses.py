@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -53,14 +53,19 @@ _PROBE_DDL = "host string, address int, fault string"
 Addresses = tuple[str, str]
 """The address to bind, and the address at which executors reach it."""
 
+_HERE: Addresses = ("127.0.0.1", "127.0.0.1")
+"""Addresses of a client that executors reach through a tunnel: only the client's own end of it calls the client."""
+
 _found: WeakKeyDictionary[Any, Addresses] = WeakKeyDictionary()
+_behind_tunnel: WeakSet[Any] = WeakSet()
 _finding = threading.Lock()
 
 
 def driver_addresses(spark: SparkSession, ports: Ports | None = None) -> Addresses:
     """Return the address to bind, and the address at which executors reach it.
 
-    On Spark Connect, a job tries the addresses once per session.
+    On Spark Connect, a job tries the addresses once per session. Where `needs_tunnel`, both are addresses of this
+    machine only.
 
     Parameters
     ----------
@@ -79,6 +84,12 @@ def driver_addresses(spark: SparkSession, ports: Ports | None = None) -> Address
             _found[spark] = _find(spark, ports)
             logger.debug("executors reach this client at %s", _found[spark][1])
         return _found[spark]
+
+
+def needs_tunnel(spark: SparkSession, ports: Ports | None = None) -> bool:
+    """Return whether executors cannot reach this client of Spark Connect, except through a tunnel."""
+    driver_addresses(spark, ports)
+    return connect.is_connect(spark) and spark in _behind_tunnel
 
 
 def candidates(server: str, master: str, chosen: str | None) -> list[Addresses]:
@@ -122,7 +133,8 @@ class _Target:
 
 
 def _find(spark: SparkSession, ports: Ports | None) -> Addresses:
-    tried = candidates(connect.server_host(spark), conf.master_of(spark), os.environ.get(HOST_VARIABLE))
+    chosen = os.environ.get(HOST_VARIABLE)
+    tried = candidates(connect.server_host(spark), conf.master_of(spark), chosen)
     if not tried:
         raise ConfigurationError("This machine has no network address.", hint=f"Set {HOST_VARIABLE}.")
     secret = new_secret()
@@ -137,6 +149,14 @@ def _find(spark: SparkSession, ports: Ports | None) -> Addresses:
         if not faults[number]:
             return addresses
     told = "; ".join(f"{t.host}:{t.port} from {f[0]}" for t, f in zip(targets, faults, strict=True))
+    if not chosen and connect.shared_session(spark) is not None:
+        logger.info(
+            "Spark's executors cannot reach this client of Spark Connect: %s. Messages pass through the Spark Connect "
+            "server and a Spark task, which takes one task slot; each takes some 0.1 s longer.",
+            told,
+        )
+        _behind_tunnel.add(spark)
+        return _HERE
     raise ConfigurationError(
         f"Spark's executors cannot reach this client of Spark Connect: {told}.",
         hint=f"Set {HOST_VARIABLE} to an address of this machine that executors reach, open a range of ports and "

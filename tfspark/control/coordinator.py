@@ -157,6 +157,7 @@ class Coordinator:
             ports,
         )
         self.port = self._server.port
+        self.reached_at = (host, self.port)
         self._ticker = threading.Thread(target=self._tick, name="tfspark-coordinator", daemon=True)
         self._ticker.start()
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfspark.control import lifecycle as lc
-from tfspark.control.addresses import driver_addresses
 from tfspark.control.coordinator import Coordinator
 from tfspark.control.progress import ProgressDisplay
 from tfspark.errors import FeedError, first_line
@@ -142,13 +141,11 @@ class Feeding:
     def _run_job(self, coordinator: Coordinator, entry: FeedEntry, shown: bool) -> None:
         from tfspark.feeding.feed_task import FeedTask
 
-        _, host = driver_addresses(self._spark)
         number = entry.terms.number
         task = FeedTask(
             number,
             entry.terms.columns,
-            host,
-            coordinator.port,
+            *coordinator.reached_at,
             self._secret,
             settings=self._settings,
         )

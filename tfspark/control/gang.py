@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.control import events as ev
 from tfspark.control import lifecycle as lc
-from tfspark.control.addresses import driver_addresses
+from tfspark.control.addresses import driver_addresses, needs_tunnel
 from tfspark.control.coordinator import Coordinator
 from tfspark.control.feeds import CLOSE_SECONDS, Feeding, NobodyReads
 from tfspark.control.node_jobs import NodeJobs
 from tfspark.control.progress import ProgressDisplay
 from tfspark.control.recovery import SilentTask
+from tfspark.control.tunnel import Tunnel
 from tfspark.errors import ClusterStopped, TFSparkError
 from tfspark.feeding.journal import FeedEntry
 from tfspark.feeding.report import FeedReport
@@ -79,8 +80,10 @@ class Gang:
         self._closed = False
         self.growing = False
         self._fed: list[FeedEntry] = []
-        bind, self._host = driver_addresses(spark, spec.ports)
+        bind, host = driver_addresses(spark, spec.ports)
         self.coordinator = Coordinator(bind, spec.secret, spec.nodes, spec.settings, self._cancel_job, spec.ports)
+        self.coordinator.reached_at = host, self.coordinator.port
+        self._tunnel = tunnel_of(spark, spec, f"{tag}-tunnel") if needs_tunnel(spark, spec.ports) else None
         self._feeding = Feeding(spark, tag, spec.nodes, spec.secret.for_clients(), spec.settings, progress)
         if self.life.rejoining:
             self.coordinator.on_rejoin(self._feed_back)
@@ -116,6 +119,8 @@ class Gang:
         """
         # After a failure, Spark may have to start executors first.
         groups = self._spec.resources.groups(patience=self._spec.settings.start_timeout if self._restarts else None)
+        if self._tunnel is not None:
+            self._open(self._tunnel)
         self._job = self._launch(groups, description)
         life = self.life
         self._progress.until(
@@ -125,15 +130,23 @@ class Gang:
         if life.error is not None:
             raise life.error
 
+    def _open(self, tunnel: Tunnel) -> None:
+        host, port = self.coordinator.reached_at
+        try:
+            self.coordinator.reached_at = tunnel.open(host, port, lambda: self.life.concluded)
+        except ClusterStopped as e:
+            raise self.life.error or e from None
+
     def _launch(self, groups: Sequence[Group], description: str | None) -> NodeJobs:
         from tfspark.executor.task import Launch
 
         spec, spark, coordinator = self._spec, self._spark, self.coordinator
+        host, port = coordinator.reached_at
         launch = Launch(
             nodes=spec.nodes,
             held=(),
-            coordinator_host=self._host,
-            coordinator_port=coordinator.port,
+            coordinator_host=host,
+            coordinator_port=port,
             secret=spec.secret,
             main=spec.main,
             options={**spec.options, "restarts": self._restarts},
@@ -268,6 +281,8 @@ class Gang:
                 coordinator.close()
             if job is not None:
                 job.join(CLOSE_SECONDS)
+            if self._tunnel is not None:
+                self._tunnel.close()
 
     @property
     def closed(self) -> bool:
@@ -277,3 +292,8 @@ class Gang:
     def _cancel_job(self) -> None:
         if self._job is not None:
             self._job.cancel()
+
+
+def tunnel_of(spark: SparkSession, spec: GangSpec, tag: str) -> Tunnel:
+    """Return a tunnel for a cluster; `tag` is the tag of its Spark job."""
+    return Tunnel(spark, tag, spec.settings, spec.ports, barrier=not spec.resources.settings.dynamic)

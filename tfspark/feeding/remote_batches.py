@@ -106,18 +106,19 @@ class BatchDesk:
     """
 
     def __init__(self, spark: SparkSession, bind: str, host: str, secret: Secret, ports: Ports | None = None) -> None:
-        self._spark, self._host, self._secret = spark, host, secret
+        self._spark, self._secret = spark, secret
         self._feeds: dict[str, Callable[[DataFrame, int], Any]] = {}
         self._works: dict[str, tuple[str, _Work]] = {}
         self._lock = threading.Lock()
         self._server = MessageServer(bind, secret, {StreamBatch: self._handle}, ports)
+        self.reached_at = host, self._server.port
         atexit.register(self.close)
 
     def sender(self, feed: Callable[[DataFrame, int], Any], driver_timeout: float) -> BatchSender:
         """Return the function for ``foreachBatch`` of a stream; it makes this client `feed` each micro-batch."""
         stream = uuid.uuid4().hex
         self._feeds[stream] = feed
-        return BatchSender(self._host, self._server.port, self._secret.for_clients(), stream, driver_timeout)
+        return BatchSender(*self.reached_at, self._secret.for_clients(), stream, driver_timeout)
 
     def close(self) -> None:
         """Stop listening; a second call does nothing."""

@@ -23,7 +23,8 @@ class FeedReport:
 
     Examples
     --------
-    >>> report = FeedReport(1000, 4_000_000, 2.0, {("worker", 0): 600, ("worker", 1): 400}, epochs=1)
+    >>> rows_by_worker = {("worker", 0): 600, ("worker", 1): 400}
+    >>> report = FeedReport(1000, 4_000_000, 2.0, rows_by_worker, epochs=1)
     >>> print(report)
     1,000 rows (4.0 MB) in 2.0 s: 500 rows/s, 2.0 MB/s
     """

@@ -109,7 +109,13 @@ class KerasEstimator(KerasEstimatorParams, Estimator[KerasModel], MLReadable["Ke
     ...
     ...     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> estimator = KerasEstimator(
-    ...     model=build, featuresCol="x", labelCol="y", loss="mse", optimizer="sgd", epochs=2, batchSize=2
+    ...     model=build,
+    ...     featuresCol="x",
+    ...     labelCol="y",
+    ...     loss="mse",
+    ...     optimizer="sgd",
+    ...     epochs=2,
+    ...     batchSize=2,
     ... )
     >>> model = estimator.fit(df)
     >>> model.transform(df).columns

@@ -32,7 +32,8 @@ class KerasTrainingSummary:
 
     Examples
     --------
-    >>> summary = KerasTrainingSummary({"loss": [0.5, 0.25]}, rows=1000, validationRows=0, seconds=8.0)
+    >>> history = {"loss": [0.5, 0.25]}
+    >>> summary = KerasTrainingSummary(history, rows=1000, validationRows=0, seconds=8.0)
     >>> summary.metrics["loss"][-1]
     0.25
     """

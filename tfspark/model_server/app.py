@@ -197,7 +197,7 @@ def _parse(loaded: LoadedVersion, verb: str, body: bytes, most_bytes: int) -> rq
 
 
 async def _page(name: str, kind: str, _: Request) -> Response:
-    text = resources.files("tfspark.model_server").joinpath("page", name).read_text("utf-8")
+    text = (resources.files("tfspark.model_server") / "page" / name).read_text("utf-8")
     return Response(text, media_type=kind, headers=SECURITY)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tfspark.monitoring import notebook
 
 logger = logging.getLogger("tfspark")
 node_logger = logging.getLogger("tfspark.node")
 
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    # Python 3.10 has no logging.StreamHandler[...] at run time.
+    _StreamHandler = logging.StreamHandler
 
-class _StandardError(logging.StreamHandler[TextIO]):
+
+class _StandardError(_StreamHandler):
     """Writes to the current ``sys.stderr``; writes nothing as soon as the root logger has handlers."""
 
     def __init__(self) -> None:

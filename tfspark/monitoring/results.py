@@ -12,3 +12,6 @@ class Results(dict[tuple[str, int], Any]):
         from tfspark.monitoring.html import results_html
 
         return results_html(self)
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(f"{key} has no result yet. Read cluster.results after the with block, or after cluster.wait().")

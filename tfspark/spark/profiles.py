@@ -30,6 +30,7 @@ from tfspark.spark.resources import (
     find_shortage,
     plan_groups,
     shortage_error,
+    without_tasks,
 )
 from tfspark.spec import NodeId, plan_nodes
 
@@ -46,6 +47,11 @@ _profiles_lock = threading.Lock()
 
 class Resources:
     """The resources that the nodes of one cluster need, and whether Spark has them.
+
+    Attributes
+    ----------
+    tunnels
+        Number of tasks that hold a slot each beside the nodes: the cluster's tunnels (`tfspark.control.tunnel`).
 
     Parameters
     ----------
@@ -69,6 +75,7 @@ class Resources:
         self._spark, self._patience = spark, patience
         self._nodes, self._requested = tuple(nodes), requested
         self.settings = read_settings(spark)
+        self.tunnels = 0
 
     def groups(self, patience: float | None = None) -> tuple[Group, ...]:
         """Return the groups of nodes as soon as Spark has the resources they need.
@@ -162,6 +169,8 @@ class Resources:
         registering = threading.Event()
         while True:
             executors = read_executors(self._spark, settings)
+            if executors is not None and self.tunnels:
+                executors = without_tasks(executors, self.tunnels, settings.task)
             groups = plan_groups(self._nodes, self._requested, settings, executors or ())
             if settings.dynamic or executors is None:
                 return groups, executors or ()

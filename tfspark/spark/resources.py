@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 
@@ -226,6 +226,15 @@ def executors_of(cores: int, master: str, settings: Settings) -> list[Executor]:
     local_cluster = re.match(r"local-cluster\[\s*\d+\s*,\s*(\d+)", master)
     each = int(local_cluster[1]) if local_cluster else settings.executor_cpus or cores
     return [Executor(each, settings.executor_gpus)] * max(1, cores // each)
+
+
+def without_tasks(executors: Sequence[Executor], tasks: int, need: TaskResources) -> list[Executor]:
+    """Return what executors have left beside `tasks` tasks, each on the executor with the most CPUs left."""
+    left = list(executors)
+    for _ in range(tasks if left else 0):
+        left.sort(key=lambda e: e.cpus)
+        left[-1] = replace(left[-1], cpus=max(0, left[-1].cpus - -(-need.cpus // 1)))
+    return left
 
 
 # --- does it fit

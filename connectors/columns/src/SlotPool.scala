@@ -149,7 +149,7 @@ object SlotPool {
 
   /** The path by which other processes open a file that is open in this process. */
   private def pathOf(file: Path): String = {
-    val pid = ProcessHandle.current().pid()
+    val pid = new File("/proc/self").getCanonicalFile.getName
     val ours = new File("/proc/self/fd").list().find { fd =>
       try Files.readSymbolicLink(Paths.get("/proc/self/fd", fd)) == file.toRealPath()
       catch { case _: IOException => false }

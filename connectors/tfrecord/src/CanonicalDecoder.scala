@@ -1,5 +1,6 @@
 package tfspark.tfrecord
 
+import java.nio.ByteOrder
 import java.util.Arrays
 
 import org.apache.spark.sql.catalyst.expressions.codegen.UnsafeRowWriter
@@ -19,6 +20,7 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
 
   private val ordinals = columns.map(_.ordinal)
   private val shapes = columns.map(c => shapeOf(c.dataType))
+  private val headers = shapes.map(headerOf)
   private val fields = columns.map(c => FieldWriter.of(c.dataType, row))
   private val layout = new RememberedLayout(columns.map(_.name), caseSensitive)
 
@@ -30,14 +32,17 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
   private val seenIn = new Array[Long](columns.length)
   private var record = 0L
 
-  // The end of the varint that was last read.
+  // The end of the length that was last read.
   private var at = 0
+
+  // The number that was last read.
+  private var number = 0L
 
   def table: NameTable = layout.table
 
   /** Returns false if the record is not in this encoding; the caller must then reset the row. */
   def decode(bytes: Array[Byte], start: Int, end: Int): Boolean =
-    if (end - start < 2 || bytes.length - end < Slack || bytes(start) != MapEntry) false
+    if (!littleEndian || end - start < 2 || bytes.length - end < Slack || bytes(start) != MapEntry) false
     else {
       val n = length(bytes, start + 1)
       if (n != end - at) false
@@ -80,6 +85,15 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
 
   /** Decodes a tf.train.Feature, beginning with its length. */
   private def feature(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    val size = until - start
+    if (size > ShortHeader && size <= MostShort &&
+      (Platform.getLong(bytes, Platform.BYTE_ARRAY_OFFSET.toLong + start) & HeaderMask) ==
+        headers(c) + size * HeaderStep) value(bytes, start + ShortHeader, until, c)
+    else longFeature(bytes, start, until, c)
+  }
+
+  /** Decodes a feature that has more than one value, none, long or unpacked ones, or another kind of list. */
+  private def longFeature(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
     var n = length(bytes, start)
     var p = at
     if (n != until - p) return false
@@ -92,76 +106,64 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
     n = length(bytes, p + 1)
     p = at
     if (n != until - p) return false
-    shapes(c) match {
-      case IsLong => kind == Int64List && number(bytes, p, until, c)
-      case IsInt => kind == Int64List && number(bytes, p, until, c)
-      case IsFloat => kind == FloatList && float(bytes, p, until, c)
-      case IsDouble => kind == FloatList && float(bytes, p, until, c)
-      case IsBytes => kind == BytesList && blob(bytes, p, until, c)
-      case _ =>
-        values.open(bytes, from, until)
-        if (values.kind == Kind.Unset) return false
-        fields(c).write(values, ordinals(c))
-        true
+    val shape = shapes(c)
+    if (shape == IsOther) {
+      values.open(bytes, from, until)
+      if (values.kind == Kind.Unset) return false
+      fields(c).write(values, ordinals(c))
+      return true
     }
-  }
-
-  private def number(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
-    if (start == until) {
+    if (kind != kindOf(shape)) return false
+    if (p == until) {
       row.setNullAt(ordinals(c))
       return true
     }
-    var p = start
     if (bytes(p) == Packed) {
-      val n = length(bytes, p + 1)
-      p = at
-      if (n != until - p || n == 0) return false
-    } else if (bytes(p) == UnpackedVarint) p += 1
-    else return false
-    var value = 0L
-    var shift = 0
-    var b = bytes(p)
-    p += 1
-    while (b < 0 && shift < 63) {
-      value |= (b & 0x7fL) << shift
-      shift += 7
-      b = bytes(p)
-      p += 1
-    }
-    if (b < 0 || p != until) return false
-    value |= b.toLong << shift
-    if (shapes(c) == IsLong) row.write(ordinals(c), value)
-    else {
-      if (value != value.toInt) return false
-      row.write(ordinals(c), value.toInt)
+      n = length(bytes, p + 1)
+      n == until - at && (n > 0 || shape == IsBytes) && value(bytes, at, until, c)
+    } else if (shape != IsBytes && bytes(p) == unpackedOf(shape)) value(bytes, p + 1, until, c)
+    else false
+  }
+
+  /** Writes the only value of a feature; returns false if the bytes are not one value of its type. */
+  private def value(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
+    val size = until - start
+    shapes(c) match {
+      case IsLong =>
+        if (!varint(bytes, start, size)) return false
+        row.write(ordinals(c), number)
+      case IsInt =>
+        if (!varint(bytes, start, size) || number != number.toInt) return false
+        row.write(ordinals(c), number.toInt)
+      case IsFloat =>
+        if (size != 4) return false
+        row.write(ordinals(c), Platform.getFloat(bytes, Platform.BYTE_ARRAY_OFFSET.toLong + start))
+      case IsDouble =>
+        if (size != 4) return false
+        row.write(ordinals(c), Platform.getFloat(bytes, Platform.BYTE_ARRAY_OFFSET.toLong + start).toDouble)
+      case IsBytes => row.write(ordinals(c), bytes, start, size)
+      case _ => return false
     }
     true
   }
 
-  private def float(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
-    var p = start
-    if (until - p == 6 && bytes(p) == Packed && bytes(p + 1) == 4) p += 2
-    else if (until - p == 5 && bytes(p) == UnpackedFloat) p += 1
-    else if (p == until) {
-      row.setNullAt(ordinals(c))
-      return true
-    } else return false
-    val bits = (bytes(p) & 0xff) | (bytes(p + 1) & 0xff) << 8 | (bytes(p + 2) & 0xff) << 16 | bytes(p + 3) << 24
-    val value = java.lang.Float.intBitsToFloat(bits)
-    if (shapes(c) == IsFloat) row.write(ordinals(c), value) else row.write(ordinals(c), value.toDouble)
-    true
-  }
-
-  private def blob(bytes: Array[Byte], start: Int, until: Int, c: Int): Boolean = {
-    if (start == until) {
-      row.setNullAt(ordinals(c))
-      return true
-    }
-    if (bytes(start) != Packed) return false
-    val n = length(bytes, start + 1)
-    if (n != until - at) return false
-    row.write(ordinals(c), bytes, at, n)
-    true
+  /**
+   * Reads a varint of `size` bytes into `number`, without a branch for each byte: random numbers have random lengths,
+   * and a wrongly predicted branch costs as much as the rest.
+   */
+  private def varint(bytes: Array[Byte], start: Int, size: Int): Boolean = {
+    if (size <= 0 || size > 10) return false
+    val low = Platform.getLong(bytes, Platform.BYTE_ARRAY_OFFSET.toLong + start) & LowBytes(size)
+    val high = Platform.getLong(bytes, Platform.BYTE_ARRAY_OFFSET.toLong + start + 8) & HighBytes(size)
+    // Each step joins neighbours: 8 groups of 7 bits to 4 of 14, to 2 of 28, to 56 bits.
+    var x = low & 0x7f7f7f7f7f7f7f7fL
+    x = (x & 0x007f007f007f007fL) | (x & 0x7f007f007f007f00L) >>> 1
+    x = (x & 0x00003fff00003fffL) | (x & 0x3fff00003fff0000L) >>> 2
+    x = (x & 0x000000000fffffffL) | (x & 0x0fffffff00000000L) >>> 4
+    number = x | (high & 0x7f) << 56 | (high >>> 8) << 63
+    // All bytes but the last have their highest bit set.
+    (low & 0x8080808080808080L) == (LowBytes(size - 1) & 0x8080808080808080L) &&
+    (high & 0x8080L) == (HighBytes(size - 1) & 0x8080L)
   }
 
   /** Reads a length and sets `at`; negative if it is not a length. May read up to `Slack` bytes beyond the record. */
@@ -194,6 +196,9 @@ final class CanonicalDecoder(columns: Array[Column], row: UnsafeRowWriter, caseS
 
 object CanonicalDecoder {
 
+  // Several bytes are read as one number.
+  private val littleEndian = ByteOrder.nativeOrder == ByteOrder.LITTLE_ENDIAN
+
   /** The number of bytes beyond a record that may be read, so that not every step needs a bounds check. */
   val Slack = 32
 
@@ -204,6 +209,19 @@ object CanonicalDecoder {
   private final val Packed = 0x0a
   private final val UnpackedVarint = 0x08
   private final val UnpackedFloat = 0x0d
+
+  /**
+   * A feature of one value is mostly: its length, its kind, the list's length, `Packed`, the value's length, the value.
+   * If these lengths are one byte each, they follow from the number of bytes, so one comparison checks all five bytes.
+   */
+  private final val ShortHeader = 5
+  private final val MostShort = 128
+  private final val HeaderMask = 0xffffffffffL
+  private final val HeaderStep = 0x0100010001L
+
+  // Bytes 0 to 7, and 8 to 15, of a value of each size.
+  private val LowBytes = Array.tabulate(11)(n => if (n >= 8) -1L else (1L << 8 * n) - 1)
+  private val HighBytes = Array.tabulate(11)(n => if (n <= 8) 0L else (1L << 8 * (n - 8)) - 1)
 
   private final val IsOther = 0
   private final val IsLong = 1
@@ -220,6 +238,18 @@ object CanonicalDecoder {
     case _: StringType | BinaryType => IsBytes
     case _ => IsOther
   }
+
+  private def kindOf(shape: Int): Byte = shape match {
+    case IsLong | IsInt => Int64List
+    case IsFloat | IsDouble => FloatList
+    case _ => BytesList
+  }
+
+  private def unpackedOf(shape: Int): Byte = if (shape == IsLong || shape == IsInt) UnpackedVarint else UnpackedFloat
+
+  /** The header of a feature of 0 bytes, to which `HeaderStep` is added for each byte; one that no feature has if other. */
+  private def headerOf(shape: Int): Long =
+    if (shape == IsOther) -1L << 48 else (kindOf(shape) << 8) + (Packed.toLong << 24) - 1 - (3L << 16) - (5L << 32)
 }
 
 /**
@@ -267,10 +297,11 @@ final class RememberedLayout(names: Array[String], caseSensitive: Boolean) {
   private def matches(bytes: Array[Byte], start: Int, until: Int, i: Int): Boolean = {
     val size = sizes(i)
     val p = Platform.BYTE_ARRAY_OFFSET.toLong + start
+    val w = 4 * i
     val found = until - start > size &&
-      (Platform.getLong(bytes, p) & words(4 * i + 1)) == words(4 * i) &&
-      (Platform.getLong(bytes, p + 8) & words(4 * i + 3)) == words(4 * i + 2) &&
-      (size <= 16 || Arrays.equals(prefixes(i), 16, size, bytes, start + 16, start + size))
+      ((Platform.getLong(bytes, p) ^ words(w)) & words(w + 1) |
+        (Platform.getLong(bytes, p + 8) ^ words(w + 2)) & words(w + 3)) == 0 &&
+      (size <= 16 || Wire.areEqual(prefixes(i), 16, bytes, start + 16, size - 16))
     if (found) valueAt = start + size
     found
   }

@@ -2,7 +2,6 @@ package tfspark.tfrecord
 
 import java.io.{BufferedInputStream, FileNotFoundException, IOException, InputStream, OutputStream}
 import java.util.Locale
-import java.util.zip.CRC32C
 
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream
 
@@ -129,6 +128,6 @@ object Codecs {
 
   private def isHeader(head: Array[Byte]): Boolean = {
     val stored = java.nio.ByteBuffer.wrap(head).order(java.nio.ByteOrder.LITTLE_ENDIAN).getInt(8)
-    Framing.maskedCrc(new CRC32C, head, 0, 8) == stored
+    Framing.maskedCrc(Framing.crc32c(), head, 0, 8) == stored
   }
 }

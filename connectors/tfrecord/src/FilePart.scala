@@ -83,7 +83,7 @@ object FilePart {
 final class BoundaryFinder(in: FSDataInputStream, size: Long, horizon: Long) {
   import Framing._
 
-  private val crc = new java.util.zip.CRC32C
+  private val crc = crc32c()
   private val window = new Array[Byte](1 << 16)
   private val words = java.nio.ByteBuffer.wrap(window).order(java.nio.ByteOrder.LITTLE_ENDIAN)
   private var base = 0L

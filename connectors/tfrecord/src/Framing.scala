@@ -3,10 +3,11 @@ package tfspark.tfrecord
 import java.io.{Closeable, FileNotFoundException, IOException, InputStream, InterruptedIOException, OutputStream}
 import java.nio.{ByteBuffer, ByteOrder}
 import java.nio.channels.ClosedByInterruptException
-import java.util.zip.CRC32C
+import java.util.zip.Checksum
 
 import org.apache.hadoop.hdfs.BlockMissingException
 import org.apache.hadoop.security.AccessControlException
+import org.apache.hadoop.util.PureJavaCrc32C
 
 /**
  * The TFRecord file format: per record, a little-endian 64-bit length, the masked CRC32C of the length, the data, and
@@ -24,7 +25,16 @@ object Framing {
   /** Masks a CRC. CRCs of data that contains CRCs are weak, so TensorFlow rotates each CRC and adds a constant. */
   def mask(crc: Int): Int = ((crc >>> 15) | (crc << 17)) + MaskDelta
 
-  def maskedCrc(crc: CRC32C, bytes: Array[Byte], offset: Int, length: Int): Int = {
+  /** Returns a new CRC32C: Java's own, which uses the processor's instruction, or Hadoop's on Java 8, which has none. */
+  def crc32c(): Checksum = newCrc()
+
+  private val newCrc: () => Checksum =
+    try {
+      val made = Class.forName("java.util.zip.CRC32C").getConstructor()
+      () => made.newInstance().asInstanceOf[Checksum]
+    } catch { case _: ClassNotFoundException => () => new PureJavaCrc32C }
+
+  def maskedCrc(crc: Checksum, bytes: Array[Byte], offset: Int, length: Int): Int = {
     crc.reset()
     crc.update(bytes, offset, length)
     mask(crc.getValue.toInt)
@@ -54,7 +64,7 @@ final class RecordReader(
     extends Closeable {
   import Framing._
 
-  private val crc = new CRC32C
+  private val crc = crc32c()
   private var buffer = new Array[Byte](RecordReader.BufferBytes)
   private var words = wordsOf(buffer)
   private var position = 0
@@ -207,7 +217,7 @@ final class RecordWriter(out: OutputStream, name: String) extends Closeable {
   import Framing._
 
   private val sink = new ByteSink
-  private val crc = new CRC32C
+  private val crc = crc32c()
 
   /** Writes the record that `build` appends to the sink. */
   def write(build: RecordBuilder): Unit =

@@ -79,7 +79,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
 
   private def compareSpelling(bytes: Array[Byte], start: Int, end: Int, column: Int): Unit = {
     val (from, until) = (keyStarts(column), keyEnds(column))
-    if (!java.util.Arrays.equals(bytes, from, until, bytes, start, end)) {
+    if (until - from != end - start || !Wire.areEqual(bytes, from, bytes, start, end - start)) {
       val spellings = Seq(new String(bytes, from, until - from, UTF_8), new String(bytes, start, end - start, UTF_8))
       others(column) = spellings.find(_ != names(column)).orNull
     }

@@ -1,7 +1,7 @@
 package tfspark.tfrecord
 
 import java.nio.charset.StandardCharsets.UTF_8
-import java.util.{Arrays, Locale}
+import java.util.Locale
 
 /**
  * Finds the column for a feature's name, which is given as bytes of a record, in a hash table.
@@ -42,7 +42,7 @@ final class NameTable(val names: Array[String], caseSensitive: Boolean) {
     while (slots(s) >= 0) {
       val key = keys(slots(s))
       if (key.length == end - start) {
-        if (Arrays.equals(key, 0, key.length, bytes, start, end)) return found(slots(s), true)
+        if (Wire.areEqual(key, 0, bytes, start, key.length)) return found(slots(s), true)
         if (equalFolded(key, bytes, start)) candidate = slots(s)
       }
       s = (s + 1) & mask

@@ -1,5 +1,8 @@
 package tfspark.tfrecord
 
+import org.apache.spark.unsafe.Platform.BYTE_ARRAY_OFFSET
+import org.apache.spark.unsafe.array.ByteArrayMethods
+
 /**
  * A cursor over protobuf's wire format, see https://protobuf.dev/programming-guides/encoding.
  *
@@ -101,6 +104,10 @@ object Wire {
 
   /** Tag of a length-delimited field. */
   def delimited(field: Int): Int = field << 3 | 2
+
+  /** Returns whether `length` bytes are the same in two arrays, which must have as many. */
+  def areEqual(one: Array[Byte], from: Int, other: Array[Byte], start: Int, length: Int): Boolean =
+    ByteArrayMethods.arrayEquals(one, BYTE_ARRAY_OFFSET.toLong + from, other, BYTE_ARRAY_OFFSET.toLong + start, length)
 
   def varintSize(value: Long): Int = (70 - java.lang.Long.numberOfLeadingZeros(value | 1)) / 7
 }
