@@ -13,7 +13,7 @@ from tfspark.control.gang import GangSpec
 from tfspark.errors import ConfigurationError
 from tfspark.monitoring.watching import WatchOptions
 from tfspark.settings import FROM_SETTINGS, Settings
-from tfspark.spark.conf import has_ui, is_local, settings_of, wants_tls
+from tfspark.spark.conf import has_ui, is_local, master_of, settings_of, wants_tls
 from tfspark.spark.pickling import pickle_main
 from tfspark.spark.profiles import Resources
 from tfspark.spark.resources import NodeResources
@@ -181,7 +181,7 @@ class ClusterOptions:
             If Spark's settings or the environment contain an unknown setting of tfspark or a wrong value, or if
             `checkpoint_dir` is relative and executors run elsewhere.
         """
-        local = is_local(spark)
+        local = is_local(master_of(spark))
         if self.checkpoint_dir is not None and not local:
             check_shared_path("checkpoint_dir", os.fspath(self.checkpoint_dir))
         ui = has_ui(spark) if self.ui is None else self.ui

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tfspark.doctor import packages, probe
 from tfspark.errors import ResourceError, TFSparkError
 from tfspark.executor import host
-from tfspark.spark.conf import driver_addresses
+from tfspark.spark.conf import driver_addresses, is_local
 from tfspark.spark.internals import concurrent_tasks, register_profile
 from tfspark.spark.jobs import TaggedJob, describe_job_error
 from tfspark.spark.profiles import require_room, task_slots
@@ -86,7 +86,7 @@ class Survey:
     @property
     def is_local(self) -> bool:
         """Whether driver and executor are the same process."""
-        return self.master == "local" or self.master.startswith("local[")
+        return is_local(self.master)
 
 
 def survey(master: str | None, conf: Mapping[str, str], paths: Sequence[str], workers: int, timeout: float) -> Survey:

@@ -23,9 +23,8 @@ def master_of(spark: SparkSession) -> str:
     return (setting(spark, "spark.master") or "") if connect.is_connect(spark) else str(spark.sparkContext.master)
 
 
-def is_local(spark: SparkSession) -> bool:
-    """Return whether tasks run in the driver's JVM, and so in its working directory."""
-    master = master_of(spark)
+def is_local(master: str) -> bool:
+    """Return whether a master runs tasks in the driver's JVM, and so in its working directory."""
     return master == "local" or master.startswith("local[")
 
 
