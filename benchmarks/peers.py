@@ -65,8 +65,10 @@ class Run:
 
     Attributes
     ----------
+    spark
+        The Spark session of the round.
     frames
-        The cached rows, by number of rows.
+        The cached rows of the round, by number of rows.
     seconds
         Seconds by job and library, one value for each round.
     errors
@@ -575,14 +577,8 @@ def main() -> None:
     for library in missing:
         print(f"{library} is not installed: left out", file=sys.stderr)
     libraries = {OURS, COMPAT, *PEERS, "predict_batch_udf", "tf.data alone"} - missing
-    with (
-        common.session_of(options, "tfspark peers benchmark") as spark,
-        tempfile.TemporaryDirectory() as directory,
-    ):
-        spark.sparkContext.addPyFile(__file__)
-        sizes = {options.rows, options.slow_rows, FEW_ROWS}
-        frames = {rows: common.cached_rows(spark, rows, PARTITIONS) for rows in sizes}
-        run = Run(spark, frames, options.rows, options.slow_rows, directory)
+    with tempfile.TemporaryDirectory() as directory:
+        run = Run(None, {}, options.rows, options.slow_rows, directory)
         common.surroundings(NAME, master=options.master, rows=options.rows)
         model = os.path.join(directory, "model")
         built = build_model()
@@ -590,7 +586,12 @@ def main() -> None:
         built.save(f"{model}.keras")
         for r in range(options.rounds):
             print(f"round {r + 1} of {options.rounds}", file=sys.stderr)
-            one_round(run, libraries, model, r)
+            # What a library leaves behind in executors, and a job that hung, must not reach the next round.
+            with common.session_of(options, "tfspark peers benchmark") as run.spark:
+                run.spark.sparkContext.addPyFile(__file__)
+                sizes = {options.rows, options.slow_rows, FEW_ROWS}
+                run.frames = {rows: common.cached_rows(run.spark, rows, PARTITIONS) for rows in sizes}
+                one_round(run, libraries, model, r)
         for library, fit in FITS.items():
             if library in libraries and library != COMPAT:
                 run.seconds["lines", library] = [float(code_lines(fit))]

@@ -866,7 +866,7 @@ class Cluster:
         """
         coordinator = self._require_started().coordinator
         known = [n for n in self._node_ids if n in coordinator.results]
-        return Results({n.key: coordinator.results.load(n) for n in known})
+        return Results({n.key: coordinator.results.load(n) for n in known}, [n.key for n in self._node_ids])
 
     @property
     def nodes(self) -> ClusterSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ def test_a_relative_path_is_refused_where_executors_have_directories_of_their_ow
 
 
 def test_a_result_that_is_not_there_yet_says_when_it_is() -> None:
-    results = Results({("worker", 0): 42})
+    results = Results({("worker", 0): 42}, [("worker", 0), ("worker", 1)])
     assert results["worker", 0] == 42 and results.get(("worker", 1)) is None
     with pytest.raises(KeyError, match="after the with block"):
         results["worker", 1]
+    with pytest.raises(KeyError, match=r"no node \('chief', 0\); its nodes are \('worker', 0\), \('worker', 1\)"):
+        results["chief", 0]
+    assert pickle.loads(pickle.dumps(results)) == results
