@@ -18,8 +18,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLASSES := $(VENV)/spark-classes.jsa
 AIRFLOW := build/airflow-venv
-.PHONY: demo airflow airflow-test compose-check compose-test test unit exactness-test upstream-test browser spark-test smoke \
-	matrix wheel package-test lint docs format notebook install clean help
+.PHONY: demo airflow airflow-test compose-check compose-test test unit long-test exactness-test chaos upstream-test \
+	browser spark-test smoke matrix wheel package-test lint docs format notebook install clean help
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,15 +31,23 @@ demo: install  ## train on real flights in a local Spark cluster
 		"  serve the model           $(BIN)/tfspark serve build/flights/model" \
 		"  explore in a notebook     $(BIN)/pip install jupyterlab; $(BIN)/jupyter lab jobs/notebooks/quickstart.ipynb"
 
-test: unit browser $(CLASSES)  ## run all tests but those of jobs/airflow, most of them AT_ONCE=2 files at a time
-	$(BIN)/python -m pytest $(AT_A_TIME) $(SLOWEST) -m 'not (unit or alone or airflow or exactness or packaging)' $(FILES)
-	$(BIN)/python -m pytest $(SLOWEST) -m alone $(call marked,alone)
+test: unit browser $(CLASSES)  ## run the tests, most of them AT_ONCE=2 files at a time
+	$(BIN)/python -m pytest $(AT_A_TIME) $(SLOWEST) -m 'not (unit or alone or airflow or exactness or packaging or long)' $(FILES)
+	$(BIN)/python -m pytest $(SLOWEST) -m 'alone and not long' $(call marked,alone)
+
+long-test: install $(CLASSES)  ## run the tests that make test leaves out because each takes a minute or more
+	$(BIN)/python -m pytest $(SLOWEST) -m long $(call marked,long)
 
 unit: install  ## run the tests that start neither Spark nor TensorFlow, in less than a minute
 	$(BIN)/python -m pytest $(AT_A_TIME) -m unit $(call marked,unit)
 
 exactness-test: install  ## train all models of tests/keras_cases.py against one process, on all sizes
 	$(BIN)/python -m pytest -m exactness tests/node/test_exactness.py
+
+chaos: RUNS := 50
+chaos: install  ## break RUNS=50 trainings at random, then as many elastic ones
+	$(BIN)/python benchmarks/chaos.py --runs $(RUNS) --markdown
+	$(BIN)/python benchmarks/chaos.py --elastic --runs $(RUNS) --markdown
 
 upstream-test: install  ## the same on the newest Keras and TensorFlow that the index has
 	test -d build/upstream || $(BIN)/python -m pip install --quiet --upgrade --target build/upstream tensorflow keras

@@ -21,7 +21,7 @@ PROGRAM = Path(__file__).parents[1] / "programs" / "connect_cluster.py"
 SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 WORKERS = ("one", "two")
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [pytest.mark.alone, pytest.mark.long, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 
 class ConnectHosts(SparkHosts):

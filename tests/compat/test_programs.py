@@ -84,11 +84,13 @@ def test_an_evaluator_judges_checkpoints_beside_the_chief(run: Run, tmp_path: Pa
     assert found[0]["accuracy"] < found[-1]["accuracy"] and found[-1]["accuracy"] > 0.5
 
 
+@pytest.mark.long
 def test_a_residual_network_on_several_nodes(run: Run, tmp_path: Path) -> None:
     run("resnet.py", result=tmp_path / "result")
     assert json.loads((tmp_path / "result").read_text())["accuracy"] > 0.9
 
 
+@pytest.mark.long
 def test_a_segmentation_network_fed_with_images(run: Run, tmp_path: Path) -> None:
     run("segmentation.py", result=tmp_path / "result")
     assert json.loads((tmp_path / "result").read_text())["accuracy"] > 0.9
@@ -98,6 +100,7 @@ def checkpoints_of(model_dir: Path) -> list[str]:
     return sorted(os.listdir(model_dir))
 
 
+@pytest.mark.long
 def test_a_convolutional_network_with_checkpoints_is_exported_and_applied(run: Run, tmp_path: Path) -> None:
     # Small batches are many steps, whatever network training begins with.
     run("mnist_spark.py", model_dir=tmp_path / "checkpoints", export_dir=tmp_path / "model", batch_size=16)
@@ -117,6 +120,7 @@ def test_a_pipeline_exports_unnamed_inputs_and_infers_by_their_names(run: Run, t
     assert found["rows"] == 1797 and found["hits"] > 0.8 * 1797
 
 
+@pytest.mark.long
 def test_keras_2_trains_and_exports_on_several_workers(tmp_path: Path) -> None:
     """Metrics of Keras 2 are added up over the workers when a model is exported."""
     program = [str(PROGRAMS / "mnist_spark.py"), "--model_dir", f"{tmp_path}/checkpoints"]

@@ -33,6 +33,7 @@ def run(*arguments: str) -> tuple[list[dict[str, Any]], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.long
 def test_fewer_workers_become_all_again_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     (found,), log = run(str(tmp_path), "grow")
     assert found["seen"] == [2, 1, 2] and found["workers"] == 2

@@ -23,7 +23,7 @@ ROWS = 800
     [
         # Longer than a report, a commit or an assignment may take; it begins while rows are being fed.
         pytest.param(16.0, 14, 1, id="16"),
-        pytest.param(60.0, 60, 150, id="60", marks=pytest.mark.alone),
+        pytest.param(60.0, 60, 150, id="60", marks=[pytest.mark.alone, pytest.mark.long]),
     ],
 )
 def test_a_stopped_driver_does_no_harm(tmp_path: Path, seconds: float, epochs: int, at_step: int) -> None:

@@ -172,6 +172,7 @@ def test_text_classification_and_its_predictions(standalone: Standalone, tmp_pat
     assert done.returncode == 3 and "accuracy" in done.stdout
 
 
+@pytest.mark.long
 def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
     standalone: Standalone, pictures: Path, tmp_path: Path
 ) -> None:
@@ -230,6 +231,7 @@ def test_crosses_of_what_are_no_categories_are_refused() -> None:
     assert refused.value.code == 2
 
 
+@pytest.mark.long
 def test_a_stream_is_trained_on_until_told_to_stop_and_gone_on_with(standalone: Standalone, tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     output = tmp_path / "out"
