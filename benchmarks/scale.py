@@ -51,7 +51,7 @@ PROCESSES = 4
 RETRY_SECONDS = 0.5
 
 THREADS = 8
-"""Number of threads in each of these processes that send heartbeats and pulses."""
+"""Number of threads in each of these processes that send heartbeats."""
 
 
 def cost_of_ledger(workers: int, partitions: int) -> tuple[float, float]:
@@ -99,12 +99,11 @@ class SimulatedNode:
 
     def __init__(self, node: NodeId, port: int, secret: Secret, latencies: list[float]) -> None:
         self.node = node
-        self._client = MessageClient("127.0.0.1", port, secret)
-        self._latencies = latencies
         # The supervising task and its node are two processes with one connection each.
-        supervisor = MessageClient("127.0.0.1", port, secret)
-        self._signs = {m.Heartbeat: supervisor, m.Pulse: self._client}
-        self.due = {m.Heartbeat: 0.0, m.Pulse: 0.0}
+        self._client = MessageClient("127.0.0.1", port, secret)
+        self._supervisor = MessageClient("127.0.0.1", port, secret)
+        self._latencies = latencies
+        self.due = 0.0
 
     def start(self) -> None:
         """Attach and register the node."""
@@ -112,7 +111,7 @@ class SimulatedNode:
         self._client.send(m.Register(NodeAddress(self.node, "127.0.0.1", 1, 2, 3)), timeout=60)
 
     def enter(self) -> None:
-        """Report that main is called, after the spec is complete, and send the first heartbeat and pulse."""
+        """Report that main is called, after the spec is complete, and send the first heartbeat."""
         self._client.send(m.Entered(self.node), timeout=60)
         self.beat(time.monotonic())
         self._latencies.clear()
@@ -127,21 +126,17 @@ class SimulatedNode:
                 )
 
     def beat(self, now: float) -> None:
-        """Send the messages that are due."""
-        for kind in [kind for kind, due in self.due.items() if due <= now]:
-            began = time.perf_counter()
-            seconds = RETRY_SECONDS
-            # A real node also continues if an answer is late; the latency is counted.
-            with contextlib.suppress(flight.FlightError):
-                if kind is m.Heartbeat:
-                    heartbeat = m.Heartbeat(self.node, ["a line"])
-                    seconds = self._signs[kind].ask(heartbeat, m.HeartbeatAnswer).seconds
-                else:
-                    pulse = m.Pulse(self.node, 0.0, 1000, {"ahead": 1.0}, 10)
-                    seconds = self._signs[kind].ask(pulse, m.PulseAnswer).seconds
-            if kind is m.Heartbeat:
-                self._latencies.append(time.perf_counter() - began)
-            self.due[kind] = now + seconds
+        """Send the heartbeat if it is due; it carries the pulse of the node's process."""
+        if now < self.due:
+            return
+        began = time.perf_counter()
+        seconds = RETRY_SECONDS
+        heartbeat = m.Heartbeat(self.node, ["a line"], pulse=m.Pulse(self.node, 0.0, 1000, {"ahead": 1.0}, 10))
+        # A real node also continues if an answer is late; the latency is counted.
+        with contextlib.suppress(flight.FlightError):
+            seconds = self._supervisor.ask(heartbeat, m.HeartbeatAnswer).seconds
+        self._latencies.append(time.perf_counter() - began)
+        self.due = now + seconds
 
 
 def simulate(nodes: list[NodeId], port: int, secret: Secret, seconds: float, ready: Any, go: Any, out: Any) -> None:
@@ -160,13 +155,13 @@ def simulate(nodes: list[NodeId], port: int, secret: Secret, seconds: float, rea
         began = time.monotonic()
         for i, node in enumerate(simulated):
             # Real nodes do not send at the same times.
-            node.due = {kind: began + Settings.longest_interval * i / len(simulated) for kind in node.due}
+            node.due = began + Settings.longest_interval * i / len(simulated)
 
         def beat_all(mine: list[SimulatedNode]) -> None:
             while (now := time.monotonic()) < began + seconds:
                 for node in mine:
                     node.beat(time.monotonic())
-                due = min(min(node.due.values()) for node in mine)
+                due = min(node.due for node in mine)
                 over.wait(max(0.0, min(due - time.monotonic(), began + seconds - now)))
 
         list(pool.map(beat_all, [simulated[i::THREADS] for i in range(THREADS) if simulated[i::THREADS]]))

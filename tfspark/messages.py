@@ -14,7 +14,7 @@ from tfspark.columns.lengths import OtherLength
 from tfspark.columns.spec import ColumnSpec
 from tfspark.spec import NodeAddress, NodeId
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 M = TypeVar("M", bound="Message")
 
@@ -62,13 +62,15 @@ class AttachAnswer(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """The supervising task is alive; ``lines`` are the lines that the node has printed since the last heartbeat.
 
-    ``stopped`` is true if SIGSTOP or a debugger holds the node's process.
+    ``stopped`` is true if SIGSTOP or a debugger holds the node's process. ``pulse`` is the newest pulse of the process,
+    if there is one since the last heartbeat.
     """
 
     node: NodeId
     lines: list[str] = []
     rss_bytes: int = 0
     stopped: bool = False
+    pulse: Pulse | None = None
 
 
 class HeartbeatAnswer(Message, frozen=True):
@@ -201,7 +203,9 @@ class Report(Message, frozen=True):
 
 
 class Pulse(Message, frozen=True):
-    """The node's process runs: how long its dataset has waited for rows, and how many rows it has read in total.
+    """The node's process runs. A heartbeat carries it; if the supervising task is silent, the process sends it itself.
+
+    It says how long the node's dataset has waited for rows, and how many rows it has read in total.
 
     ``input_seconds`` are the seconds that its input spent in each state, by the names of `InputState`; ``step`` is the
     last step that ``main`` has reported; ``gpus`` are the addresses of its GPUs.
@@ -220,6 +224,12 @@ class Pulse(Message, frozen=True):
     step_seconds: float = 0.0
     busy: bool = False
     stack: str = ""
+
+
+class CarriesPulses(Message, frozen=True):
+    """From the supervising task to its node's process: heartbeats carry the pulses until this `time.monotonic`."""
+
+    until: float
 
 
 class PulseAnswer(Message, frozen=True):

@@ -98,7 +98,10 @@ class Settings:
         _SIGNS, 2.0, "s", "Time that a task waits for the answer to a heartbeat before it sends the next one."
     )
     pulse_interval: float = _setting(
-        _SIGNS, 1.0, "s", "Pause between two pulses of a node's process; numbers in views can be this old."
+        _SIGNS,
+        1.0,
+        "s",
+        "Pause between two pulses of a node's process; heartbeats carry them, with the numbers for views.",
     )
     longest_interval: float = _setting(
         _SIGNS, 2.75, "s", "Pauses between heartbeats and between pulses grow with the number of nodes, up to this."

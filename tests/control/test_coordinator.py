@@ -262,6 +262,16 @@ def test_the_end_of_a_process_that_is_told_twice_is_one_loss(running: Make) -> N
     assert coordinator.losses == coordinator.lifecycle.records[node].rejoins == 2
 
 
+def test_a_heartbeat_brings_the_pulse_of_the_process(running: Make) -> None:
+    coordinator, node = running(plan_nodes(2)), NodeId("worker", 1)
+    assert coordinator.lifecycle.records[node].last_pulse is None
+    coordinator._on_heartbeat(m.Heartbeat(node))
+    assert coordinator.lifecycle.records[node].last_pulse is None
+    coordinator._on_heartbeat(m.Heartbeat(node, pulse=m.Pulse(node, 0.0, 42)))
+    assert coordinator.lifecycle.records[node].last_pulse is not None
+    assert coordinator.histories[node].latest.rows_read == 42
+
+
 def test_many_nodes_send_their_signs_of_life_later_and_together(running: Make) -> None:
     def due(nodes: int, kind: str) -> tuple[float, float]:
         coordinator = running(plan_nodes(nodes))

@@ -119,12 +119,13 @@ NOT_READ = """
 import os, sys
 from tfspark.executor import process
 
-started, lifeline = process.spawn("no_such_module", sys.argv[1], b"x" * (1 << 20), os.environ)
+started, lifeline, pulses = process.spawn("no_such_module", sys.argv[1], b"x" * (1 << 20), os.environ)
 started.wait()
 process.tell_to_stop(started)
 if "close" in sys.argv:
     process.close_pipes(started)
 os.close(lifeline)
+pulses.close()
 del started
 """
 

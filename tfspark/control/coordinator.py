@@ -374,6 +374,8 @@ class Coordinator:
             self.log.append(f"[{node}] {line}")
             node_logger.info("[%s] %s", node, line)
         self.post(ev.Seen(node, msg.stopped))
+        if msg.pulse is not None:
+            self._take_pulse(msg.pulse)
         return m.HeartbeatAnswer(
             self._release_grace, self.lifecycle.records[node].kill, self._interval(self._settings.heartbeat_interval)
         )
@@ -505,13 +507,16 @@ class Coordinator:
         self.on_epoch_ended(msg.epoch, msg.epochs)
 
     def _on_pulse(self, msg: m.Pulse) -> m.Message:
+        self._take_pulse(msg)
+        return m.PulseAnswer(self._interval(self._settings.pulse_interval))
+
+    def _take_pulse(self, msg: m.Pulse) -> None:
         spent = msg.input_seconds
         times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
         history = self.histories[msg.node]
         history.gpus = tuple(msg.gpus)
         history.pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
         self.post(ev.Pulse(msg.node, msg.waiting_seconds, msg.step_seconds, msg.busy, msg.stack))
-        return m.PulseAnswer(self._interval(self._settings.pulse_interval))
 
     def _on_commit(self, msg: m.Commit) -> m.Message:
         with self._changed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,19 +19,25 @@ from collections.abc import Mapping
 LENGTH_BYTES = 8
 
 
-def spawn(module: str, directory: str, payload: bytes, env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+def spawn(
+    module: str, directory: str, payload: bytes, env: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], int, socket.socket]:
     """Start ``python -m module`` in its own session, with stdout and stderr in one pipe, and send it `payload`.
 
-    `directory` is for the temporary files of the process and is removed when the process ends. Returns the process and
-    its lifeline: a file descriptor that wakes the guardian when it is closed.
+    `directory` is for the temporary files of the process and is removed when the process ends. Returns the process, its
+    lifeline, which is a file descriptor that wakes the guardian when it is closed, and the socket of its pulses
+    (`tfspark.node.pulses`).
 
     The payload contains the cluster's token. So it is sent through a pipe: other users of the host can read argument
     lists.
     """
     guarded, lifeline = os.pipe()
+    pulses, of_process = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pulses.setblocking(False)
+    descriptors = guarded, of_process.fileno()
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", module, str(os.getpid()), str(guarded), directory],
-        pass_fds=(guarded,),
+        [sys.executable, "-u", "-m", module, str(os.getpid()), *map(str, descriptors), directory],
+        pass_fds=descriptors,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,11 +45,12 @@ def spawn(module: str, directory: str, payload: bytes, env: Mapping[str, str]) -
         start_new_session=True,
     )
     os.close(guarded)
+    of_process.close()
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(len(payload).to_bytes(LENGTH_BYTES, "big") + payload)
         process.stdin.flush()
-    return process, lifeline
+    return process, lifeline, pulses
 
 
 def tell_to_stop(process: subprocess.Popen[bytes]) -> None:

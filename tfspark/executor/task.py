@@ -6,6 +6,7 @@ its task does not fail, because Spark would then run the whole stage again. The 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,18 @@ from tfspark.executor.cpus import cpus_of_node
 from tfspark.executor.gpu import VISIBLE, gpus_of_process
 from tfspark.executor.host import address_towards, local_directories
 from tfspark.executor.memory import spool_memory
-from tfspark.messages import Attach, AttachAnswer, Exited, ExitedAnswer, Heartbeat, HeartbeatAnswer, Message, Raised
+from tfspark.messages import (
+    Attach,
+    AttachAnswer,
+    CarriesPulses,
+    Exited,
+    ExitedAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Message,
+    Pulse,
+    Raised,
+)
 from tfspark.settings import Settings
 from tfspark.spec import ROLES_WITHOUT_GPUS, NodeId
 from tfspark.transport.auth import Secret
@@ -47,6 +60,11 @@ NATIVE_CHATTER = re.compile(
 """Lines that TensorFlow's native code prints at every start, at any log level; the driver's log omits them."""
 
 MAX_LINE_BYTES = 8192
+
+MAX_PULSE_BYTES = 1 << 20
+
+LATE_SECONDS = 0.25
+"""A heartbeat that is this late does not carry the pulses of the process any more."""
 
 RESULT_SCHEMA = pa.schema([pa.field("role", pa.string()), pa.field("index", pa.int32())])
 RESULT_DDL = "role string, index int"
@@ -140,6 +158,8 @@ class Supervisor:
         self._partial = b""
         self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
+        self._pulses: socket.socket | None = None
+        self._pulse: Pulse | None = None
         self._directory = ""
         self._reached_at = time.monotonic()
         self._stop_at: float | None = None
@@ -188,7 +208,7 @@ class Supervisor:
 
     def _spawn(self, host: str, port: int, gpus: Sequence[str], env: Mapping[str, str]) -> None:
         self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directories()[0])
-        self._process, self._lifeline = proc.spawn(
+        self._process, self._lifeline, self._pulses = proc.spawn(
             "tfspark.node.main", self._directory, self._payload(host, port, gpus), self._environment(env)
         )
 
@@ -199,6 +219,9 @@ class Supervisor:
             proc.close_pipes(self._process)
             os.close(self._lifeline)
             self._process = None
+        if self._pulses is not None:
+            self._pulses.close()
+            self._pulses = self._pulse = None
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -243,11 +266,15 @@ class Supervisor:
                 selector.register(process.stdout, selectors.EVENT_READ)
                 if exit_fd is not None:
                     selector.register(exit_fd, selectors.EVENT_READ)
+                if self._pulses is not None:
+                    selector.register(self._pulses, selectors.EVENT_READ)
                 while process.poll() is None:
                     due = last_beat + self._interval - time.monotonic()
                     for key, _ in selector.select(max(0.0, min(due, longest))):
                         if key.fileobj is process.stdout and not self._read_output(process):
                             selector.unregister(process.stdout)
+                        elif key.fileobj is self._pulses and not self._read_pulse(self._pulses):
+                            selector.unregister(self._pulses)
                     if time.monotonic() - last_beat >= self._interval:
                         # Measured from the start of a heartbeat: an unanswered one takes longer than the interval.
                         last_beat = time.monotonic()
@@ -280,6 +307,26 @@ class Supervisor:
             if len(self._pending) >= self._settings.log_lines_per_heartbeat:
                 return True
 
+    def _read_pulse(self, pulses: socket.socket) -> bool:
+        """Keep a pulse of the process for the next heartbeat; return False if the process has closed the socket."""
+        try:
+            body = pulses.recv(MAX_PULSE_BYTES)
+            self._pulse = Pulse.decode(body) if body else self._pulse
+        except BlockingIOError:
+            return True
+        # `main` can write to any descriptor of its process. Without its pulses, the process sends them itself.
+        except (OSError, ValueError):
+            return False
+        return bool(body)
+
+    def _confirm(self, seconds: float) -> None:
+        """Tell the process until when it need not send its pulses itself."""
+        if self._pulses is not None:
+            # If heartbeats are set to be rare, pulses are not as rare.
+            pause = min(seconds, max(self._settings.pulse_interval, self._settings.longest_interval))
+            with contextlib.suppress(OSError):
+                self._pulses.send(CarriesPulses(time.monotonic() + pause + LATE_SECONDS).encode())
+
     def _line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
         # In local mode stderr is the driver's terminal, where the progress display already shows the lines.
@@ -299,7 +346,7 @@ class Supervisor:
         """
         lines = self._pending[: self._settings.log_lines_per_heartbeat]
         pid = self._process.pid if self._process else 0
-        message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid))
+        message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid), self._pulse)
         try:
             answer = self.client.ask(message, HeartbeatAnswer, timeout=self._settings.heartbeat_timeout)
         except flight.FlightError:
@@ -311,8 +358,10 @@ class Supervisor:
         if self._left_out:
             self._pending.append(f"... {self._left_out} lines omitted; see the executor's log")
             self._left_out = 0
+        self._pulse = None
         self._reached_at = time.monotonic()
         self._interval = answer.seconds
+        self._confirm(answer.seconds)
         if answer.stop_grace is not None:
             self._ask_to_stop(answer.stop_grace)
         if answer.kill and self._process is not None:

@@ -20,6 +20,7 @@ from tfspark import messages as m
 from tfspark.columns.spec import arrow_schema
 from tfspark.errors import ClusterStopped, ConfigurationError, FeedError, TFSparkError
 from tfspark.node.mailbox import Mailbox
+from tfspark.node.pulses import PulseCarrier
 from tfspark.node.questions import Questions
 from tfspark.node.receiver import Receiver
 from tfspark.node.spool import Feed, Spool, stopped_error
@@ -47,9 +48,11 @@ class CoordinatorLink:
     ----------
     plan
         The header of the payload from the supervisor.
+    carrier
+        The supervising task, which carries the pulses; without it, the node sends them itself.
     """
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], carrier: PulseCarrier | None = None) -> None:
         self.node = NodeId(plan["role"], plan["index"])
         self.nodes = tuple(NodeId(r, i) for r, i in plan["nodes"])
         self.host = plan["host"]
@@ -76,6 +79,7 @@ class CoordinatorLink:
         self.step = 0
         self.step_clock = StepClock()
         self._gpus = list(plan["options"].get("gpus", ()))
+        self._carrier = carrier
         self._leaving = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="events", daemon=True)
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -264,7 +268,6 @@ class CoordinatorLink:
             self._client.send(m.FeedFailed(header.feed, header.partition, kind, error.message, error.hint or ""))
 
     def _beat(self) -> None:
-        seconds_to_next = self.settings.pulse_interval
         while not self._leaving.is_set():
             spool, seconds = self.spool, {s.value: t for s, t in self.spool.clock.seconds.items()}
             message = m.Pulse(
@@ -278,9 +281,11 @@ class CoordinatorLink:
                 self.step_clock.busy,
                 self.step_clock.stack(),
             )
-            # If the coordinator is gone, `_follow` handles it.
-            with contextlib.suppress(flight.FlightError):
-                seconds_to_next = self._client.ask(message, m.PulseAnswer).seconds
+            seconds_to_next = self.settings.pulse_interval
+            if self._carrier is None or not self._carrier.takes(message):
+                # If the coordinator is gone, `_follow` handles it.
+                with contextlib.suppress(flight.FlightError):
+                    seconds_to_next = self._client.ask(message, m.PulseAnswer).seconds
             self._leaving.wait(seconds_to_next)
 
     def _follow(self) -> None:

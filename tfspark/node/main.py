@@ -1,4 +1,7 @@
-"""Entry point of a node's process: ``python -m tfspark.node.main <pid of the supervisor> <lifeline> <directory>``.
+"""Entry point of a node's process.
+
+Its arguments are the supervisor's process id, the file descriptors of the lifeline and of the socket for pulses, and
+the directory for temporary files.
 
 It reads its payload from standard input, listens for rows, registers, waits for the cluster spec, sets ``TF_CONFIG``,
 calls ``main(args, ctx)`` and reports the result or the error.
@@ -60,10 +63,11 @@ def _watch_supervisor(stream: BinaryIO, link: Any) -> None:
             link.on_stop("the cluster is stopping")
 
 
-def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
+def _connect(plan: dict[str, Any], descriptor_of_pulses: int | None = None) -> tuple[Any, Any]:
     """Reserve the port of TensorFlow's server and listen for rows; return the link and the reserved port."""
     from tfspark.errors import TFSparkError
     from tfspark.node.link import CoordinatorLink, tell_refusal
+    from tfspark.node.pulses import PulseCarrier
     from tfspark.transport.ports import ReservedPort
 
     # A restarted worker must get the port that the other nodes know. It is reserved first, because the server for rows
@@ -71,7 +75,8 @@ def _connect(plan: dict[str, Any]) -> tuple[Any, Any]:
     ports = (plan["port"], plan["port"]) if plan["port"] else plan["ports"]
     try:
         reserved = ReservedPort(None, ports)
-        return CoordinatorLink(plan), reserved
+        carrier = None if descriptor_of_pulses is None else PulseCarrier(descriptor_of_pulses)
+        return CoordinatorLink(plan, carrier), reserved
     except TFSparkError as e:
         tell_refusal(plan, e)
         os._exit(1)
@@ -83,7 +88,7 @@ def main() -> None:
     # When native code crashes, write the Python stack to the log.
     faulthandler.enable()
     _die_with_parent(int(sys.argv[1]))
-    _fork_guardian(int(sys.argv[2]), sys.argv[3])
+    _fork_guardian(int(sys.argv[2]), sys.argv[4])
     stdin = sys.stdin.buffer
     body = _read_block(stdin, 8)
     header_size = int.from_bytes(body[:8], "big")
@@ -95,7 +100,7 @@ def main() -> None:
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    link, reserved = _connect(plan)
+    link, reserved = _connect(plan, descriptor_of_pulses=int(sys.argv[3]))
     threading.Thread(target=_watch_supervisor, args=(stdin, link), name="supervisor", daemon=True).start()
     with reserved:
         link.register(reserved.port)

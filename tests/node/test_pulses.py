@@ -1,0 +1,119 @@
+"""Pulses pass through the supervising task while its heartbeats are answered, and else go to the driver directly."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.flight as flight
+import pytest
+
+from tfspark.executor import task
+from tfspark.messages import Heartbeat, HeartbeatAnswer, Pulse
+from tfspark.node.pulses import PulseCarrier
+from tfspark.settings import Settings
+from tfspark.spec import NodeId
+from tfspark.transport.auth import new_secret
+
+pytestmark = pytest.mark.unit
+
+NODE = NodeId("worker", 0)
+
+
+class Coordinator:
+    """Takes heartbeats while it can be reached, and asks for the next one after so many seconds."""
+
+    def __init__(self) -> None:
+        self.rows: list[int | None] = []
+        self.reached, self.seconds = True, 10.0
+
+    def ask(self, message: Heartbeat, answer: type[HeartbeatAnswer], timeout: float = 0.0) -> HeartbeatAnswer:
+        if not self.reached:
+            raise flight.FlightUnavailableError("nobody answers")
+        self.rows.append(None if message.pulse is None else message.pulse.rows_read)
+        return answer(stop_grace=None, kill=False, seconds=self.seconds)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def both() -> Iterator[tuple[Any, Coordinator, PulseCarrier]]:
+    """Return a supervisor, its coordinator, and the supervisor as the node's process sees it."""
+    settings = Settings(longest_interval=10.0, silence_timeout=20.0, suspicion_timeout=20.0)
+    launch = task.Launch((NODE,), (NODE,), "127.0.0.1", 1, new_secret(), b"", settings=settings)
+    made, coordinator = task.Supervisor(launch, NODE, 0), Coordinator()
+    made.client.close()
+    made.client = coordinator  # type: ignore[assignment]
+    made._pulses, of_process = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made._pulses.setblocking(False)
+    yield made, coordinator, PulseCarrier(of_process.detach())
+    made.close()
+
+
+def read(supervisor: Any) -> bool:
+    return bool(supervisor._read_pulse(supervisor._pulses))
+
+
+def test_a_heartbeat_carries_the_newest_pulse_once(both: Any) -> None:
+    supervisor, coordinator, carrier = both
+    assert not carrier.takes(Pulse(NODE, 0.0, 1)), "the task has not said yet that it sends anything"
+    assert read(supervisor)
+    supervisor._beat()
+    assert carrier.takes(Pulse(NODE, 0.0, 2)) and carrier.takes(Pulse(NODE, 0.0, 3))
+    assert read(supervisor) and read(supervisor)
+    supervisor._beat()
+    supervisor._beat()
+    assert coordinator.rows == [1, 3, None]
+
+
+def test_a_pulse_waits_for_a_heartbeat_that_is_answered(both: Any) -> None:
+    supervisor, coordinator, carrier = both
+    carrier.takes(Pulse(NODE, 0.0, 1))
+    assert read(supervisor)
+    coordinator.reached = False
+    supervisor._beat()
+    assert not carrier.takes(Pulse(NODE, 0.0, 2)), "an unanswered heartbeat carries nothing"
+    coordinator.reached = True
+    supervisor._beat()
+    assert coordinator.rows == [1]
+
+
+def test_a_process_sends_its_pulses_itself_when_the_next_heartbeat_is_late(
+    both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, coordinator, carrier = both
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    supervisor._beat()
+    assert carrier.takes(Pulse(NODE, 0.0, 1))
+    now += coordinator.seconds + 2 * task.LATE_SECONDS
+    assert not carrier.takes(Pulse(NODE, 0.0, 2))
+    # Pulses are not as rare as heartbeats may be set to be.
+    coordinator.seconds = 1000.0
+    supervisor._beat()
+    now += Settings.pulse_interval
+    assert carrier.takes(Pulse(NODE, 0.0, 3))
+    now += supervisor._settings.longest_interval
+    assert not carrier.takes(Pulse(NODE, 0.0, 4))
+
+
+def test_a_process_sends_its_pulses_itself_when_nobody_reads_them(both: Any) -> None:
+    supervisor, _, carrier = both
+    supervisor._beat()
+    assert carrier.takes(Pulse(NODE, 0.0, 1))
+    assert not carrier.takes(Pulse(NODE, 0.0, 1, stack="x" * 10_000_000)), "too long for one message"
+    taken = [carrier.takes(Pulse(NODE, 0.0, 1, stack="x" * 1000)) for _ in range(10_000)]
+    assert taken[0] and not taken[-1], "the socket is full"
+    supervisor.close()
+    assert not carrier.takes(Pulse(NODE, 0.0, 1))
+
+
+def test_what_is_no_pulse_ends_the_reading_and_not_the_task(both: Any) -> None:
+    supervisor, coordinator, carrier = both
+    carrier._socket.send(b"no pulse")
+    assert not read(supervisor)
+    supervisor._beat()
+    assert coordinator.rows == [None]
