@@ -548,9 +548,10 @@ def write_report(run: Run, options: Any) -> None:
     ]
     text += ["| " + " | ".join(result.shown) + " |" for result in summary(run)]
     for (job, library), why in run.errors.items():
-        text.append(f"\n{library} does not run the job *{JOBS[job][0]}* here: `{why}`.")
+        rounds = len(run.seconds.get((job, library), ()))
+        text.append(f"\n{library} failed in the job *{JOBS[job][0]}*, in round {rounds + 1}: `{why}`.")
     text.append(
-        "\n`tf.data alone` has the rows in its own process: what is left when Spark and the network cost nothing.\n"
+        "\n`tf.data alone` runs in the driver; its fit collects the rows there first, which is part of its time.\n"
         "TensorFlowOnSpark's `dfutil` converts rows; the files under it are written and read by tfspark's Hadoop\n"
         "formats, as the jar that it names is not made for this Spark."
     )
