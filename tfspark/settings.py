@@ -104,13 +104,13 @@ class Settings:
         "Pause between two pulses of a node's process; heartbeats carry them, with the numbers for views.",
     )
     longest_interval: float = _setting(
-        _SIGNS, 2.75, "s", "Pauses between heartbeats and between pulses grow with the number of nodes, up to this."
+        _SIGNS, 2.75, "s", "Pauses between heartbeats, which carry pulses, grow with the number of nodes, up to this."
     )
     signs_per_second: int = _setting(
         _SIGNS,
         300,
         "1/s",
-        "Limit of heartbeats, and of pulses, for all nodes together; more nodes send each less often.",
+        "Limit of heartbeats for all nodes together; more nodes send them less often.",
         least=1,
     )
     silence_timeout: float = _setting(

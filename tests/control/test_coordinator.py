@@ -270,6 +270,9 @@ def test_a_heartbeat_brings_the_pulse_of_the_process(running: Make) -> None:
     coordinator._on_heartbeat(m.Heartbeat(node, pulse=m.Pulse(node, 0.0, 42)))
     assert coordinator.lifecycle.records[node].last_pulse is not None
     assert coordinator.histories[node].latest.rows_read == 42
+    coordinator._on_finished(m.Finished(node, 0, rows_read=50))
+    coordinator._on_heartbeat(m.Heartbeat(node, pulse=m.Pulse(node, 0.0, 43)))
+    assert coordinator.histories[node].latest.rows_read == 50, "the pulse was sent before the end"
 
 
 def test_many_nodes_send_their_signs_of_life_later_and_together(running: Make) -> None:

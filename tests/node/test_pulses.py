@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow.flight as flight
 import pytest
 
+from tfspark import messages as m
 from tfspark.executor import task
 from tfspark.messages import Heartbeat, HeartbeatAnswer, Pulse
 from tfspark.node.pulses import PulseCarrier
@@ -49,36 +51,43 @@ def both() -> Iterator[tuple[Any, Coordinator, PulseCarrier]]:
     made.client = coordinator  # type: ignore[assignment]
     made._pulses, of_process = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made._pulses.setblocking(False)
+    made._carries_pulses = True
     yield made, coordinator, PulseCarrier(of_process.detach())
     made.close()
-
-
-def read(supervisor: Any) -> bool:
-    return bool(supervisor._read_pulse(supervisor._pulses))
 
 
 def test_a_heartbeat_carries_the_newest_pulse_once(both: Any) -> None:
     supervisor, coordinator, carrier = both
     assert not carrier.takes(Pulse(NODE, 0.0, 1)), "the task has not said yet that it sends anything"
-    assert read(supervisor)
     supervisor._beat()
-    assert carrier.takes(Pulse(NODE, 0.0, 2)) and carrier.takes(Pulse(NODE, 0.0, 3))
-    assert read(supervisor) and read(supervisor)
+    assert all(carrier.takes(Pulse(NODE, 0.0, i)) for i in range(2, 30))
     supervisor._beat()
     supervisor._beat()
-    assert coordinator.rows == [1, 3, None]
+    assert coordinator.rows == [1, 29, None]
 
 
-def test_a_pulse_waits_for_a_heartbeat_that_is_answered(both: Any) -> None:
+def test_an_old_pulse_is_no_sign_of_life(both: Any) -> None:
     supervisor, coordinator, carrier = both
     carrier.takes(Pulse(NODE, 0.0, 1))
-    assert read(supervisor)
     coordinator.reached = False
     supervisor._beat()
-    assert not carrier.takes(Pulse(NODE, 0.0, 2)), "an unanswered heartbeat carries nothing"
     coordinator.reached = True
     supervisor._beat()
-    assert coordinator.rows == [1]
+    assert coordinator.rows == [None], "the pulse is as old as the heartbeat that did not arrive"
+
+
+def test_after_an_unanswered_heartbeat_the_process_sends_its_pulses_itself(
+    both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, coordinator, carrier = both
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    supervisor._beat()
+    assert carrier.takes(Pulse(NODE, 0.0, 1)) == pytest.approx(coordinator.seconds + task.LATE_SECONDS)
+    coordinator.reached = False
+    supervisor._beat()
+    now += coordinator.seconds + 2 * task.LATE_SECONDS
+    assert not carrier.takes(Pulse(NODE, 0.0, 2))
 
 
 def test_a_process_sends_its_pulses_itself_when_the_next_heartbeat_is_late(
@@ -111,9 +120,41 @@ def test_a_process_sends_its_pulses_itself_when_nobody_reads_them(both: Any) -> 
     assert not carrier.takes(Pulse(NODE, 0.0, 1))
 
 
-def test_what_is_no_pulse_ends_the_reading_and_not_the_task(both: Any) -> None:
+@pytest.mark.parametrize("garbage", [b"no pulse", b""])
+def test_what_is_no_pulse_ends_the_carrying_and_not_the_task(
+    both: Any, garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     supervisor, coordinator, carrier = both
-    carrier._socket.send(b"no pulse")
-    assert not read(supervisor)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     supervisor._beat()
-    assert coordinator.rows == [None]
+    carrier._socket.send(garbage)
+    assert carrier.takes(Pulse(NODE, 0.0, 1))
+    supervisor._beat()
+    now += coordinator.seconds + task.LATE_SECONDS
+    supervisor._beat()
+    assert coordinator.rows == [None, None, None] and not carrier.takes(Pulse(NODE, 0.0, 2))
+
+
+def test_the_heartbeat_after_the_end_of_a_process_carries_none(both: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, coordinator, carrier = both
+    told: list[m.Message] = []
+    answers = {m.Attach: m.AttachAnswer(go=True), m.Exited: m.ExitedAnswer(None)}
+
+    def insist(message: m.Message, answer: Any) -> Any:
+        told.append(message)
+        return answers[type(message)]
+
+    def watch(process: subprocess.Popen[bytes]) -> int:
+        carrier.takes(Pulse(NODE, 0.0, 1))
+        return process.wait()
+
+    with subprocess.Popen(["true"]) as process:
+        monkeypatch.setattr(supervisor, "_spawn", lambda *_: setattr(supervisor, "_process", process))
+        monkeypatch.setattr(supervisor, "_watch", watch)
+        monkeypatch.setattr(supervisor, "_end", lambda: None)
+        monkeypatch.setattr(supervisor, "_insist", insist)
+        supervisor.run()
+    monkeypatch.undo()
+    supervisor._process = None
+    assert coordinator.rows == [None] and isinstance(told[-1], m.Exited)

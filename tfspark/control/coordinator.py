@@ -515,7 +515,9 @@ class Coordinator:
         times = InputTimes(*(spent.get(s, 0.0) for s in ("waiting", "preparing", "ahead")))
         history = self.histories[msg.node]
         history.gpus = tuple(msg.gpus)
-        history.pulse(Sample(time.monotonic(), msg.rows_read, msg.step, times))
+        # A node that has finished has said how many rows it has read; the pulse may have been sent before.
+        least = history.latest.rows_read if msg.node in self.results else 0
+        history.pulse(Sample(time.monotonic(), max(msg.rows_read, least), msg.step, times))
         self.post(ev.Pulse(msg.node, msg.waiting_seconds, msg.step_seconds, msg.busy, msg.stack))
 
     def _on_commit(self, msg: m.Commit) -> m.Message:

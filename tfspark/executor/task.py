@@ -159,7 +159,7 @@ class Supervisor:
         self._lifeline = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._pulses: socket.socket | None = None
-        self._pulse: Pulse | None = None
+        self._carries_pulses = False
         self._directory = ""
         self._reached_at = time.monotonic()
         self._stop_at: float | None = None
@@ -189,6 +189,7 @@ class Supervisor:
             code = self._watch(self._process)
             killed_by_us = self._signals_sent > 0
             out_of_memory = code == -signal.SIGKILL and proc.out_of_memory_kills() > kills_before
+            self._carries_pulses = False  # A pulse that the process sent before its end says nothing any more.
             self._beat()
             exited = Exited(self.node, code, list(self.tail), killed_by_us, out_of_memory, started)
             port = self._insist(exited, ExitedAnswer).respawn_port
@@ -208,6 +209,7 @@ class Supervisor:
 
     def _spawn(self, host: str, port: int, gpus: Sequence[str], env: Mapping[str, str]) -> None:
         self._directory = tempfile.mkdtemp(prefix="tfspark-", dir=local_directories()[0])
+        self._carries_pulses = True
         self._process, self._lifeline, self._pulses = proc.spawn(
             "tfspark.node.main", self._directory, self._payload(host, port, gpus), self._environment(env)
         )
@@ -221,7 +223,7 @@ class Supervisor:
             self._process = None
         if self._pulses is not None:
             self._pulses.close()
-            self._pulses = self._pulse = None
+            self._pulses = None
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -266,15 +268,11 @@ class Supervisor:
                 selector.register(process.stdout, selectors.EVENT_READ)
                 if exit_fd is not None:
                     selector.register(exit_fd, selectors.EVENT_READ)
-                if self._pulses is not None:
-                    selector.register(self._pulses, selectors.EVENT_READ)
                 while process.poll() is None:
                     due = last_beat + self._interval - time.monotonic()
                     for key, _ in selector.select(max(0.0, min(due, longest))):
                         if key.fileobj is process.stdout and not self._read_output(process):
                             selector.unregister(process.stdout)
-                        elif key.fileobj is self._pulses and not self._read_pulse(self._pulses):
-                            selector.unregister(self._pulses)
                     if time.monotonic() - last_beat >= self._interval:
                         # Measured from the start of a heartbeat: an unanswered one takes longer than the interval.
                         last_beat = time.monotonic()
@@ -307,21 +305,23 @@ class Supervisor:
             if len(self._pending) >= self._settings.log_lines_per_heartbeat:
                 return True
 
-    def _read_pulse(self, pulses: socket.socket) -> bool:
-        """Keep a pulse of the process for the next heartbeat; return False if the process has closed the socket."""
-        try:
-            body = pulses.recv(MAX_PULSE_BYTES)
-            self._pulse = Pulse.decode(body) if body else self._pulse
-        except BlockingIOError:
-            return True
-        # `main` can write to any descriptor of its process. Without its pulses, the process sends them itself.
-        except (OSError, ValueError):
-            return False
-        return bool(body)
+    def _newest_pulse(self) -> Pulse | None:
+        """Return the newest of the pulses that the process has sent since the last call."""
+        newest = None
+        while self._carries_pulses and self._pulses is not None:
+            try:
+                newest = Pulse.decode(self._pulses.recv(MAX_PULSE_BYTES))
+            except BlockingIOError:
+                break
+            # `main` can close any descriptor of its process and write to it; an empty message is the end of the socket.
+            # Without confirmations, the process sends its pulses itself.
+            except (OSError, ValueError):
+                self._carries_pulses = False
+        return newest
 
     def _confirm(self, seconds: float) -> None:
         """Tell the process until when it need not send its pulses itself."""
-        if self._pulses is not None:
+        if self._carries_pulses and self._pulses is not None:
             # If heartbeats are set to be rare, pulses are not as rare.
             pause = min(seconds, max(self._settings.pulse_interval, self._settings.longest_interval))
             with contextlib.suppress(OSError):
@@ -346,7 +346,7 @@ class Supervisor:
         """
         lines = self._pending[: self._settings.log_lines_per_heartbeat]
         pid = self._process.pid if self._process else 0
-        message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid), self._pulse)
+        message = Heartbeat(self.node, lines, proc.resident_bytes(pid), proc.is_stopped(pid), self._newest_pulse())
         try:
             answer = self.client.ask(message, HeartbeatAnswer, timeout=self._settings.heartbeat_timeout)
         except flight.FlightError:
@@ -358,7 +358,6 @@ class Supervisor:
         if self._left_out:
             self._pending.append(f"... {self._left_out} lines omitted; see the executor's log")
             self._left_out = 0
-        self._pulse = None
         self._reached_at = time.monotonic()
         self._interval = answer.seconds
         self._confirm(answer.seconds)

@@ -281,8 +281,12 @@ class CoordinatorLink:
                 self.step_clock.busy,
                 self.step_clock.stack(),
             )
-            seconds_to_next = self.settings.pulse_interval
-            if self._carrier is None or not self._carrier.takes(message):
+            carried = 0.0 if self._carrier is None else self._carrier.takes(message)
+            if carried:
+                # Each heartbeat must find a new pulse.
+                seconds_to_next = min(self.settings.pulse_interval, self.settings.heartbeat_interval, carried)
+            else:
+                seconds_to_next = self.settings.pulse_interval
                 # If the coordinator is gone, `_follow` handles it.
                 with contextlib.suppress(flight.FlightError):
                     seconds_to_next = self._client.ask(message, m.PulseAnswer).seconds

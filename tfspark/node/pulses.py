@@ -31,8 +31,8 @@ class PulseCarrier:
         self._socket.set_inheritable(False)
         self._carries_until = 0.0  # `time.monotonic` is one clock for all processes of a host.
 
-    def takes(self, pulse: Pulse) -> bool:
-        """Give a pulse to the task; return whether the task is about to send it."""
+    def takes(self, pulse: Pulse) -> float:
+        """Give a pulse to the task; return for how many seconds the task sends pulses, 0 if it does not."""
         with contextlib.suppress(OSError):
             while said := self._socket.recv(MAX_BYTES):
                 self._carries_until = CarriesPulses.decode(said).until
@@ -40,5 +40,5 @@ class PulseCarrier:
             self._socket.send(pulse.encode())
         # The task does not read, or has closed the socket, or the stack in the pulse is too long for it.
         except OSError:
-            return False
-        return time.monotonic() < self._carries_until
+            return 0.0
+        return max(0.0, self._carries_until - time.monotonic())
