@@ -31,7 +31,7 @@ demo: install  ## train on real flights in a local Spark cluster
 		"  serve the model           $(BIN)/tfspark serve build/flights/model" \
 		"  explore in a notebook     $(BIN)/pip install jupyterlab; $(BIN)/jupyter lab jobs/notebooks/quickstart.ipynb"
 
-test: unit browser $(CLASSES)  ## run the tests, most of them AT_ONCE=2 files at a time
+test: unit browser $(CLASSES)  ## run all tests but long ones and those of jobs/airflow, most of them AT_ONCE=2 files at a time
 	$(BIN)/python -m pytest $(AT_A_TIME) $(SLOWEST) -m 'not (unit or alone or airflow or exactness or packaging or long)' $(FILES)
 	$(BIN)/python -m pytest $(SLOWEST) -m 'alone and not long' $(call marked,alone)
 

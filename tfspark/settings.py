@@ -101,7 +101,7 @@ class Settings:
         _SIGNS,
         1.0,
         "s",
-        "Pause between two pulses of a node's process; heartbeats carry them, with the numbers for views.",
+        "Longest pause between two pulses of a node's process; heartbeats carry them, with the numbers for views.",
     )
     longest_interval: float = _setting(
         _SIGNS, 2.75, "s", "Pauses between heartbeats, which carry pulses, grow with the number of nodes, up to this."

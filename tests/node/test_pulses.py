@@ -41,6 +41,26 @@ class Coordinator:
         pass
 
 
+class Clock:
+    """A time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
 @pytest.fixture
 def both() -> Iterator[tuple[Any, Coordinator, PulseCarrier]]:
     """Return a supervisor, its coordinator, and the supervisor as the node's process sees it."""
@@ -76,36 +96,28 @@ def test_an_old_pulse_is_no_sign_of_life(both: Any) -> None:
     assert coordinator.rows == [None], "the pulse is as old as the heartbeat that did not arrive"
 
 
-def test_after_an_unanswered_heartbeat_the_process_sends_its_pulses_itself(
-    both: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_an_unanswered_heartbeat_the_process_sends_its_pulses_itself(both: Any, clock: Clock) -> None:
     supervisor, coordinator, carrier = both
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     supervisor._beat()
     assert carrier.takes(Pulse(NODE, 0.0, 1)) == pytest.approx(coordinator.seconds + task.LATE_SECONDS)
     coordinator.reached = False
     supervisor._beat()
-    now += coordinator.seconds + 2 * task.LATE_SECONDS
+    clock.pass_seconds(coordinator.seconds + 2 * task.LATE_SECONDS)
     assert not carrier.takes(Pulse(NODE, 0.0, 2))
 
 
-def test_a_process_sends_its_pulses_itself_when_the_next_heartbeat_is_late(
-    both: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_sends_its_pulses_itself_when_the_next_heartbeat_is_late(both: Any, clock: Clock) -> None:
     supervisor, coordinator, carrier = both
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     supervisor._beat()
     assert carrier.takes(Pulse(NODE, 0.0, 1))
-    now += coordinator.seconds + 2 * task.LATE_SECONDS
+    clock.pass_seconds(coordinator.seconds + 2 * task.LATE_SECONDS)
     assert not carrier.takes(Pulse(NODE, 0.0, 2))
     # Pulses are not as rare as heartbeats may be set to be.
     coordinator.seconds = 1000.0
     supervisor._beat()
-    now += Settings.pulse_interval
+    clock.pass_seconds(Settings.pulse_interval)
     assert carrier.takes(Pulse(NODE, 0.0, 3))
-    now += supervisor._settings.longest_interval
+    clock.pass_seconds(supervisor._settings.longest_interval)
     assert not carrier.takes(Pulse(NODE, 0.0, 4))
 
 
@@ -121,17 +133,13 @@ def test_a_process_sends_its_pulses_itself_when_nobody_reads_them(both: Any) -> 
 
 
 @pytest.mark.parametrize("garbage", [b"no pulse", b""])
-def test_what_is_no_pulse_ends_the_carrying_and_not_the_task(
-    both: Any, garbage: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_pulse_ends_the_carrying_and_not_the_task(both: Any, clock: Clock, garbage: bytes) -> None:
     supervisor, coordinator, carrier = both
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     supervisor._beat()
     carrier._socket.send(garbage)
     assert carrier.takes(Pulse(NODE, 0.0, 1))
     supervisor._beat()
-    now += coordinator.seconds + task.LATE_SECONDS
+    clock.pass_seconds(coordinator.seconds + task.LATE_SECONDS)
     supervisor._beat()
     assert coordinator.rows == [None, None, None] and not carrier.takes(Pulse(NODE, 0.0, 2))
 
