@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLASSES := $(VENV)/spark-classes.jsa
 AIRFLOW := build/airflow-venv
+# Without cached bytecode, each of the many processes of tests would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo airflow airflow-test compose-check compose-test test unit long-test exactness-test chaos upstream-test \
 	browser spark-test smoke matrix wheel package-test lint docs format notebook install clean help
 
