@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from tfrecord_files import example, read, write
 
 GOOD = example(a=("int64", [1]), s=("bytes", [b"one"]))
@@ -67,6 +68,21 @@ def test_sequence_examples_have_modes_too(spark: Any, tmp_path: Path) -> None:
     df = read(spark, file, "f array<array<float>>, c long", recordType="SequenceExample", mode="PERMISSIVE")
     assert [tuple(r) for r in df.collect()] == [(None, None), (None, None)]
     assert read(spark, file, "c long", recordType="SequenceExample", mode="DROPMALFORMED").count() == 1
+
+
+def test_an_entry_with_two_values_is_malformed(spark: Any, tmp_path: Path) -> None:
+    """Protobuf merges them, and TensorFlow's parser of examples refuses the record."""
+    value = b"\x12\x05\x1a\x03\x0a\x01\x07"  # An Int64List with the value 7.
+    entry = b"\x0a\x01a" + value + value
+    features = b"\x0a" + bytes([len(entry)]) + entry
+    record = b"\x0a" + bytes([len(features)]) + features
+    assert list(tf.train.Example.FromString(record).features.feature["a"].int64_list.value) == [7, 7]
+    path = write(tmp_path / "x", example(a=("int64", [1])), record)
+    for schema in ("a array<long>", "a long", None):
+        with pytest.raises(Exception, match="feature 'a': its entry in the record has two values"):
+            read(spark, path, schema).collect()
+    assert [r.a for r in read(spark, path, "a long", mode="PERMISSIVE").collect()] == [1, None]
+    assert [r.b for r in read(spark, path, "b long").collect()] == [None, None]
 
 
 def test_damaged_framing_is_an_error_in_every_mode(spark: Any, tmp_path: Path) -> None:

@@ -113,10 +113,12 @@ def test_a_partition_whose_source_fails_in_the_middle_is_fed_whole() -> None:
 
 
 def test_a_null_ends_the_job_at_once_where_spark_would_try_it_four_times(tmp_path: Path) -> None:
-    program = PROGRAM.with_name("null_in_feed.py")
+    program = PROGRAM.with_name("null_at_once.py")
     command = [sys.executable, str(program), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
-    message, attempts = json.loads(done.stdout.strip().splitlines()[-1])
-    assert "Column 'x' holds 1 null(s) in 10 rows (first: row 4" in message
-    assert attempts == ["0-0"]
+    (fed, of_feed), (predicted, of_predict) = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "Column 'x' holds 1 null(s) in 10 rows (first: row 4" in fed
+    assert of_feed == ["0-0"]
+    assert "tfspark.errors.SchemaError: Column 'x' holds 1 null(s) in 10 rows" in predicted
+    assert of_predict in (["0-0"], ["0-0", "0-1"])

@@ -14,6 +14,7 @@ from tfspark.errors import ConfigurationError, SchemaError, all_of
 from tfspark.prediction.inputs import InputRule, rule_of
 from tfspark.prediction.model_source import EmbeddedModel, ModelCall, ShippedModel, StoredModel, model_source_of
 from tfspark.saved_models.signatures import Signature, TensorInfo
+from tfspark.spark.internals import fail_at_first_schema_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,6 +140,7 @@ def plan_prediction(
 ) -> PredictionPlan:
     """Read the model's signature and return the plan for its inputs and outputs; see `predict`."""
     check_whole_number("batch_size", batch_size, 1)
+    fail_at_first_schema_error(spark)
     call, found = look_at_model(spark, ModelCall(model_source_of(spark, model), signature))
     columns = _columns_of_inputs(found, inputs)
     given = {"shapes": dict(shapes or {}), "fill": dict(fill or {}), "padding_values": dict(padding or {})}

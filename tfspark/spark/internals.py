@@ -129,6 +129,17 @@ def is_java_class(found: Any) -> bool:
     return isinstance(found, JavaClass)
 
 
+def fail_at_first_schema_error(session: SparkSession) -> None:
+    """Let a Spark job fail as soon as one of its Python tasks raises `SchemaError`, instead of at its last attempt.
+
+    Without the connector's jar and on Spark Connect, Spark makes all its attempts.
+    """
+    jvm = jvm_of(session)
+    watcher = jvm.org.apache.spark.scheduler.tfspark.SchemaErrors if jvm is not None else None
+    if watcher is not None and is_java_class(watcher):
+        watcher.watch(_java_context(session.sparkContext))
+
+
 def expression_of(utils: Any, column: Column) -> Any:
     """Return the expression of a column; `utils` is Spark's ``ExpressionUtils``."""
     return utils.expression(column._jc)  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
   private val keyStarts = new Array[Int](names.length)
   private val keyEnds = new Array[Int](names.length)
   private val others = new Array[String](names.length)
+  private val hasTwoValues = new Array[Boolean](names.length)
 
   /** Must be called before the first map of a record. */
   def begin(): Unit = {
@@ -27,11 +28,13 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
     java.util.Arrays.fill(others.asInstanceOf[Array[AnyRef]], null)
   }
 
-  /** Returns whether the record has entry `i`; throws if it has two that differ only in case. */
+  /** Returns whether the record has entry `i`; throws if two differ only in case, or if the entry has two values. */
   def has(i: Int): Boolean = {
     if (others(i) != null)
       throw new RecordFault(
         s"the record also has '${others(i)}', which differs only in case. Hint: set spark.sql.caseSensitive=true")
+    // Protobuf merges the two; TensorFlow's parser of examples refuses the record.
+    if (starts(i) >= 0 && hasTwoValues(i)) throw new RecordFault(MapScanner.TwoValues)
     starts(i) >= 0
   }
 
@@ -52,6 +55,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
     entry.reset(bytes, start, end)
     // An entry without a key has the empty name; an entry without a value has an empty message.
     var (keyStart, keyEnd, from, until) = (start, start, start, start)
+    var values = 0
     while (entry.hasMore) {
       val tag = entry.tag()
       if (tag == Wire.delimited(1)) {
@@ -64,6 +68,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
         from = entry.position
         until = entry.fieldEnd
         entry.position = until
+        values += 1
         table.sawValue = true
       } else entry.skip(tag)
     }
@@ -74,6 +79,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
       keyEnds(column) = keyEnd
       starts(column) = from
       ends(column) = until
+      hasTwoValues(column) = values > 1
     }
   }
 
@@ -84,4 +90,8 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
       others(column) = spellings.find(_ != names(column)).orNull
     }
   }
+}
+
+object MapScanner {
+  val TwoValues = "its entry in the record has two values"
 }

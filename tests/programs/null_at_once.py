@@ -1,10 +1,11 @@
-"""Feed a null where Spark tries a task four times; print the error, and which attempts there were."""
+"""Feed a null, then predict for one, where Spark tries a task four times; print the errors and the attempts."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import threading
 
 
 def read(args: object, ctx: object) -> int:
@@ -12,6 +13,7 @@ def read(args: object, ctx: object) -> int:
 
 
 def main(directory: str) -> None:
+    import keras
     from pyspark import TaskContext
     from pyspark.sql import functions as F
 
@@ -24,18 +26,29 @@ def main(directory: str) -> None:
     def noted(number: int) -> int | None:
         context = TaskContext.get()
         assert context is not None
-        open(os.path.join(directory, f"{context.partitionId()}-{context.attemptNumber()}"), "w").close()
+        attempt = context.attemptNumber()
+        open(os.path.join(directory, f"{context.partitionId()}-{attempt}"), "w").close()
+        if attempt:
+            # Spark may begin one more attempt while the job is about to end, and ends it with the job.
+            threading.Event().wait(120)
         return None if number == 4 else number
 
     df = spark.range(0, 10, 1, 1).select(noted("id").alias("x"))
-    message = ""
+    found = []
     try:
         with tfspark.Cluster(spark, read, workers=1, progress=False) as cluster:
             cluster.feed(df)
     except SchemaError as e:
-        message = e.message
+        found.append([e.message, sorted(os.listdir(directory))])
+    model = keras.Sequential([keras.Input((), name="x"), keras.layers.Reshape((1,)), keras.layers.Dense(1)])
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
+    try:
+        tfspark.predict(df, model).collect()
+    except Exception as e:
+        found.append([str(e), sorted(os.listdir(directory))])
     spark.stop()
-    print(json.dumps([message, sorted(os.listdir(directory))]))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
