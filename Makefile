@@ -37,8 +37,9 @@ test: unit browser $(CLASSES)  ## run all tests but long ones and those of jobs/
 	$(BIN)/python -m pytest $(AT_A_TIME) $(SLOWEST) -m 'not (unit or alone or airflow or exactness or packaging or long)' $(FILES)
 	$(BIN)/python -m pytest $(SLOWEST) -m 'alone and not long' $(call marked,alone)
 
-long-test: install $(CLASSES)  ## run the tests that make test leaves out because each takes a minute or more
-	$(BIN)/python -m pytest $(SLOWEST) -m long $(call marked,long)
+long-test: install $(CLASSES)  ## run the tests that make test leaves out because each takes 20 s or more
+	$(BIN)/python -m pytest $(AT_A_TIME) $(SLOWEST) -m 'long and not alone' $(call marked,long)
+	$(BIN)/python -m pytest $(SLOWEST) -m 'long and alone' $(call marked,long)
 
 unit: install  ## run the tests that start neither Spark nor TensorFlow, in less than a minute
 	$(BIN)/python -m pytest $(AT_A_TIME) -m unit $(call marked,unit)

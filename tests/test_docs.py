@@ -80,9 +80,19 @@ def run_page(page: Path, shared: Path) -> None:
 
 ALL_PAGES = sorted(DOCS.rglob("*.md"))
 PAGES = [p for p in ALL_PAGES if any(b.language == "python" for b in blocks_of(p))]
+# They train most; others show the same calls in small.
+LONG_PAGES = {"feeding.md", "training.md", "guide/ml.md", "guide/roles.md", "migration/tensorflowonspark.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+def in_docs(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+def page_param(page: Path) -> Any:
+    return pytest.param(page, id=in_docs(page), marks=[pytest.mark.long] if in_docs(page) in LONG_PAGES else [])
+
+
+@pytest.mark.parametrize("page", [page_param(p) for p in PAGES])
 def test_the_blocks_of_a_page_run(spark: Any, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path / "shared")
@@ -107,7 +117,7 @@ def test_wrong_pages_fail(tmp_path: Path) -> None:
     assert raised.traceback[-1].lineno + 1 == 4
 
 
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+@pytest.mark.parametrize("page", ALL_PAGES, ids=in_docs)
 def test_every_block_says_what_it_is(page: Path) -> None:
     """Code under another name than python would not be run."""
     unknown = [(b.line, b.language) for b in blocks_of(page) if b.language not in LANGUAGES]

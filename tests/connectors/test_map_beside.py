@@ -176,6 +176,7 @@ def test_a_partition_may_be_computed_twice_at_a_time(spark: Any) -> None:
     assert few.cartesian(few).count() == 400
 
 
+@pytest.mark.long
 def test_many_partitions_in_a_task_take_the_memory_of_one(spark: Any) -> None:
     pages = beside(spark.range(0, 20_000, 1, 400), ["id"]).coalesce(1).sortWithinPartitions(F.desc("y"))
     assert [r.y for r in pages.limit(3).collect()] == [39_998, 39_996, 39_994]

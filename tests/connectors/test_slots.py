@@ -102,6 +102,7 @@ def test_a_row_larger_than_a_slot_and_rows_of_nearly_one(spark: Any) -> None:
     assert [len(r["s"]) for r in rows_of(through_slots(df))] == lengths
 
 
+@pytest.mark.long
 def test_five_thousand_columns(spark: Any) -> None:
     df = spark.range(0, 300, 1, 2).select(*[(F.col("id") + i).alias(f"c{i}") for i in range(5000)])
     batches = through_slots(df)
@@ -254,7 +255,7 @@ def _words(directory: Path) -> Any:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems of its own")
-@pytest.mark.parametrize("options", ["size=9m", "size=64k", "ro"])
+@pytest.mark.parametrize("options", [pytest.param("size=9m", marks=pytest.mark.long), "size=64k", "ro"])
 def test_shared_memory_that_is_small_or_cannot_be_written(options: str) -> None:
     mount = f"mount -t tmpfs -o {options} tmpfs /dev/shm && exec {sys.executable} {PROGRAM}"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, text=True, timeout=300)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tensorflow as tf
 from tfrecord_files import example
 
@@ -21,6 +22,7 @@ def run(path: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_gigabyte_in_an_executor_of_half_of_it(tmp_path: Path) -> None:
     body = example(i=("int64", [1]), b=("bytes", [b"x" * 100_000]))
     large = example(i=("int64", [2]), b=("bytes", [b"y" * (60 * MB)]))

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
+@pytest.mark.long
 def test_eight_clusters_two_at_a_time_leave_nothing_that_grows() -> None:
     command = [sys.executable, str(SCRIPT), "--times", "4", "--at-once", "2", "--warm-up", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)

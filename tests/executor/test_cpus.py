@@ -85,7 +85,12 @@ def test_nodes_of_a_local_master_share_the_machine(spark: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conf", "options", "asked"), [({"spark.task.cpus": "2"}, {}, 2), ({}, {"cpus_per_node": 2}, 2), ({}, {}, 1)]
+    ("conf", "options", "asked"),
+    [
+        ({}, {"cpus_per_node": 2}, 2),
+        pytest.param({"spark.task.cpus": "2"}, {}, 2, marks=pytest.mark.long),
+        pytest.param({}, {}, 1, marks=pytest.mark.long),
+    ],
 )
 def test_tensorflow_gets_the_cpus_of_its_task(conf: dict[str, str], options: dict[str, Any], asked: int) -> None:
     program = Path(__file__).parents[1] / "programs" / "threads.py"

@@ -85,6 +85,7 @@ def test_gpus_places_and_ports_with_two_executors_of_one_gpu_each(run: Run) -> N
     assert "NodeFailed" in ports and "All ports from 24130 to 24131 are in use on 127.0.0.1" in ports
 
 
+@pytest.mark.long
 def test_a_gpu_that_nodes_share_and_gpus_that_leave_none_to_feeding(run: Run) -> None:
     settings = {
         "spark.executor.resource.gpu.amount": "2",
@@ -111,6 +112,7 @@ def test_a_gpu_that_nodes_share_and_gpus_that_leave_none_to_feeding(run: Run) ->
         assert refused.startswith("ResourceError") and "spark.task.resource.gpu.amount is 0.5" in refused
 
 
+@pytest.mark.long
 def test_gpus_on_executors_that_dynamic_allocation_brings(run: Run) -> None:
     settings = {
         "spark.dynamicAllocation.enabled": "true",

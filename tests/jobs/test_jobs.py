@@ -143,6 +143,7 @@ def test_conversion(standalone: Standalone, tmp_path: Path) -> None:
 # --- training
 
 
+@pytest.mark.long
 def test_text_classification_and_its_predictions(standalone: Standalone, tmp_path: Path) -> None:
     write_sentences(tmp_path / "train" / "a.parquet", 1200, seed=1)
     where = ("--data", tmp_path / "train", "--format", "parquet", "--output", tmp_path / "models")
@@ -215,6 +216,7 @@ def test_image_training_that_is_ended_leaves_nothing_behind_and_goes_on(
     assert min(result["loss"]) < 0.5, "it is log(2) for a network that has learned nothing"
 
 
+@pytest.mark.long
 def test_wide_and_deep_with_parameter_servers(standalone: Standalone, tmp_path: Path) -> None:
     terms = ("--rows", 20_000, "--epochs", 3, "--bins", 5000, "--batch-size", 64, "--min-auc", 0.7)
     rates = ("--wide-rate", 1.0, "--deep-rate", 0.005, "--workers", 2, "--ps", 1)
@@ -272,6 +274,7 @@ def test_a_stream_is_trained_on_until_told_to_stop_and_gone_on_with(standalone: 
     assert len(versions) == len(first["versions"]) + len(second["versions"])
 
 
+@pytest.mark.long
 def test_trials_are_shared_out_and_the_best_model_is_kept(standalone: Standalone, digits: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 

@@ -143,6 +143,7 @@ LOOK = """
 """
 
 
+@pytest.mark.long
 def test_an_interrupted_cell_leaves_nothing_and_can_be_run_again(kernel: Kernel, tmp_path: Path) -> None:
     assert "Error" not in kernel.run(SETUP + "wait = True")
     cell = kernel.begin(TRAIN)

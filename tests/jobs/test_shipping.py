@@ -52,6 +52,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed
 
 
+@pytest.mark.long
 def test_executors_run_the_python_that_is_shipped(standalone: Standalone, archive: Path) -> None:
     assert importlib.util.find_spec("parcel") is None
     with tarfile.open(archive) as packed:

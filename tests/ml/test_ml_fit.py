@@ -430,6 +430,7 @@ def test_faults_in_a_fit_are_told_and_leave_the_slots_free(spark: Any) -> None:
         fit_line(labelled, model=build_classifier, loss="sparse_categorical_crossentropy", metrics=None)
 
 
+@pytest.mark.long
 def test_a_saved_model_predicts_on_spark_connect_and_another_is_fitted(spark: Any, tmp_path: Any) -> None:
     df = spark.createDataFrame([([1.0, 2.0], 3.0), ([3.0, 4.0], 7.0)], "x array<float>, y float")
     model = fit_line(df, epochs=1)

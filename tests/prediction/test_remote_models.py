@@ -14,7 +14,7 @@ import pytest
 PROGRAM = Path(__file__).parents[1] / "programs" / "remote_models.py"
 
 
-@pytest.mark.parametrize("master", ["local-cluster[2,1,1024]", "connect"])
+@pytest.mark.parametrize("master", ["local-cluster[2,1,1024]", pytest.param("connect", marks=pytest.mark.long)])
 def test_models_at_urls_are_copied_to_each_executor_once(master: str, tmp_path: Path) -> None:
     import keras
 

@@ -75,6 +75,7 @@ def test_a_process_without_tfspark_loads_it_and_all_signatures_agree(exported: s
     np.testing.assert_allclose(json.loads(out), word_model()(inputs), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_saved_model_cli_shows_and_runs_it(exported: str, tmp_path: Path) -> None:
     cli = os.path.join(os.path.dirname(sys.executable), "saved_model_cli")
     command = [cli] if os.path.exists(cli) else [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from tfspark.spark.arrow_jobs import map_in_arrow
 
@@ -28,6 +29,7 @@ def test_a_job_answers_for_each_partition(spark: Any) -> None:
     assert sorted(r.n for r in found) == [5, 5]
 
 
+@pytest.mark.long
 def test_tasks_get_the_resources_of_a_profile_in_the_way_of_spark_3_5() -> None:
     program = Path(__file__).parents[1] / "programs" / "with_profile.py"
     ran = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)

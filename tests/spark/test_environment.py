@@ -51,6 +51,7 @@ def test_a_driver_without_pandas(tmp_path: Path) -> None:
     assert "pandas" in outcome["message"]
 
 
+@pytest.mark.long
 def test_spark_home_where_pyspark_is_not_installed(tmp_path: Path) -> None:
     import pyspark
 
