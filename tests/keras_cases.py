@@ -6,6 +6,8 @@ Each case returns a compiled model and what else training it needs: ``label`` an
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -541,6 +543,162 @@ def metric_functions_of_a_batch() -> Case:
         return tf.reduce_mean(tf.cast(tf.abs(y[:, None] - p) < 0.5, tf.float32))
 
     return compiled(metrics=[rmse, near]), {}
+
+
+@case
+def step_that_returns_a_key_more() -> Case:
+    class Model(keras.Model):
+        def train_step(self, data: Any) -> Any:
+            logs = super().train_step(data)
+            logs["rate"] = self.optimizer.learning_rate
+            return logs
+
+        def test_step(self, data: Any) -> Any:
+            return {**super().test_step(data), "means": ops.ones(2)}
+
+    return compiled(dense_of("x", (4,), 1, cls=Model), metrics=["mae"]), {"validates": True}
+
+
+@case
+def log_keys_that_are_no_names_of_metrics() -> Case:
+    class Autoencoder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.decode = layers.Dense(2), layers.Dense(4)
+            self.total = metrics.Mean(name="total_loss")
+            self.part = metrics.Mean(name="reconstruction_loss")
+
+        @property
+        def metrics(self) -> list[Any]:
+            return [self.total, self.part]
+
+        def call(self, inputs: Any) -> Any:
+            return self.decode(self.encode(inputs["x"]))
+
+        def train_step(self, data: Any) -> Any:
+            x = data["x"]
+            with tf.GradientTape() as tape:
+                code = self.encode(x)
+                part = ops.mean(ops.square(x - self.decode(code)))
+                total = part + 0.01 * ops.mean(ops.sum(ops.square(code), axis=1))
+            self.optimizer.apply(tape.gradient(total, self.trainable_weights), self.trainable_weights)
+            self.total.update_state(total)
+            self.part.update_state(part)
+            return {"loss": self.total.result(), "reconstruction_loss": self.part.result()}
+
+    model = Autoencoder()
+    model.compile(optimizers.Adam(0.02))
+    return model, {"label": None}
+
+
+@case
+def metric_with_several_results() -> Case:
+    class Errors(metrics.Metric):
+        def __init__(self, name: str = "errors", **options: Any) -> None:
+            super().__init__(name=name, **options)
+            self.sums = self.add_variable((2,), "zeros", name="sums")
+            self.n = self.add_variable((), "zeros", name="n")
+
+        def update_state(self, y: Any, p: Any, sample_weight: Any = None) -> None:
+            error = ops.abs(y[:, None] - p)
+            self.sums.assign_add(ops.stack([ops.sum(error), ops.sum(error * error)]))
+            self.n.assign_add(ops.cast(ops.shape(y)[0], "float32"))
+
+        def result(self) -> Any:
+            return {"mae": self.sums[0] / self.n, "mse": self.sums[1] / self.n}
+
+    return compiled(metrics=[Errors()]), {"validates": True}
+
+
+@case
+def loss_whose_call_is_set_on_the_instance() -> Case:
+    class Wrapped(losses.Loss):
+        def __init__(self, function: Callable[..., Any]) -> None:
+            super().__init__()
+            self.call = function
+
+    squares = Wrapped(lambda y, p: ops.mean(ops.square(ops.expand_dims(y, -1) - p), axis=-1))
+    return compiled(loss=squares, metrics=["mae"]), {"validates": True}
+
+
+@case
+def loss_with_its_own_dunder_call() -> Case:
+    class RootMeanSquare(losses.Loss):
+        def __call__(self, y: Any, p: Any, sample_weight: Any = None) -> Any:
+            return ops.sqrt(ops.mean(ops.square(ops.expand_dims(y, -1) - p)))
+
+    return compiled(loss=RootMeanSquare()), {}
+
+
+@case
+def optimizer_that_changes_gradients_in_apply_gradients() -> Case:
+    class Clipping(optimizers.Adam):
+        def apply_gradients(self, grads_and_vars: Any) -> Any:
+            def clipped(g: Any, v: Any) -> Any:
+                return g * ops.minimum(1.0, 0.01 * ops.norm(v) / (ops.norm(g) + 1e-6))
+
+            return super().apply_gradients([(clipped(g, v), v) for g, v in grads_and_vars])
+
+    return compiled(optimizer=Clipping(0.02)), {}
+
+
+@case
+def spectral_normalization_with_jit() -> Case:
+    x = keras.Input((4,), name="x")
+    h = layers.SpectralNormalization(layers.Dense(6, activation="tanh"))(x)
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(h)), jit_compile=True), {}
+
+
+@case
+def weights_clipped_in_train_step() -> Case:
+    class Clipped(keras.Model):
+        def train_step(self, data: Any) -> Any:
+            logs = super().train_step(data)
+            for w in self.trainable_variables:
+                w.assign(ops.clip(w, -0.3, 0.3))
+            return logs
+
+    return compiled(dense_of("x", (4,), 1, cls=Clipped)), {}
+
+
+@case
+def teacher_that_follows_in_train_step() -> Case:
+    class Student(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = (keras.Sequential([keras.Input((4,)), layers.Dense(1)]) for _ in range(2))
+            self.teacher.set_weights(self.student.get_weights())
+
+        def call(self, inputs: Any) -> Any:
+            return self.student(inputs["x"])
+
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with tf.GradientTape() as tape:
+                p = self.student(x["x"])
+                apart = ops.mean(ops.square(p - ops.stop_gradient(self.teacher(x["x"]))))
+                loss = ops.mean(ops.square(y[:, None] - p)) + 0.1 * apart
+            weights = self.student.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            for follower, w in zip(self.teacher.trainable_variables, weights, strict=True):
+                follower.assign(0.9 * follower + 0.1 * w)
+            return {"distillation": loss}
+
+    return compiled(Student()), {}
+
+
+@case
+def normalization_adapted_on_own_rows() -> Case:
+    """All workers normalize with the statistics of the chief."""
+    normalize = layers.Normalization()
+    normalize.adapt(rows(40, seed=2 + rank())["x"] * (1 + rank()))
+    x = keras.Input((4,), name="x")
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(normalize(x)))), {"validates": True}
+
+
+def rank() -> int:
+    """Return the index of this worker; 0 in one process."""
+    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
 
 
 ARRANGE: dict[str, tuple[list[str], Callable[..., Any]]] = {

@@ -174,7 +174,51 @@ def mistakes(args: dict[str, Any], ctx: Any) -> dict[str, str]:
     def fit_to(label: str, loss: str) -> None:
         ctx.fit(net(loss=loss), batch_size=BATCH, label=label, columns=["x"], epochs=1)
 
+    def fit_arrays(model: Any) -> None:
+        ctx.synchronize(model)
+        model.fit(args["x"], args["y"], batch_size=BATCH, verbose=0)
+
+    def stateful() -> None:
+        inputs = keras.Input(batch_shape=(BATCH, 4), name="x")
+        steps = keras.layers.LSTM(2, stateful=True, name="memory")(keras.layers.Reshape((2, 2))(inputs))
+        model = keras.Model(inputs, steps)
+        model.compile("sgd", "mse")
+        fit_arrays(model)
+
+    def vocabulary(adapt: bool) -> None:
+        words = keras.layers.IntegerLookup(output_mode="one_hot", max_tokens=4, name="words")
+        words.adapt(np.arange(3) + (0 if adapt else ctx.index))
+        inputs = keras.Input((4,), name="x")
+        model = keras.Model(inputs, keras.layers.Dense(1)(words(keras.ops.cast(inputs, "int64"))))
+        model.compile("sgd", "mse")
+        fit_arrays(model)
+
+    def under_a_condition() -> None:
+        class EverySecond(keras.Model):
+            def train_step(self, data: Any) -> dict[str, Any]:
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(self(x)[:, 0] - y))
+                gradients = tape.gradient(loss, self.trainable_variables)
+
+                def apply() -> tf.Tensor:
+                    self.optimizer.apply(gradients, self.trainable_variables)
+                    return tf.constant(0)
+
+                tf.cond(tf.shape(x)[0] % 2 == 0, apply, lambda: tf.constant(0))
+                return {"loss": loss}
+
+        inputs = keras.Input((4,), name="x")
+        model = EverySecond(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse")
+        fit_arrays(model)
+
     return {
+        "stateful": refusal(stateful),
+        "same_vocabulary": refusal(lambda: vocabulary(True)),
+        "vocabularies": refusal(lambda: vocabulary(False)),
+        "under_a_condition": refusal(under_a_condition),
+        "steps": refusal(lambda: ctx.fit(net(), batch_size=BATCH, label="y", steps_per_epoch=2)),
         "alone": refusal(alone),
         "strings": refusal(lambda: fit_to("unused", "mse")),
         "loop_alone": refusal(loop_alone),
@@ -449,6 +493,11 @@ def test_a_model_is_fitted_again_and_evaluated_in_callbacks(done: Any) -> None:
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
+        ("stateful", "The layers ['memory'] are stateful"),
+        ("same_vocabulary", "no error"),
+        ("vocabularies", "The workers have adapted the preprocessing layers ['words'] to different data"),
+        ("under_a_condition", "The optimizer is applied only under a condition of the graph"),
+        ("steps", "ctx.fit takes no steps_per_epoch"),
         ("alone", "this optimizer is not synchronized"),
         ("loop_alone", "this optimizer is not synchronized"),
         ("different_models", "The workers' models have different variables"),

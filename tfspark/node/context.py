@@ -692,7 +692,7 @@ class NodeContext:
             Keras callbacks; they run on every worker with the same metrics. Keras' own callbacks write files on the
             chief only.
         fit_args
-            More arguments of ``model.fit``.
+            More arguments of ``model.fit``, but not ``steps_per_epoch``: an epoch is all rows that were fed for it.
 
         Returns
         -------
@@ -703,8 +703,8 @@ class NodeContext:
         Raises
         ------
         ConfigurationError
-            If the model is not compiled, a column for an input or the label is not fed, or the workers build
-            different models.
+            If the model is not compiled, a column for an input or the label is not fed, the workers build different
+            models, or ``steps_per_epoch`` is given.
         FeedError
             If the driver feeds no rows, or all rows have been read.
 
@@ -721,6 +721,11 @@ class NodeContext:
 
         self._refuse_servers("fit")
         self._refuse_evaluator()
+        if fit_args.pop("steps_per_epoch", None) is not None:
+            raise ConfigurationError(
+                "ctx.fit takes no steps_per_epoch: an epoch is all rows that were fed for it.",
+                hint="Leave it out. To train on fewer rows, feed fewer, for example df.sample(0.1).",
+            )
         saving = self._saving(model)
         to_train = self._epochs_to_fit(epochs)
         if not to_train:

@@ -177,8 +177,8 @@ class Group:
         """Sum numbers over the workers, eagerly; this uses the `VARYING_KEYS` keys that begin with `key`."""
         return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key).numpy()
 
-    def broadcast(self, variables: Sequence[tf.Variable], key: int) -> None:
-        """Copy the values of the chief's variables to all workers, eagerly.
+    def broadcast(self, variables: Sequence[tf.Variable], key: int, root: int = 0) -> None:
+        """Copy the values of one worker's variables, by default the chief's, to all workers, eagerly.
 
         Uses `VARYING_KEYS` + 2 keys.
 
@@ -192,7 +192,7 @@ class Group:
         for kind in kinds:
             alike = [v for v in variables if _reduced_as(v.dtype) == kind]
             for bucket in buckets([v.shape.num_elements() * kind.size for v in alike], BROADCAST_BYTES):
-                self._broadcast([alike[i] for i in bucket], kind, key + 2)
+                self._broadcast([alike[i] for i in bucket], kind, key + 2, root)
 
     def _check_alike(self, variables: Sequence[tf.Variable], key: int) -> None:
         described = [(tuple(v.shape), v.dtype.name) for v in variables]
@@ -202,11 +202,11 @@ class Group:
         if (low != high).any():
             raise ValueError("The workers' models have different variables.")
 
-    def _broadcast(self, variables: Sequence[tf.Variable], kind: tf.DType, key: int) -> None:
+    def _broadcast(self, variables: Sequence[tf.Variable], kind: tf.DType, key: int, root: int) -> None:
         flat = tf.concat([tf.reshape(tf.cast(v.value(), kind), [-1]) for v in variables], 0)
-        received = self.all_reduce_varying(flat if self.rank == 0 else tf.zeros_like(flat), key)
+        received = self.all_reduce_varying(flat if self.rank == root else tf.zeros_like(flat), key)
         for v, part in zip(variables, _split(received, variables), strict=True):
-            if self.rank != 0:
+            if self.rank != root:
                 v.assign(tf.cast(part, v.dtype))
 
 

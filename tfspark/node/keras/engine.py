@@ -25,13 +25,22 @@ from tfspark.node.keras.collectives import VARYING_KEYS, Group
 from tfspark.node.keras.joins import with_joins
 from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
-from tfspark.node.keras.state import SharedState, differ_by_rank, seeds_of, watch_normalization
+from tfspark.node.keras.state import (
+    SharedState,
+    differ_by_rank,
+    refuse_stateful,
+    seeds_of,
+    share_adaptation,
+    take_longest,
+    watch_normalization,
+    weights_of,
+)
 from tfspark.node.keras.step import NeedsCollective, StopWish, SynchronizedFunction, current
 from tfspark.node.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP = range(6)
+_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP, _ADAPTED, _ASSIGNED = range(8)
 """The sums over the workers outside of steps, by number; each sum has its own keys."""
 
 
@@ -191,8 +200,10 @@ class Training:
         self._functions: dict[str, Any] = {}
         self._steps: dict[str, SynchronizedFunction] = {}
         self._last_logs: dict[str, Any] = {}
+        self._last_kind = "train"
+        self._metric_of_log: dict[str, dict[str, Any]] = {}
         self._last_rows = tf.Variable(0.0, trainable=False)
-        self._rows_of_epoch = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._of_epoch = tf.Variable([0.0, 0.0], trainable=False, dtype=tf.float64)  # Rows and steps.
         self._state: SharedState | None = None
         self._stop = StopWish()
         self._evaluate: Callable[..., Any] | None = None
@@ -211,6 +222,8 @@ class Training:
     def build(self, spec: Any) -> None:
         """Create all variables of the model, its metrics and its optimizer, for batches of this `spec`."""
         m = self._model
+        if self._group.size > 1:
+            refuse_stateful(m)
         try:
             m._symbolic_build(data_batch=tf.nest.map_structure(_one_row, spec))
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
@@ -260,6 +273,7 @@ class Training:
             optimizer = [v.value for v in m.optimizer.variables] if m.optimizer is not None else []
             variables = {id(v): v for v in [*(v.value for v in m.variables), *optimizer]}
             share_variables(self._group, list(variables.values()), self._key_of(_WEIGHTS))
+            share_adaptation(m, self._group, self._key_of(_ADAPTED))
             epoch = -1 if m._initial_epoch is None else m._initial_epoch
             agreed = self._group.add([epoch if self._group.rank == 0 else 0], self._key_of(_EPOCH))[0]
             m._initial_epoch = None if agreed < 0 else int(agreed)
@@ -268,13 +282,17 @@ class Training:
         self._state = SharedState(m, self._group)
 
     def begin_epoch(self) -> None:
-        """Reset the count of this worker's rows."""
-        self._rows_of_epoch.assign(0.0)
+        """Reset the counts of this worker's rows and steps."""
+        self._of_epoch.assign([0.0, 0.0])
 
     def merge_state(self) -> None:
         """Merge the non-trainable state of the workers, such as moving statistics."""
+        rows, steps = map(float, self._of_epoch.numpy())
         if self._state is not None:
-            self._state.merge(float(self._rows_of_epoch))
+            self._state.merge(rows)
+        if self._group.size > 1 and self._is_own("train_step"):
+            # It may assign weights, and a worker that joins does not run it.
+            take_longest(self._group, weights_of(self._model), steps, self._key_of(_ASSIGNED))
 
     def agree_to_stop(self, *, now: bool = False) -> None:
         """End the fit of all workers if a callback on any worker has set ``stop_training``.
@@ -345,21 +363,27 @@ class Training:
             return result()
         metrics = self._model.metrics
 
-        def results() -> tuple[Any, dict[str, Any]]:
-            return result(), {m.name: m.result() for m in metrics}
+        logged = self._metric_of_log.get(self._last_kind, {})
 
-        over_all, by_name = sum_over_workers(metrics, self._group, self._key_of(_METRICS), results)
+        def results() -> tuple[Any, dict[str, Any]]:
+            compiled, named = result(), {m.name: m.result() for m in metrics}
+            return compiled, {**named, **compiled, **{key: m.result() for key, m in logged.items()}}
+
+        over_all, by_key = sum_over_workers(metrics, self._group, self._key_of(_METRICS), results)
         logs = self._last_logs
         if isinstance(logs, dict) and set(logs) != set(over_all):
             # If the keys of the logs are not those of the metrics, Keras returns the logs of the last step instead.
-            logs.update(by_name_or_average(logs, by_name, self._average))
+            logs.update(by_key_or_average(logs, by_key, self._average))
         return over_all
 
-    def _average(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the mean of numbers of the last step, weighted by the rows of each worker."""
+    def _average(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the mean of numbers and arrays of the last step, weighted by the rows of each worker."""
         rows = float(self._last_rows)
-        total, *sums = self._group.add([rows, *(rows * v for v in values.values())], self._key_of(_LOGS))
-        return dict(zip(values, (s / max(total, 1.0) for s in sums), strict=True))
+        arrays = {k: np.asarray(v, np.float64) for k, v in values.items()}
+        flat = np.concatenate([[1.0], *(a.ravel() for a in arrays.values())]) * rows
+        total, *sums = self._group.add(flat, self._key_of(_LOGS))
+        parts = np.split(np.asarray(sums) / max(total, 1.0), np.cumsum([a.size for a in arrays.values()])[:-1])
+        return {k: p.reshape(a.shape)[()] for (k, a), p in zip(arrays.items(), parts, strict=True)}
 
     def _function(self, name: str, spec: Any) -> Any:
         """Return the replacement of ``model.train_function`` or ``model.test_function``."""
@@ -379,8 +403,8 @@ class Training:
             logger.info("%s overrides %s, so the step runs without XLA", type(m).__name__, step_name)
         elif jit and not m.run_eagerly:
             function = Compiled(own)
-        counts = [self._last_rows, *([self._rows_of_epoch] if kind == "train" else [])]
-        counting = _counting(function, counts)
+        function = self._noting_metrics(kind, function)
+        counting = _counting(function, self._last_rows, self._of_epoch if kind == "train" else None)
         self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs, self._stop)
         setattr(m, step_name, self._steps[kind])
         m.jit_compile = False  # XLA must not compile the collectives.
@@ -401,8 +425,37 @@ class Training:
             # The first call compiles, so the clock does not count it as a step.
             with self._clock.step() if traced else contextlib.nullcontext():
                 self._last_logs = made(iterator)
-            traced = True
+            traced, self._last_kind = True, kind
             return self._last_logs
+
+        return run
+
+    def _noting_metrics(self, kind: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Note which metric has which result among the logs of a step, because a key may be another than its name."""
+
+        def noting(result: Callable[[], Any], metric: Any, results: list[tuple[Any, Any]]) -> Callable[[], Any]:
+            def noted() -> Any:
+                results.append((result(), metric))
+                return results[-1][0]
+
+            return noted
+
+        def run(*batch: Any) -> Any:
+            results: list[tuple[Any, Any]] = []
+            metrics = [(m, m.result, vars(m).get("result")) for m in self._model.metrics]
+            for metric, result, _ in metrics:
+                metric.result = noting(result, metric, results)
+            try:
+                logs = step(*batch)
+            finally:
+                for metric, _, own in metrics:
+                    del metric.result
+                    if own is not None:
+                        metric.result = own
+            if isinstance(logs, dict):
+                found = {key: m for key, value in logs.items() for result, m in results if result is value}
+                self._metric_of_log[kind] = found
+            return logs
 
         return run
 
@@ -414,7 +467,7 @@ class Training:
         own = self._model.get_metrics_result()
         if set(own) != set(zeros):
             return zeros
-        return {k: tf.cast(own[k], z.dtype) for k, z in zeros.items()}
+        return tf.nest.map_structure(lambda mine, z: tf.cast(mine, z.dtype), {k: own[k] for k in zeros}, zeros)
 
 
 class Compiled:
@@ -454,24 +507,24 @@ class Compiled:
         return logs, [grads for _, grads, _ in applied]
 
 
-def by_name_or_average(
-    logs: dict[str, Any], by_name: dict[str, Any], average: Callable[[dict[str, float]], dict[str, float]]
+def by_key_or_average(
+    logs: dict[str, Any], by_key: dict[str, Any], average: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the logs of a step over all workers: the results of metrics, and the means of other numbers."""
-    found = {k: by_name[k] for k in logs if k in by_name}
-    numbers = {k: float(v) for k, v in logs.items() if k not in found and np.ndim(v) == 0}
+    found = {k: by_key[k] for k in logs if k in by_key}
+    numbers = {k: v for k, v in logs.items() if k not in found and np.asarray(v).dtype.kind in "fiub"}
     return {**found, **(average(numbers) if numbers else {})}
 
 
-def _counting(function: Callable[..., Any], counts: Sequence[tf.Variable]) -> Callable[..., Any]:
-    last, *sums = counts
+def _counting(function: Callable[..., Any], last_rows: tf.Variable, of_epoch: tf.Variable | None) -> Callable[..., Any]:
+    """Count the rows of the last step, and the rows and the steps of an epoch."""
 
     def step(*batch: Any) -> Any:
         here = current()
         if here is not None:
-            last.assign(here.rows)
-            for total in sums:
-                total.assign_add(tf.cast(here.rows, total.dtype))
+            last_rows.assign(here.rows)
+            if of_epoch is not None:
+                of_epoch.assign_add([tf.cast(here.rows, of_epoch.dtype), 1.0])
         return function(*batch)
 
     return step

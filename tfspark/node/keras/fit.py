@@ -157,6 +157,8 @@ def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 def as_number(value: Any) -> Any:
     """Return the value of a metric as a Python number or a list of numbers."""
+    if isinstance(value, dict):
+        return {k: as_number(v) for k, v in value.items()}
     return np.asarray(value, dtype=np.float64).tolist()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspark.errors import ConfigurationError
 from tfspark.node.keras.collectives import VARYING_KEYS, buckets
 from tfspark.node.keras.step import Step, current
 
@@ -36,12 +37,28 @@ def install(refuse: Callable[[Any], None]) -> None:
             original = getattr(cls.apply, "_tfspark_original", cls.apply)
             cls.apply = _meeting(original, refuse)
             cls.apply._tfspark_original = original
+        if cls is not root and "apply_gradients" in vars(cls) and not cls.__module__.startswith("keras."):
+            own = getattr(cls.apply_gradients, "_tfspark_original", cls.apply_gradients)
+            cls.apply_gradients = _meeting_pairs(own, refuse)
+            cls.apply_gradients._tfspark_original = own
 
 
 def _classes(cls: Any) -> Iterator[Any]:
     yield cls
     for subclass in cls.__subclasses__():
         yield from _classes(subclass)
+
+
+def _meeting_pairs(own: Callable[..., Any], refuse: Callable[[Any], None]) -> Callable[..., Any]:
+    """Wrap an ``apply_gradients`` that a user's class overrides, because it may change the gradients."""
+    meeting = _meeting(lambda self, grads, variables: own(self, zip(grads, variables, strict=True)), refuse)
+
+    @functools.wraps(own)
+    def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
+        pairs = list(grads_and_vars)
+        return meeting(self, [g for g, _ in pairs], [v for _, v in pairs])
+
+    return apply_gradients
 
 
 def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Callable[..., Any]:
@@ -53,6 +70,12 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
         if step is None:
             refuse(self)
             return original(self, grads, trainable_variables)
+        if step.group.size > 1 and step.is_within_branch():
+            raise ConfigurationError(
+                "The optimizer is applied only under a condition of the graph (an `if`, a loop or tf.cond on a "
+                "tensor), but a worker that has no rows left cannot know whether the others apply it.",
+                hint="Apply it in each step. To apply the sum of n steps, pass gradient_accumulation_steps=n to it.",
+            )
         grads = list(grads)
         variables = None if trainable_variables is None else list(trainable_variables)
         captured = getattr(_local, "captured", None)

@@ -83,13 +83,16 @@ class GlobalLoss:
             values.append(call(y_true, y_pred))
             return values[-1]
 
+        own = vars(self._loss).get("call")
         self._loss.call = noted
         try:
             loss = self._loss(y_true, y_pred, sample_weight)
         finally:
             del self._loss.call
-        if not values:  # A loss that overrides __call__ counts as a mean over rows.
-            return loss
+            if own is not None:
+                self._loss.call = own
+        if not values:  # A loss that overrides __call__: only one loss for each row can be split over the workers.
+            return loss if len(loss.shape) else self._of_all_rows(step, y_true, y_pred, sample_weight)
         if not is_by_row(values[0], y_pred):
             return self._of_all_rows(step, y_true, y_pred, sample_weight)
         return self._share(step, loss, values[0], y_pred, sample_weight)

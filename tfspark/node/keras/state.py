@@ -8,15 +8,20 @@ becomes the maximum. ``BatchNormalization(synchronized=True)`` uses the statisti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfspark.errors import ConfigurationError
 from tfspark.node.keras.collectives import VARYING_KEYS, Group
-from tfspark.node.keras.step import Step, current
+from tfspark.node.keras.step import NeedsCollective, Step, current
+
+logger = logging.getLogger(__name__)
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -94,6 +99,79 @@ class SharedState:
         return [p.reshape(v.shape) for p, v in zip(parts, values, strict=True)]
 
 
+def weights_of(model: Any) -> list[tf.Variable]:
+    """Return the trainable variables of a model and the variables of its optimizers."""
+    optimizers = [o for o in [model.optimizer, *vars(model).values()] if isinstance(o, keras.optimizers.Optimizer)]
+    variables = [*model.trainable_variables, *(v for o in optimizers for v in o.variables)]
+    return list({id(v): v.value for v in variables}.values())
+
+
+def take_longest(group: Group, variables: Sequence[tf.Variable], steps: float, key: int) -> None:
+    """If the workers' variables differ, copy those of the worker that ran the most steps to all workers.
+
+    Uses twice `VARYING_KEYS` keys and two more.
+
+    A training step may assign weights after the optimizer, as the clipping of a WGAN does. The worker with the most
+    steps has run all of them, because a worker that joins does so until the end of the epoch.
+    """
+    digest = 0
+    for v in variables:
+        digest = zlib.crc32(np.ascontiguousarray(v.numpy()).tobytes(), digest)
+    choice = steps * group.size + group.size - 1 - group.rank
+    mine = tf.constant([digest, -digest, choice], tf.float64)
+    high, low, best = group.all_reduce_varying(mine, key, "Max").numpy()
+    if high != -low:
+        root = group.size - 1 - int(best) % group.size
+        logger.info("train_step assigns weights itself: all workers take those of worker %d, which ran all steps", root)
+        group.broadcast(variables, key + VARYING_KEYS, root)
+
+
+def share_adaptation(model: Any, group: Group, key: int) -> None:
+    """Normalize with the chief's statistics on all workers; compare what layers have learned in no variable.
+
+    Raises
+    ------
+    ConfigurationError
+        If the vocabularies or the bins of the workers' preprocessing layers differ.
+    """
+    learned = []
+    for layer in layers_of(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # It computes with constants that it makes of its variables.
+        elif isinstance(layer, keras.layers.Discretization):
+            learned.append((layer.name, list(layer.bin_boundaries or ())))
+        elif isinstance(layer, (keras.layers.StringLookup, keras.layers.IntegerLookup)):
+            learned.append((layer.name, layer.get_vocabulary()))
+    if not learned:
+        return
+    digests = [zlib.crc32(repr(values).encode()) for _, values in learned]
+    mine = tf.constant([*digests, *(-d for d in digests)], tf.float64)
+    high, low = np.split(group.all_reduce_varying(mine, key, "Max").numpy(), 2)
+    differing = [name for (name, _), a, b in zip(learned, high, low, strict=True) if a != -b]
+    if differing:
+        raise ConfigurationError(
+            f"The workers have adapted the preprocessing layers {differing} to different data.",
+            hint="Call adapt() on the same data on all workers, or in the driver, and pass the vocabulary or the bins.",
+        )
+
+
+def refuse_stateful(model: Any) -> None:
+    """Reject recurrent layers that keep their state from batch to batch.
+
+    Raises
+    ------
+    ConfigurationError
+        If the model has such a layer.
+    """
+    found = [layer.name for layer in layers_of(model) if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    if found:
+        raise ConfigurationError(
+            f"The layers {found} are stateful: they expect that a batch continues the rows of the batch before, but "
+            "several workers share out the rows.",
+            hint="Use stateful=False, or train on one worker.",
+        )
+
+
 def watch_normalization(model: Any) -> None:
     """Make layers with ``synchronized=True`` use the moments of the global batch in steps.
 
@@ -123,6 +201,8 @@ def _normalizing_everywhere(layer: Any, call: Callable[..., Any]) -> Callable[..
     def watched(inputs: Any, training: Any = False) -> Any:
         step = current()
         if step is not None and training:
+            if step.compiling and step.group.size > 1:
+                raise NeedsCollective  # Workers that join run `joined` without XLA; both must round alike.
             step.replays.append(joined)
         return call(inputs, training=training)
 

@@ -19,6 +19,9 @@ from tfspark.node.keras.collectives import KEYS_OF_STEP, SUMMED, VARYING_KEYS, G
 
 _local = threading.local()
 
+_BRANCHES = {"CondBranchFuncGraph", "WhileBodyFuncGraph"}
+"""TensorFlow's classes of graphs that run only under a condition."""
+
 
 class NeedsCollective(Exception):
     """A collective is needed in code that XLA compiles; the step must run without XLA."""
@@ -77,7 +80,17 @@ class Step:
 
     def __enter__(self) -> Step:
         self._outer, _local.step = current(), self
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         return self
+
+    def is_within_branch(self) -> bool:
+        """Return whether the caller is traced within a ``tf.cond`` or ``tf.while_loop`` of the step."""
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        while graph is not None and graph is not self._graph:
+            if type(graph).__name__ in _BRANCHES:
+                return True
+            graph = getattr(graph, "outer_graph", None)
+        return False
 
     def __exit__(self, *exc: object) -> None:
         _local.step = self._outer
