@@ -78,6 +78,7 @@ def test_a_host_that_is_cut_off_is_named_within_ten_seconds(hosts: SparkHosts) -
         hosts.reconnect(lost)
 
 
+@pytest.mark.long
 def test_training_across_hosts_goes_on_elsewhere_when_one_dies(hosts: SparkHosts) -> None:
     program = Program(hosts, epochs=4, step_seconds=0.1, ready_step=25, max_restarts=1)
     addresses = program.until("nodes")["nodes"]

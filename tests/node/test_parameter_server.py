@@ -34,7 +34,7 @@ def test_every_row_is_trained_on_once_per_epoch_by_the_worker_that_was_fed_it() 
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("sig", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("sig", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.long)])
 def test_training_goes_on_when_a_worker_is_lost_and_takes_it_back(sig: str, tmp_path: Path) -> None:
     program = PROGRAM.with_name("lost_worker.py")
     command = [sys.executable, str(program), sig, "12", str(tmp_path)]

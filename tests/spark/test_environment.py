@@ -66,6 +66,7 @@ def test_spark_home_where_pyspark_is_not_installed(tmp_path: Path) -> None:
     assert outcome["error"] == "DependencyError" and "SPARK_HOME" in outcome["message"]
 
 
+@pytest.mark.long
 def test_no_java_but_the_package(tmp_path: Path) -> None:
     """Where there is no Java at all, the one of the java extra compiles the connector and runs Spark."""
     bare = tmp_path / "bin"
