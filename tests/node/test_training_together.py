@@ -54,6 +54,34 @@ def files(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     return {"weights": model.get_weights(), "history": history, "epochs": len(history["loss"])}
 
 
+def shuffles_itself(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """A PyDataset, which Keras tells when an epoch begins and ends."""
+    import keras
+
+    class Batches(keras.utils.PyDataset):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[str] = []
+
+        def __len__(self) -> int:
+            return 2 + ctx.index
+
+        def __getitem__(self, index: int) -> Any:
+            rows = slice(BATCH * index, BATCH * (index + 1))
+            return args["x"][rows], args["y"][rows]
+
+        def on_epoch_begin(self) -> None:
+            self.told.append("begin")
+
+        def on_epoch_end(self) -> None:
+            self.told.append("end")
+
+    model, batches = net(), Batches()
+    ctx.synchronize(model)
+    model.fit(batches, epochs=2, verbose=0)
+    return {"told": batches.told, "weights": model.get_weights()}
+
+
 def callbacks_that_write(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     import keras
 
@@ -319,6 +347,7 @@ def everything(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         one_stops,
         large_table,
         fits_again,
+        shuffles_itself,
         mistakes,
     )
     import tensorflow as tf
@@ -488,6 +517,12 @@ def test_a_model_is_fitted_again_and_evaluated_in_callbacks(done: Any) -> None:
     np.testing.assert_allclose(first["alone"], first["together"], rtol=1e-5)
     np.testing.assert_allclose(np.ravel(first["history"]), first["together"], rtol=1e-5)
     assert second["alone"] == []
+
+
+def test_data_learn_of_their_epochs(done: Any) -> None:
+    first, second = both(done, "shuffles_itself")
+    assert first["told"] == second["told"] == ["begin", "end"] * 2
+    equal(first["weights"], second["weights"])
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,10 @@ def _fit(
         )
     if not model.compiled:
         raise ConfigurationError("The model is not compiled.", hint="Call model.compile(optimizer=..., loss=...).")
+    adapter = None
     if not isinstance(x, tf.data.Dataset):
-        x = _as_dataset(x, y, sample_weight, batch_size, shuffle)
+        adapter = _adapter(x, y, sample_weight, batch_size, shuffle)
+        x = adapter.get_tf_dataset()
     dataset = engine.distribute(x)
     validation = _validation(engine, validation_data, validation_batch_size or batch_size or DEFAULT_BATCH_ROWS)
     training = engine.training(model)
@@ -91,7 +93,7 @@ def _fit(
             model,
             dataset,
             class_weight=class_weight,
-            callbacks=_added(callbacks, model, first=_MergeState(training), last=_Meet(training)),
+            callbacks=_added(callbacks, model, first=_MergeState(training, adapter), last=_Meet(training)),
             validation_data=validation,
             **others,
         )
@@ -99,13 +101,13 @@ def _fit(
     return history
 
 
-def _as_dataset(x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: Any) -> tf.data.Dataset:
+def _adapter(x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: Any) -> Any:
+    """Return Keras' own adapter of data that is no dataset."""
     from keras.src.trainers.data_adapters import get_data_adapter
 
-    adapter = get_data_adapter(
+    return get_data_adapter(
         x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=shuffle, class_weight=None
     )
-    return adapter.get_tf_dataset()
 
 
 def _validation(engine: Engine, data: Any, batch_size: int) -> Any:
@@ -172,20 +174,27 @@ def of_unknown_length() -> Iterator[None]:
 
 
 class _MergeState(keras.callbacks.Callback):
-    """The first callback: merges state, so that the other callbacks see and save the same state on all workers."""
+    """The first callback: merges state, so that the other callbacks see and save the same state on all workers.
 
-    def __init__(self, training: Training) -> None:
+    It also tells the data about epochs, because Keras knows only the dataset that was made of them.
+    """
+
+    def __init__(self, training: Training, adapter: Any) -> None:
         super().__init__()
-        self._training = training
+        self._training, self._adapter = training, adapter
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._training.begin_epoch()
+        if self._adapter is not None:
+            self._adapter.on_epoch_begin()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._training.merge_state()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._training.merge_state()
+        if self._adapter is not None:
+            self._adapter.on_epoch_end()
 
 
 class _Meet(keras.callbacks.Callback):
