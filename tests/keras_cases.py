@@ -554,7 +554,8 @@ def step_that_returns_a_key_more() -> Case:
             return logs
 
         def test_step(self, data: Any) -> Any:
-            return {**super().test_step(data), "means": ops.ones(2)}
+            found = super().test_step(data)
+            return {**found, "means": ops.ones(2), **{f"{k}_again": v for k, v in found.items()}}
 
     return compiled(dense_of("x", (4,), 1, cls=Model), metrics=["mae"]), {"validates": True}
 
@@ -643,6 +644,36 @@ def optimizer_that_changes_gradients_in_apply_gradients() -> Case:
 
 
 @case
+def optimizer_that_changes_gradients_with_jit() -> Case:
+    model, options = optimizer_that_changes_gradients_in_apply_gradients()
+    return compiled(model, model.optimizer, jit_compile=True), options
+
+
+@case
+def metric_in_a_layer_of_a_layer() -> Case:
+    class Gate(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.opened = layers.Dense(4, activation="sigmoid"), metrics.Mean(name="opened")
+
+        def call(self, x: Any) -> Any:
+            gate = self.dense(x)
+            self.opened.update_state(gate)
+            return x * gate
+
+    class Block(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = Gate()
+
+        def call(self, x: Any) -> Any:
+            return self.gate(x) + x
+
+    x = keras.Input((4,), name="x")
+    return compiled(keras.Model({"x": x}, layers.Dense(1)(Block()(x)))), {}
+
+
+@case
 def spectral_normalization_with_jit() -> Case:
     x = keras.Input((4,), name="x")
     h = layers.SpectralNormalization(layers.Dense(6, activation="tanh"))(x)
@@ -663,11 +694,21 @@ def weights_clipped_in_train_step() -> Case:
 
 @case
 def teacher_that_follows_in_train_step() -> Case:
+    return with_teacher(trainable=True)
+
+
+@case
+def frozen_teacher_that_follows_in_train_step() -> Case:
+    return with_teacher(trainable=False)
+
+
+def with_teacher(trainable: bool) -> Case:
     class Student(keras.Model):
         def __init__(self) -> None:
             super().__init__()
             self.student, self.teacher = (keras.Sequential([keras.Input((4,)), layers.Dense(1)]) for _ in range(2))
             self.teacher.set_weights(self.student.get_weights())
+            self.teacher.trainable = trainable
 
         def call(self, inputs: Any) -> Any:
             return self.student(inputs["x"])
@@ -680,7 +721,7 @@ def teacher_that_follows_in_train_step() -> Case:
                 loss = ops.mean(ops.square(y[:, None] - p)) + 0.1 * apart
             weights = self.student.trainable_variables
             self.optimizer.apply(tape.gradient(loss, weights), weights)
-            for follower, w in zip(self.teacher.trainable_variables, weights, strict=True):
+            for follower, w in zip(self.teacher.variables, weights, strict=True):
                 follower.assign(0.9 * follower + 0.1 * w)
             return {"distillation": loss}
 

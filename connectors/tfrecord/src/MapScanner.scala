@@ -26,15 +26,16 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
   def begin(): Unit = {
     java.util.Arrays.fill(starts, -1)
     java.util.Arrays.fill(others.asInstanceOf[Array[AnyRef]], null)
+    java.util.Arrays.fill(hasTwoValues, false)
   }
 
-  /** Returns whether the record has entry `i`; throws if two differ only in case, or if the entry has two values. */
+  /** Returns whether the record has entry `i`; throws if two differ only in case, or if one has two values. */
   def has(i: Int): Boolean = {
     if (others(i) != null)
       throw new RecordFault(
         s"the record also has '${others(i)}', which differs only in case. Hint: set spark.sql.caseSensitive=true")
     // Protobuf merges the two; TensorFlow's parser of examples refuses the record.
-    if (starts(i) >= 0 && hasTwoValues(i)) throw new RecordFault(MapScanner.TwoValues)
+    if (hasTwoValues(i)) throw new RecordFault(MapScanner.TwoValues)
     starts(i) >= 0
   }
 
@@ -79,7 +80,7 @@ final class MapScanner(names: Array[String], caseSensitive: Boolean) {
       keyEnds(column) = keyEnd
       starts(column) = from
       ends(column) = until
-      hasTwoValues(column) = values > 1
+      if (values > 1) hasTwoValues(column) = true
     }
   }
 

@@ -177,6 +177,10 @@ class Group:
         """Sum numbers over the workers, eagerly; this uses the `VARYING_KEYS` keys that begin with `key`."""
         return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key).numpy()
 
+    def max(self, values: Any, key: int) -> np.ndarray:
+        """Return the largest of each number over the workers, as `add`."""
+        return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key, "Max").numpy()
+
     def broadcast(self, variables: Sequence[tf.Variable], key: int, root: int = 0) -> None:
         """Copy the values of one worker's variables, by default the chief's, to all workers, eagerly.
 
@@ -204,7 +208,9 @@ class Group:
 
     def _broadcast(self, variables: Sequence[tf.Variable], kind: tf.DType, key: int, root: int) -> None:
         flat = tf.concat([tf.reshape(tf.cast(v.value(), kind), [-1]) for v in variables], 0)
-        received = self.all_reduce_varying(flat if self.rank == root else tf.zeros_like(flat), key)
+        # Only -0.0 changes no number when it is added: 0.0 would change -0.0.
+        nothing = -tf.zeros_like(flat) if kind.is_floating else tf.zeros_like(flat)
+        received = self.all_reduce_varying(flat if self.rank == root else nothing, key)
         for v, part in zip(variables, _split(received, variables), strict=True):
             if self.rank != root:
                 v.assign(tf.cast(part, v.dtype))

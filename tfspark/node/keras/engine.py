@@ -24,7 +24,7 @@ from tfspark.node.keras import gradients
 from tfspark.node.keras.collectives import VARYING_KEYS, Group
 from tfspark.node.keras.joins import with_joins
 from tfspark.node.keras.losses import noting_reduction, watch_losses
-from tfspark.node.keras.metrics import sum_over_workers, watch_metrics
+from tfspark.node.keras.metrics import noted_results, sum_over_workers, watch_metrics
 from tfspark.node.keras.state import (
     SharedState,
     differ_by_rank,
@@ -40,7 +40,7 @@ from tfspark.node.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP, _ADAPTED, _ASSIGNED = range(8)
+_WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP, _SIZES, _ADAPTED, _ASSIGNED = range(9)
 """The sums over the workers outside of steps, by number; each sum has its own keys."""
 
 
@@ -201,7 +201,7 @@ class Training:
         self._steps: dict[str, SynchronizedFunction] = {}
         self._last_logs: dict[str, Any] = {}
         self._last_kind = "train"
-        self._metric_of_log: dict[str, dict[str, Any]] = {}
+        self._results_of_logs: dict[str, dict[str, Callable[[], Any]]] = {}
         self._last_rows = tf.Variable(0.0, trainable=False)
         self._of_epoch = tf.Variable([0.0, 0.0], trainable=False, dtype=tf.float64)  # Rows and steps.
         self._state: SharedState | None = None
@@ -279,7 +279,11 @@ class Training:
             m._initial_epoch = None if agreed < 0 else int(agreed)
             differ_by_rank(seeds_of(m), self._group.rank)
             self._stop.clear()
-        self._state = SharedState(m, self._group)
+        self._state = SharedState(m, self._group, self._assigned())
+
+    def _assigned(self) -> list[tf.Variable]:
+        """Return the variables that a training step may assign itself: none if it is Keras' own."""
+        return weights_of(self._model) if self._is_own("train_step") else []
 
     def begin_epoch(self) -> None:
         """Reset the counts of this worker's rows and steps."""
@@ -290,9 +294,8 @@ class Training:
         rows, steps = map(float, self._of_epoch.numpy())
         if self._state is not None:
             self._state.merge(rows)
-        if self._group.size > 1 and self._is_own("train_step"):
-            # It may assign weights, and a worker that joins does not run it.
-            take_longest(self._group, weights_of(self._model), steps, self._key_of(_ASSIGNED))
+        if self._group.size > 1 and (assigned := self._assigned()):
+            take_longest(self._group, assigned, steps, self._key_of(_ASSIGNED))
 
     def agree_to_stop(self, *, now: bool = False) -> None:
         """End the fit of all workers if a callback on any worker has set ``stop_training``.
@@ -361,15 +364,12 @@ class Training:
             return result()
         if self._group.size == 1:
             return result()
-        metrics = self._model.metrics
-
-        logged = self._metric_of_log.get(self._last_kind, {})
+        of_logs = self._results_of_logs.get(self._last_kind, {})
 
         def results() -> tuple[Any, dict[str, Any]]:
-            compiled, named = result(), {m.name: m.result() for m in metrics}
-            return compiled, {**named, **compiled, **{key: m.result() for key, m in logged.items()}}
+            return result(), {key: read() for key, read in of_logs.items()}
 
-        over_all, by_key = sum_over_workers(metrics, self._group, self._key_of(_METRICS), results)
+        over_all, by_key = sum_over_workers(self._model.metrics, self._group, self._key_of(_METRICS), results)
         logs = self._last_logs
         if isinstance(logs, dict) and set(logs) != set(over_all):
             # If the keys of the logs are not those of the metrics, Keras returns the logs of the last step instead.
@@ -377,13 +377,20 @@ class Training:
         return over_all
 
     def _average(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the mean of numbers and arrays of the last step, weighted by the rows of each worker."""
+        """Return the mean of numbers and arrays of the last step, weighted by the rows of each worker.
+
+        Arrays whose size differs by worker, such as one number for each row, are left out.
+        """
+        sizes = np.array([np.size(v) for v in values.values()], np.float64)
+        most, least = np.split(self._group.max([*sizes, *-sizes], self._key_of(_SIZES)), 2)
+        arrays = {
+            k: np.asarray(v, np.float64) for (k, v), a, b in zip(values.items(), most, least, strict=True) if a == -b
+        }
         rows = float(self._last_rows)
-        arrays = {k: np.asarray(v, np.float64) for k, v in values.items()}
         flat = np.concatenate([[1.0], *(a.ravel() for a in arrays.values())]) * rows
         total, *sums = self._group.add(flat, self._key_of(_LOGS))
         parts = np.split(np.asarray(sums) / max(total, 1.0), np.cumsum([a.size for a in arrays.values()])[:-1])
-        return {k: p.reshape(a.shape)[()] for (k, a), p in zip(arrays.items(), parts, strict=True)}
+        return {k: p.reshape(a.shape)[()] for (k, a), p in zip(arrays.items(), parts, strict=False)}
 
     def _function(self, name: str, spec: Any) -> Any:
         """Return the replacement of ``model.train_function`` or ``model.test_function``."""
@@ -431,30 +438,16 @@ class Training:
         return run
 
     def _noting_metrics(self, kind: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Note which metric has which result among the logs of a step, because a key may be another than its name."""
-
-        def noting(result: Callable[[], Any], metric: Any, results: list[tuple[Any, Any]]) -> Callable[[], Any]:
-            def noted() -> Any:
-                results.append((result(), metric))
-                return results[-1][0]
-
-            return noted
+        """Note which logs of a step are results of metrics, because their keys may be other than the names."""
 
         def run(*batch: Any) -> Any:
-            results: list[tuple[Any, Any]] = []
-            metrics = [(m, m.result, vars(m).get("result")) for m in self._model.metrics]
-            for metric, result, _ in metrics:
-                metric.result = noting(result, metric, results)
-            try:
+            with noted_results(self._model.metrics) as results:
                 logs = step(*batch)
-            finally:
-                for metric, _, own in metrics:
-                    del metric.result
-                    if own is not None:
-                        metric.result = own
-            if isinstance(logs, dict):
-                found = {key: m for key, value in logs.items() for result, m in results if result is value}
-                self._metric_of_log[kind] = found
+            if isinstance(logs, dict) and results:
+                by_value = {key: read for key, value in logs.items() for _, result, read in results if result is value}
+                # A tf.function within the step returns other tensors.
+                by_name = {name: read for name, _, read in results if name in logs}
+                self._results_of_logs[kind] = {**by_name, **by_value}
             return logs
 
         return run
@@ -489,21 +482,21 @@ class Compiled:
             try:
                 logs, grads = self._forward(data)
             except NeedsCollective:
-                logger.info("the step has a sum over the workers, so it runs without XLA")
+                logger.info("the step needs the other workers, so it runs without XLA")
                 self._forward = False
                 del here.replays[mark:]
             finally:
                 here.compiling = False
             if self._forward is not False:
-                for (optimizer, variables), found in zip(self._applied, grads, strict=True):
-                    optimizer.apply(found, variables)
+                for (apply, variables), found in zip(self._applied, grads, strict=True):
+                    apply(found, variables)
                 return logs
         return self._step(data)
 
     def _trace(self, data: Any) -> Any:
         with gradients.captured() as applied:
             logs = self._step(data)
-        self._applied = [(optimizer, variables) for optimizer, _, variables in applied]
+        self._applied = [(apply, variables) for apply, _, variables in applied]
         return logs, [grads for _, grads, _ in applied]
 
 
@@ -512,7 +505,8 @@ def by_key_or_average(
 ) -> dict[str, Any]:
     """Return the logs of a step over all workers: the results of metrics, and the means of other numbers."""
     found = {k: by_key[k] for k in logs if k in by_key}
-    numbers = {k: v for k, v in logs.items() if k not in found and np.asarray(v).dtype.kind in "fiub"}
+    # numpy has no kind of its own for bfloat16.
+    numbers = {k: v for k, v in logs.items() if k not in found and np.asarray(v).dtype.kind not in "OSUc"}
     return {**found, **(average(numbers) if numbers else {})}
 
 

@@ -51,12 +51,15 @@ def _classes(cls: Any) -> Iterator[Any]:
 
 def _meeting_pairs(own: Callable[..., Any], refuse: Callable[[Any], None]) -> Callable[..., Any]:
     """Wrap an ``apply_gradients`` that a user's class overrides, because it may change the gradients."""
-    meeting = _meeting(lambda self, grads, variables: own(self, zip(grads, variables, strict=True)), refuse)
 
     @functools.wraps(own)
-    def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
+    def apply_gradients(self: Any, grads_and_vars: Any, *more: Any, **options: Any) -> Any:
+        def update(self: Any, grads: Any, variables: Any) -> Any:
+            return own(self, list(zip(grads, variables, strict=True)), *more, **options)
+
         pairs = list(grads_and_vars)
-        return meeting(self, [g for g, _ in pairs], [v for _, v in pairs])
+        result = _meeting(update, refuse)(self, [g for g, _ in pairs], [v for _, v in pairs])
+        return self.iterations if result is None else result
 
     return apply_gradients
 
@@ -80,7 +83,7 @@ def _meeting(original: Callable[..., Any], refuse: Callable[[Any], None]) -> Cal
         variables = None if trainable_variables is None else list(trainable_variables)
         captured = getattr(_local, "captured", None)
         if captured is not None:
-            captured.append((self, grads, variables))
+            captured.append((functools.partial(apply, self), grads, variables))
             return None
         update = functools.partial(_apply, step, functools.partial(original, self), variables)
         if step.group.size > 1:
@@ -130,9 +133,9 @@ def _apply(step: Step, original: Callable[..., Any], variables: list[Any] | None
 
 
 class captured:
-    """A context in which optimizers record (optimizer, gradients, variables) instead of applying the gradients."""
+    """A context in which optimizers record (function, gradients, variables) instead of applying the gradients."""
 
-    def __enter__(self) -> list[tuple[Any, list[Any], list[Any] | None]]:
+    def __enter__(self) -> list[tuple[Callable[..., Any], list[Any], list[Any] | None]]:
         self._outer = getattr(_local, "captured", None)
         _local.captured = []
         return _local.captured

@@ -8,6 +8,7 @@ computes one number from a batch gets the rows of all workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -74,6 +75,37 @@ def _of_function(metric: Any, update: Callable[..., Any]) -> Callable[..., Any]:
             metric._fn = function
 
     return update_state
+
+
+@contextmanager
+def noted_results(metrics: Sequence[Any]) -> Iterator[list[tuple[str, Any, Callable[[], Any]]]]:
+    """Yield a list to which each result that is read is added: its name, the result, and a function that reads it."""
+    results: list[tuple[str, Any, Callable[[], Any]]] = []
+
+    def noting(metric: Any, read: Callable[[], Any]) -> Callable[[], Any]:
+        def result() -> Any:
+            found = read()
+            results.append((metric.name, found, read))
+            if isinstance(found, dict):
+                results.extend((name, value, entry(read, name)) for name, value in found.items())
+            return found
+
+        return result
+
+    def entry(read: Callable[[], Any], name: str) -> Callable[[], Any]:
+        return lambda: read()[name]
+
+    # A metric of a layer within a layer is listed twice.
+    own = [(m, vars(m).get("result")) for m in {id(m): m for m in metrics}.values()]
+    for metric, _ in own:
+        metric.result = noting(metric, metric.result)
+    try:
+        yield results
+    finally:
+        for metric, result in own:
+            del metric.result
+            if result is not None:
+                metric.result = result
 
 
 def sum_over_workers(metrics: Sequence[Any], group: Group, key: int, result: Callable[[], Any]) -> Any:

@@ -55,15 +55,20 @@ class SharedState:
         A built model.
     group
         The workers.
+    without
+        Variables that are not merged.
     """
 
-    def __init__(self, model: Any, group: Group) -> None:
+    def __init__(self, model: Any, group: Group, without: Sequence[tf.Variable] = ()) -> None:
         self._group, self._key = group, group.new_keys()
+        others = {id(v) for v in without}
         seeds = {id(s) for s in seeds_of(model)}
         metrics = {id(v.value) for v in getattr(model, "metrics_variables", ())}
         variables = {id(v.value): v.value for v in model.non_trainable_variables}
         # Weights of frozen layers are in this list too; they do not change, so they cost only a comparison.
-        self._variables = [v for i, v in variables.items() if i not in seeds | metrics and v.dtype != tf.string]
+        self._variables = [
+            v for i, v in variables.items() if i not in seeds | metrics | others and v.dtype != tf.string
+        ]
         self.begin()
 
     def begin(self) -> None:
@@ -100,10 +105,11 @@ class SharedState:
 
 
 def weights_of(model: Any) -> list[tf.Variable]:
-    """Return the trainable variables of a model and the variables of its optimizers."""
+    """Return the weights of a model, those of frozen layers too, and the variables of its optimizers."""
     optimizers = [o for o in [model.optimizer, *vars(model).values()] if isinstance(o, keras.optimizers.Optimizer)]
-    variables = [*model.trainable_variables, *(v for o in optimizers for v in o.variables)]
-    return list({id(v): v.value for v in variables}.values())
+    weights = [v for layer in layers_of(model) for v in layer._trainable_variables]
+    variables = [*weights, *(v for o in optimizers for v in o.variables)]
+    return list({id(v.value): v.value for v in variables}.values())
 
 
 def take_longest(group: Group, variables: Sequence[tf.Variable], steps: float, key: int) -> None:
@@ -118,8 +124,7 @@ def take_longest(group: Group, variables: Sequence[tf.Variable], steps: float, k
     for v in variables:
         digest = zlib.crc32(np.ascontiguousarray(v.numpy()).tobytes(), digest)
     choice = steps * group.size + group.size - 1 - group.rank
-    mine = tf.constant([digest, -digest, choice], tf.float64)
-    high, low, best = group.all_reduce_varying(mine, key, "Max").numpy()
+    high, low, best = group.max([digest, -digest, choice], key)
     if high != -low:
         root = group.size - 1 - int(best) % group.size
         logger.info("train_step assigns weights itself: all workers take those of worker %d, which ran all steps", root)
@@ -141,12 +146,14 @@ def share_adaptation(model: Any, group: Group, key: int) -> None:
         elif isinstance(layer, keras.layers.Discretization):
             learned.append((layer.name, list(layer.bin_boundaries or ())))
         elif isinstance(layer, (keras.layers.StringLookup, keras.layers.IntegerLookup)):
-            learned.append((layer.name, layer.get_vocabulary()))
+            weights = getattr(layer, "idf_weights", None)
+            learned.append(
+                (layer.name, [layer.get_vocabulary(), None if weights is None else weights.numpy().tolist()])
+            )
     if not learned:
         return
     digests = [zlib.crc32(repr(values).encode()) for _, values in learned]
-    mine = tf.constant([*digests, *(-d for d in digests)], tf.float64)
-    high, low = np.split(group.all_reduce_varying(mine, key, "Max").numpy(), 2)
+    high, low = np.split(group.max([*digests, *(-d for d in digests)], key), 2)
     differing = [name for (name, _), a, b in zip(learned, high, low, strict=True) if a != -b]
     if differing:
         raise ConfigurationError(
