@@ -103,7 +103,8 @@ def outcomes(spark: Any, path: Path, records: list[bytes]) -> Counter[str]:
     Returns
     -------
     Counter
-        ``row``: the same values. ``error``: refused, and protobuf refuses it or a feature has another kind than asked.
+        ``row``: the same values. ``error``: refused, and protobuf refuses it, a feature has another kind than asked, or
+        an entry has two values.
         ``unread``: protobuf refuses it for something in a part that the connector has no need to parse. ``dropped``:
         protobuf for Python leaves out map entries with unknown fields; other parsers do not. ``wrong``: all else.
     """
@@ -118,7 +119,8 @@ def outcomes(spark: Any, path: Path, records: list[bytes]) -> Counter[str]:
     for row, body in zip(rows, records, strict=False):
         expected = parsed(body)
         if row._corrupt_record is not None:
-            refused = expected is None or "another kind" in expected.values() or has_unknown_in_entry(body)
+            odd = has_unknown_in_entry(body) or has_two_values_in_entry(body)
+            refused = expected is None or "another kind" in expected.values() or odd
             counts["error" if refused else "wrong"] += 1
         elif expected is None:
             counts["unread"] += 1
@@ -155,9 +157,17 @@ def fields(body: bytes) -> Iterator[tuple[int, bytes]]:
         at += size
 
 
+def entries_of(body: bytes) -> list[bytes]:
+    return [e for tag, part in fields(body) if tag == 10 for t, e in fields(part) if t == 10]
+
+
 def has_unknown_in_entry(body: bytes) -> bool:
-    entries = [e for tag, part in fields(body) if tag == 10 for t, e in fields(part) if t == 10]
-    return any(tag not in (10, 18) for e in entries for tag, _ in fields(e))
+    return any(tag not in (10, 18) for e in entries_of(body) for tag, _ in fields(e))
+
+
+def has_two_values_in_entry(body: bytes) -> bool:
+    """Return whether protobuf would merge the values of an entry; ``tf.io.parse_example`` refuses such a record."""
+    return any([tag for tag, _ in fields(e)].count(18) > 1 for e in entries_of(body))
 
 
 def parsed(body: bytes) -> dict[str, Any] | None:

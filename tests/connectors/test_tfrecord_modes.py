@@ -77,6 +77,8 @@ def test_an_entry_with_two_values_is_malformed(spark: Any, tmp_path: Path) -> No
     features = b"\x0a" + bytes([len(entry)]) + entry
     record = b"\x0a" + bytes([len(features)]) + features
     assert list(tf.train.Example.FromString(record).features.feature["a"].int64_list.value) == [7, 7]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.parse_single_example(record, {"a": tf.io.VarLenFeature(tf.int64)})
     path = write(tmp_path / "x", example(a=("int64", [1])), record)
     for schema in ("a array<long>", "a long", None):
         with pytest.raises(Exception, match="feature 'a': its entry in the record has two values"):
