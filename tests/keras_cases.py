@@ -645,8 +645,7 @@ def optimizer_that_changes_gradients_in_apply_gradients() -> Case:
 
 @case
 def optimizer_that_changes_gradients_with_jit() -> Case:
-    model, options = optimizer_that_changes_gradients_in_apply_gradients()
-    return compiled(model, model.optimizer, jit_compile=True), options
+    return with_jit(optimizer_that_changes_gradients_in_apply_gradients)
 
 
 @case
@@ -675,9 +674,12 @@ def metric_in_a_layer_of_a_layer() -> Case:
 
 @case
 def spectral_normalization_with_jit() -> Case:
-    x = keras.Input((4,), name="x")
-    h = layers.SpectralNormalization(layers.Dense(6, activation="tanh"))(x)
-    return compiled(keras.Model({"x": x}, layers.Dense(1)(h)), jit_compile=True), {}
+    return with_jit(spectral_normalization)
+
+
+def with_jit(without: Callable[[], Case]) -> Case:
+    model, options = without()
+    return compiled(model, model.optimizer, jit_compile=True), options
 
 
 @case

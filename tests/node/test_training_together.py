@@ -213,9 +213,9 @@ def mistakes(args: dict[str, Any], ctx: Any) -> dict[str, str]:
         model.compile("sgd", "mse")
         fit_arrays(model)
 
-    def vocabulary(adapt: bool) -> None:
+    def vocabulary(same: bool) -> None:
         words = keras.layers.IntegerLookup(output_mode="one_hot", max_tokens=4, name="words")
-        words.adapt(np.arange(3) + (0 if adapt else ctx.index))
+        words.adapt(np.arange(3) + (0 if same else ctx.index))
         inputs = keras.Input((4,), name="x")
         model = keras.Model(inputs, keras.layers.Dense(1)(words(keras.ops.cast(inputs, "int64"))))
         model.compile("sgd", "mse")

@@ -174,20 +174,20 @@ object SchemaInference {
         if (tag == Wire.delimited(1)) {
           var name = ""
           var (a, b) = (from, from)
-          var (odd, hasValue, twoValues) = (false, false, false)
+          var odd = false
+          var values = 0
           each(bytes, from, until) { (t, x, y) =>
             if (t == Wire.delimited(1)) {
               odd = !Utf8.isValid(bytes, x, y - x)
               name = if (odd) "" else new String(bytes, x, y - x, UTF_8)
             }
             else if (t == Wire.delimited(2)) {
-              twoValues = hasValue
-              hasValue = true
+              values += 1
               a = x
               b = y
             }
           }
-          if (twoValues) throw new RecordFault(s"feature '$name': ${MapScanner.TwoValues}")
+          if (values > 1) throw new RecordFault(s"feature '$name': ${MapScanner.TwoValues}")
           if (odd) oddName = true else f(name, a, b)
         }
       }

@@ -181,10 +181,16 @@ class Group:
         """Return the largest of each number over the workers, as `add`."""
         return self.all_reduce_varying(tf.constant(np.asarray(values, np.float64)), key, "Max").numpy()
 
+    def are_equal(self, values: Any, key: int) -> np.ndarray:
+        """Return, for each number, whether it is equal on all workers; uses the same keys as `max`."""
+        values = np.asarray(values, np.float64)
+        high, low = np.split(self.max([*values, *-values], key), 2)
+        return high == -low
+
     def broadcast(self, variables: Sequence[tf.Variable], key: int, root: int = 0) -> None:
         """Copy the values of one worker's variables, by default the chief's, to all workers, eagerly.
 
-        Uses `VARYING_KEYS` + 2 keys.
+        Uses twice `VARYING_KEYS` keys.
 
         Raises
         ------
@@ -196,14 +202,11 @@ class Group:
         for kind in kinds:
             alike = [v for v in variables if _reduced_as(v.dtype) == kind]
             for bucket in buckets([v.shape.num_elements() * kind.size for v in alike], BROADCAST_BYTES):
-                self._broadcast([alike[i] for i in bucket], kind, key + 2, root)
+                self._broadcast([alike[i] for i in bucket], kind, key + VARYING_KEYS, root)
 
     def _check_alike(self, variables: Sequence[tf.Variable], key: int) -> None:
         described = [(tuple(v.shape), v.dtype.name) for v in variables]
-        digest = np.array([len(described), _digest(described)], np.float64)
-        low = self.all_reduce(tf.constant(digest), key, "Min").numpy()
-        high = self.all_reduce(tf.constant(digest), key + 1, "Max").numpy()
-        if (low != high).any():
+        if not self.are_equal([len(described), _digest(described)], key).all():
             raise ValueError("The workers' models have different variables.")
 
     def _broadcast(self, variables: Sequence[tf.Variable], kind: tf.DType, key: int, root: int) -> None:

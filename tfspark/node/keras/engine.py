@@ -25,6 +25,7 @@ from tfspark.node.keras.collectives import VARYING_KEYS, Group
 from tfspark.node.keras.joins import with_joins
 from tfspark.node.keras.losses import noting_reduction, watch_losses
 from tfspark.node.keras.metrics import noted_results, sum_over_workers, watch_metrics
+from tfspark.node.keras.replacing import replaced
 from tfspark.node.keras.state import (
     SharedState,
     differ_by_rank,
@@ -41,7 +42,7 @@ from tfspark.node.step_clock import StepClock
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _EPOCH, _END, _METRICS, _LOGS, _STOP, _SIZES, _ADAPTED, _ASSIGNED = range(9)
-"""The sums over the workers outside of steps, by number; each sum has its own keys."""
+"""What the workers exchange outside of steps, by number; each exchange has its own keys."""
 
 
 class Engine:
@@ -347,17 +348,20 @@ class Training:
         def result_of_all() -> Any:
             return self._result(result)
 
-        m.get_metrics_result, m.compute_loss, m.evaluate = result_of_all, noting_reduction(compute_loss), evaluate_alone
         self._evaluate = evaluate
-        try:
-            for name in own:
-                setattr(m, name, self._function(name, spec))
-            yield evaluate
-        finally:
-            self._evaluate = None
-            del m.get_metrics_result, m.compute_loss, m.evaluate
-            for name, function in own.items():
-                setattr(m, name, function)
+        with (
+            replaced(m, "get_metrics_result", result_of_all),
+            replaced(m, "compute_loss", noting_reduction(compute_loss)),
+            replaced(m, "evaluate", evaluate_alone),
+        ):
+            try:
+                for name in own:
+                    setattr(m, name, self._function(name, spec))
+                yield evaluate
+            finally:
+                self._evaluate = None
+                for name, function in own.items():
+                    setattr(m, name, function)
 
     def _result(self, result: Callable[[], Any]) -> Any:
         if current() is not None or not tf.executing_eagerly():
@@ -381,11 +385,8 @@ class Training:
 
         Arrays whose size differs by worker, such as one number for each row, are left out.
         """
-        sizes = np.array([np.size(v) for v in values.values()], np.float64)
-        most, least = np.split(self._group.max([*sizes, *-sizes], self._key_of(_SIZES)), 2)
-        arrays = {
-            k: np.asarray(v, np.float64) for (k, v), a, b in zip(values.items(), most, least, strict=True) if a == -b
-        }
+        alike = self._group.are_equal([np.size(v) for v in values.values()], self._key_of(_SIZES))
+        arrays = {k: np.asarray(v, np.float64) for (k, v), same in zip(values.items(), alike, strict=True) if same}
         rows = float(self._last_rows)
         flat = np.concatenate([[1.0], *(a.ravel() for a in arrays.values())]) * rows
         total, *sums = self._group.add(flat, self._key_of(_LOGS))
@@ -410,20 +411,20 @@ class Training:
             logger.info("%s overrides %s, so the step runs without XLA", type(m).__name__, step_name)
         elif jit and not m.run_eagerly:
             function = Compiled(own)
-        function = self._noting_metrics(kind, function)
+        if self._group.size > 1:
+            function = self._noting_metrics(kind, function)
         counting = _counting(function, self._last_rows, self._of_epoch if kind == "train" else None)
         self._steps[kind] = SynchronizedFunction(counting, self._group, self._joined_logs, self._stop)
-        setattr(m, step_name, self._steps[kind])
         m.jit_compile = False  # XLA must not compile the collectives.
         saved = getattr(m, f"{kind}_function")
         try:
             setattr(m, f"{kind}_function", None)
-            getattr(m, f"make_{kind}_function")()
+            with replaced(m, step_name, self._steps[kind]):
+                getattr(m, f"make_{kind}_function")()
             made = getattr(m, f"{kind}_function")
         finally:
             m.jit_compile = jit
             setattr(m, f"{kind}_function", saved)
-            delattr(m, step_name)
 
         traced = False
 

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfspark.errors import DependencyError
+from tfspark.node.keras.replacing import replaced
 from tfspark.node.keras.step import Step, current
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -83,14 +84,8 @@ class GlobalLoss:
             values.append(call(y_true, y_pred))
             return values[-1]
 
-        own = vars(self._loss).get("call")
-        self._loss.call = noted
-        try:
+        with replaced(self._loss, "call", noted):
             loss = self._loss(y_true, y_pred, sample_weight)
-        finally:
-            del self._loss.call
-            if own is not None:
-                self._loss.call = own
         if not values:  # A loss that overrides __call__: only one loss for each row can be split over the workers.
             return loss if len(loss.shape) else self._of_all_rows(step, y_true, y_pred, sample_weight)
         if not is_by_row(values[0], y_pred):

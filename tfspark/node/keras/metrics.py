@@ -8,7 +8,7 @@ computes one number from a batch gets the rows of all workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfspark.node.keras.collectives import Group
 from tfspark.node.keras.losses import gathered, is_by_row, mask_of
+from tfspark.node.keras.replacing import replaced
 from tfspark.node.keras.step import current
 
 
@@ -96,16 +97,10 @@ def noted_results(metrics: Sequence[Any]) -> Iterator[list[tuple[str, Any, Calla
         return lambda: read()[name]
 
     # A metric of a layer within a layer is listed twice.
-    own = [(m, vars(m).get("result")) for m in {id(m): m for m in metrics}.values()]
-    for metric, _ in own:
-        metric.result = noting(metric, metric.result)
-    try:
+    with ExitStack() as stack:
+        for metric in {id(m): m for m in metrics}.values():
+            stack.enter_context(replaced(metric, "result", noting(metric, metric.result)))
         yield results
-    finally:
-        for metric, result in own:
-            del metric.result
-            if result is not None:
-                metric.result = result
 
 
 def sum_over_workers(metrics: Sequence[Any], group: Group, key: int, result: Callable[[], Any]) -> Any:

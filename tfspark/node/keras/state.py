@@ -1,8 +1,9 @@
-"""The non-trainable state of a model: moving statistics, counters, seeds.
+"""What the workers' models share outside of a step: moving statistics, counters, seeds, adapted layers.
 
 The layers of a worker process only its own rows. Once per epoch, and before each evaluation, the state that training
 has changed is merged: floating-point state becomes the mean over the workers, weighted by their rows; other state
 becomes the maximum. ``BatchNormalization(synchronized=True)`` uses the statistics of the global batch in every step.
+Weights that a training step assigns itself are those of a worker that has run all steps.
 """
 
 from __future__ import annotations
@@ -115,20 +116,19 @@ def weights_of(model: Any) -> list[tf.Variable]:
 def take_longest(group: Group, variables: Sequence[tf.Variable], steps: float, key: int) -> None:
     """If the workers' variables differ, copy those of the worker that ran the most steps to all workers.
 
-    Uses twice `VARYING_KEYS` keys and two more.
-
     A training step may assign weights after the optimizer, as the clipping of a WGAN does. The worker with the most
-    steps has run all of them, because a worker that joins does so until the end of the epoch.
+    steps has run all of them, because a worker that joins does so until the end of the epoch. Uses three times
+    `VARYING_KEYS` keys.
     """
     digest = 0
     for v in variables:
         digest = zlib.crc32(np.ascontiguousarray(v.numpy()).tobytes(), digest)
-    choice = steps * group.size + group.size - 1 - group.rank
-    high, low, best = group.max([digest, -digest, choice], key)
-    if high != -low:
-        root = group.size - 1 - int(best) % group.size
-        logger.info("train_step assigns weights itself: all workers take those of worker %d, which ran all steps", root)
-        group.broadcast(variables, key + VARYING_KEYS, root)
+    if group.are_equal([digest], key).all():
+        return
+    (best,) = group.max([steps * group.size + group.size - 1 - group.rank], key)
+    root = group.size - 1 - int(best) % group.size
+    logger.info("train_step assigns weights itself: all workers take those of worker %d, which ran all steps", root)
+    group.broadcast(variables, key + VARYING_KEYS, root)
 
 
 def share_adaptation(model: Any, group: Group, key: int) -> None:
@@ -152,9 +152,8 @@ def share_adaptation(model: Any, group: Group, key: int) -> None:
             )
     if not learned:
         return
-    digests = [zlib.crc32(repr(values).encode()) for _, values in learned]
-    high, low = np.split(group.max([*digests, *(-d for d in digests)], key), 2)
-    differing = [name for (name, _), a, b in zip(learned, high, low, strict=True) if a != -b]
+    equal = group.are_equal([zlib.crc32(repr(values).encode()) for _, values in learned], key)
+    differing = [name for (name, _), same in zip(learned, equal, strict=True) if not same]
     if differing:
         raise ConfigurationError(
             f"The workers have adapted the preprocessing layers {differing} to different data.",

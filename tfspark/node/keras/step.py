@@ -32,6 +32,10 @@ def current() -> Step | None:
     return getattr(_local, "step", None)
 
 
+def _current_graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
 class StopWish:
     """A worker's request to stop training, which is sent with the gradients of its next step.
 
@@ -80,20 +84,20 @@ class Step:
 
     def __enter__(self) -> Step:
         self._outer, _local.step = current(), self
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._graph = _current_graph()
         return self
+
+    def __exit__(self, *exc: object) -> None:
+        _local.step = self._outer
 
     def is_within_branch(self) -> bool:
         """Return whether the caller is traced within a ``tf.cond`` or ``tf.while_loop`` of the step."""
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        graph = _current_graph()
         while graph is not None and graph is not self._graph:
             if type(graph).__name__ in _BRANCHES:
                 return True
             graph = getattr(graph, "outer_graph", None)
         return False
-
-    def __exit__(self, *exc: object) -> None:
-        _local.step = self._outer
 
     @property
     def weight(self) -> tf.Tensor:
