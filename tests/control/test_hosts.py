@@ -27,7 +27,12 @@ class Program:
     def __init__(self, hosts: SparkHosts, **options: Any) -> None:
         checkpoints = tempfile.mkdtemp(prefix="checkpoints", dir=hosts.directory)
         options = {"stop_grace": 1.0, "checkpoint_dir": checkpoints, **options}
-        options["conf"] = {"spark.executor.memory": "600m"}
+        # Spark starts tasks on the executors that it has: without a wait for all, both nodes may start on one host.
+        options["conf"] = {
+            "spark.executor.memory": "600m",
+            "spark.cores.max": str(2 * len(WORKERS)),
+            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+        }
         local = hosts.directory / "driver"
         self.log = hosts.directory / "program.log"
         with open(self.log, "ab") as errors:
