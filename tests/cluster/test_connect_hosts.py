@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,6 +51,19 @@ class ConnectHosts(SparkHosts):
             self.start("driver", command, stdout=out, stderr=out, env=environment)
         assert eventually(lambda: "Spark Connect server started" in log.read_text(), 90.0), log.read_text()
 
+    def listeners(self, name: str, port: int) -> list[int]:
+        """Return the processes of a host that listen on a port."""
+        pids = self.pids(name)
+        table = Path(f"/proc/{pids[0]}/net/tcp").read_text().splitlines()[1:]
+        rows = [line.split() for line in table]
+        sockets = {f"socket:[{r[9]}]" for r in rows if r[3] == "0A" and int(r[1].partition(":")[2], 16) == port}
+        found = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if any(os.readlink(fd) in sockets for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                    found.append(pid)
+        return found
+
     def program(self, host: str, *scenes: str, **environment: str) -> subprocess.Popen[str]:
         """Start to play scenes on a host."""
         remote = f"sc://{self.address('driver')}:15002"
@@ -63,6 +77,13 @@ class ConnectHosts(SparkHosts):
         assert process.returncode == 0, self.errors[-3000:]
         said = [json.loads(line) for line in out.splitlines() if line.startswith('{"scene"')]
         return {s["scene"]: s["found"] for s in said}
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a program has made a file."""
+    if not eventually(path.exists, 60.0):
+        process.kill()
+        raise AssertionError("".join(process.communicate())[-5000:])
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +147,38 @@ def test_it_stops_the_nodes(hidden: dict[str, Any]) -> None:
 
 def test_the_slot_of_its_tunnel_counts(hidden: dict[str, Any]) -> None:
     assert "Spark has 3 task slot(s), but 4 are needed" in hidden["too_many"]["error"]
+
+
+def test_nodes_start_again_with_another_tunnel_when_its_task_is_killed(hosts: ConnectHosts) -> None:
+    process = hosts.program("laptop", "tunnel_lost")
+    for restarts in (0, 1):
+        told = hosts.directory / f"tunnel-{restarts}"
+        wait_for(process, told)
+        host, _, port = told.read_text().partition(":")
+        (pid,) = hosts.listeners(hosts.named(host), int(port))
+        os.kill(pid, signal.SIGKILL)
+    out, errors = process.communicate(timeout=200)
+    found = json.loads(out)["found"]
+    error = found["error"]
+    assert error.startswith("ClusterError: Nodes cannot reach this client any more, because the tunnel task"), errors
+    assert found["seconds"] < 10.0
+    assert found["read"] == sorted(2 * list(range(60))), errors[-3000:]
+    assert ["the tunnel task has ended" in e for e in found["restarts"]] == [True]
+
+
+def test_a_client_that_slept_goes_on(hosts: ConnectHosts) -> None:
+    process = hosts.program("laptop", "sleeps")
+    there = hosts.directory / "awake"
+    wait_for(process, there)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(30.0)
+    process.send_signal(signal.SIGCONT)
+    there.unlink()
+    out, errors = process.communicate(timeout=100)
+    found = json.loads(out)["found"]
+    assert found["fed"] == 120, errors[-3000:]
+    assert found["read"] == sorted(2 * list(range(60)))
 
 
 def test_nothing_is_left_of_a_client_that_was_killed(hosts: ConnectHosts, hidden: dict[str, Any]) -> None:

@@ -263,6 +263,7 @@ EVENTS = st.one_of(
     st.builds(ev.NodeExited, st.sampled_from(NODES), st.sampled_from([0, 1, -9])),
     st.builds(ev.JobEnded, st.none() | st.just("error"), st.none() | st.sampled_from(NODES)),
     st.builds(ev.StopAsked, st.just("reason")),
+    st.builds(ev.DriverCutOff, st.just("reason")),
     st.just(ev.Tick()),
 )
 
@@ -357,8 +358,21 @@ def test_a_cancelled_job_is_a_stop_and_a_lost_one_a_failure() -> None:
         m(ev.JobEnded(text))
         assert isinstance(m.error, ClusterStopped) and "Job 3" in str(m.error)
     m = Machine().start()
+    m(ev.JobEnded("(org.apache.spark.SparkSQLException) [OPERATION_CANCELED] Operation has been canceled."))
+    assert isinstance(m.error, ClusterStopped)
+    m = Machine().start()
     m(ev.JobEnded("ExecutorLostFailure"))
     assert type(m.error) is ClusterError
+
+
+def test_nodes_that_cannot_reach_the_driver_are_ended_by_spark() -> None:
+    m = Machine().start()
+    assert kinds(m(ev.DriverCutOff("its executor was lost"))) == ["CancelJob", "Conclude"]
+    assert type(m.error) is ClusterError and "its executor was lost" in str(m.error)
+    assert m(ev.DriverCutOff("again"), ev.Tick()) == []
+    m = Machine().start()
+    m(ev.DriverCutOff("[OPERATION_CANCELED] Operation has been canceled."))
+    assert isinstance(m.error, ClusterStopped)
 
 
 def test_mistakes_are_told_from_failures() -> None:

@@ -127,6 +127,30 @@ def test_a_job_can_be_cancelled_from_another_thread_than_its_own(spark: Any, tmp
     assert job.join(10.0) and ended.is_set()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_job_that_is_cancelled_before_spark_knows_it_ends(spark: Any, begun: bool) -> None:
+    from tfspark.spark.jobs import CANCELLED, TaggedJob
+
+    on_its_way, goes_on, errors = threading.Event(), threading.Event(), []
+
+    def hold(batches: Any) -> Any:
+        time.sleep(60.0)
+        yield from batches
+
+    def action() -> Any:
+        on_its_way.set()
+        goes_on.wait(10.0)
+        return spark.range(1).mapInArrow(hold, "id long").collect()
+
+    job = TaggedJob(spark, "early", action, lambda _, error: errors.append(error))
+    if begun:
+        on_its_way.wait(10.0)
+    job.cancel()
+    goes_on.set()
+    assert job.join(20.0)
+    assert CANCELLED.search(str(errors[0])), errors
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("phase", [launched, feeding])
 def test_ctrl_c(spark: Any, tmp_path: Path, phase: Any) -> None:

@@ -43,6 +43,12 @@ def wait_to_be_stopped(args: Any, ctx: Any) -> int:
     return os.getpid()
 
 
+def reads_after_a_restart(args: Any, ctx: Any) -> list[int]:
+    if ctx.restarts == 0:
+        wait_to_be_stopped(args, ctx)
+    return read_ids(args, ctx)
+
+
 def fit_line(args: Any, ctx: Any) -> Any:
     import keras
     import numpy as np
@@ -265,6 +271,41 @@ def restart(spark: Any, directory: str) -> Any:
     return {"read": all_results(cluster), "restarts": [str(e).splitlines()[0] for e in cluster.restarts]}
 
 
+def tunnel_lost(spark: Any, directory: str) -> Any:
+    """Where the tunnel task is killed, nodes start again with another tunnel, or it is said why they ended."""
+    found: dict[str, Any] = {}
+    for restarts in (0, 1):
+        told = Path(directory, f"tunnel-{restarts}")
+        options: dict[str, Any] = {"workers": 1, "max_restarts": restarts}
+        try:
+            with tfspark.Cluster(spark, reads_after_a_restart, f"{told}-waits", **options) as cluster:
+                coordinator = cluster._require_started().coordinator
+                coordinator.wait(Path(f"{told}-waits").exists, 60.0)
+                host, port = coordinator.reached_at
+                Path(f"{told}-").write_text(f"{host}:{port}")
+                Path(f"{told}-").rename(told)
+                began = time.monotonic()
+                cluster.feed(spark.range(ROWS), epochs=2)
+            found["read"] = all_results(cluster)
+            found["restarts"] = [str(e) for e in cluster.restarts]
+        except TFSparkError as e:
+            found |= {"error": f"{type(e).__name__}: {e}", "seconds": time.monotonic() - began}
+    return found
+
+
+def sleeps(spark: Any, directory: str) -> Any:
+    """A client that is stopped for less than `driver_timeout` goes on."""
+    there = Path(directory, "awake")
+    with tfspark.Cluster(spark, read_ids, workers=1, settings={"driver_timeout": 60.0}) as cluster:
+        fed = cluster.feed(spark.range(ROWS)).rows
+        there.touch()
+        look = threading.Event()
+        while there.exists():
+            look.wait(0.05)
+        fed += cluster.feed(spark.range(ROWS)).rows
+    return {"fed": fed, "read": all_results(cluster), "error": ""}
+
+
 def live_view(spark: Any, directory: str) -> Any:
     """The page and its metrics are served by the client, encrypted messages reach it, and stop() ends the nodes."""
     there = Path(directory, "waits")
@@ -348,6 +389,8 @@ SCENES: dict[str, Callable[[Any, str], Any]] = {
         failing,
         kept_waiting,
         restart,
+        tunnel_lost,
+        sleeps,
         live_view,
         resources,
         too_many,

@@ -95,6 +95,13 @@ class JobEnded:
 
 
 @dataclass(frozen=True)
+class DriverCutOff:
+    """The tunnel by which nodes reach the driver has ended, for `reason`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The user or the program wants the cluster to stop."""
 
@@ -109,7 +116,7 @@ class Tick:
 
 Event = (
     TaskAttached | NodeRegistered | NodeEntered | Seen | Pulse | NodeFinished | NodeRaised | NodeExited
-    | JobEnded | StopAsked | Tick
+    | JobEnded | DriverCutOff | StopAsked | Tick
 )  # fmt: skip
 
 

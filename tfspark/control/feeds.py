@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfspark.control import lifecycle as lc
 from tfspark.control.coordinator import Coordinator
 from tfspark.control.progress import ProgressDisplay
-from tfspark.errors import FeedError, first_line
+from tfspark.errors import FeedError, TFSparkError, first_line
 from tfspark.feeding.journal import FeedEntry
 from tfspark.feeding.ledger import Target
 from tfspark.feeding.report import FeedReport
@@ -142,6 +142,8 @@ class Feeding:
         from tfspark.feeding.feed_task import FeedTask
 
         number = entry.terms.number
+        if coordinator.lifecycle.concluded:
+            raise self._nobody_takes(coordinator, number)
         task = FeedTask(
             number,
             entry.terms.columns,
@@ -170,6 +172,12 @@ class Feeding:
                 coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
         self._raise_failure(coordinator, ended, sending, number)
 
+    @staticmethod
+    def _nobody_takes(coordinator: Coordinator, number: int) -> TFSparkError:
+        """Return the error of a feed whose nodes have ended."""
+        arrived = coordinator.ledgers.get(number)
+        return coordinator.lifecycle.error or NobodyReads(sum(arrived.rows.values()) if arrived is not None else 0)
+
     def _raise_failure(
         self, coordinator: Coordinator, ended: Sequence[BaseException | None], sending: FeedJob, number: int
     ) -> None:
@@ -187,8 +195,7 @@ class Feeding:
                 if life.error is not None:
                     logger.warning("While the feed job failed: %s", first_line(life.error))
                 raise FeedError(f"The feed job failed: {describe_job_error(error)}") from error
-            arrived = coordinator.ledgers.get(number)
-            raise life.error or NobodyReads(sum(arrived.rows.values()) if arrived is not None else 0)
+            raise self._nobody_takes(coordinator, number)
         if error is not None:
             raise FeedError(f"The feed job failed: {describe_job_error(error)}") from error
         ledger = coordinator.ledgers.get(number)

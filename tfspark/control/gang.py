@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,9 @@ class Gang:
         bind, host = driver_addresses(spark, spec.ports)
         self.coordinator = Coordinator(bind, spec.secret, spec.nodes, spec.settings, self._cancel_job, spec.ports)
         self.coordinator.reached_at = host, self.coordinator.port
-        self._tunnel = tunnel_of(spark, spec, f"{tag}-tunnel") if needs_tunnel(spark, spec.ports) else None
+        self._tunnel: Tunnel | None = None
+        if needs_tunnel(spark, spec.ports):
+            self._tunnel = tunnel_of(spark, spec, f"{tag}-tunnel", self._cut_off)
         self._feeding = Feeding(spark, tag, spec.nodes, spec.secret.for_clients(), spec.settings, progress)
         if self.life.rejoining:
             self.coordinator.on_rejoin(self._feed_back)
@@ -289,11 +291,14 @@ class Gang:
         """Whether all resources are freed."""
         return self._closed
 
+    def _cut_off(self, reason: str) -> None:
+        self.coordinator.post(ev.DriverCutOff(reason))
+
     def _cancel_job(self) -> None:
         if self._job is not None:
             self._job.cancel()
 
 
-def tunnel_of(spark: SparkSession, spec: GangSpec, tag: str) -> Tunnel:
+def tunnel_of(spark: SparkSession, spec: GangSpec, tag: str, on_lost: Callable[[str], None] | None = None) -> Tunnel:
     """Return a tunnel for a cluster; `tag` is the tag of its Spark job."""
-    return Tunnel(spark, tag, spec.settings, spec.ports, barrier=not spec.resources.settings.dynamic)
+    return Tunnel(spark, tag, spec.settings, spec.ports, not spec.resources.settings.dynamic, on_lost)

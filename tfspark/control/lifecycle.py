@@ -9,7 +9,6 @@ in and carries the instructions out. The time comes with each event, so tests ne
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +17,7 @@ from tfspark.control.causes import KILLED_HINT, describe_exit, tells_of_a_peer
 from tfspark.control.events import (
     CancelJob,
     Conclude,
+    DriverCutOff,
     Event,
     Instruction,
     JobEnded,
@@ -43,15 +43,13 @@ from tfspark.control.events import (
 from tfspark.control.story import SHOWN_ENTRIES, IllegalTransition, Story
 from tfspark.errors import ClusterError, ClusterStopped, FeedError, NodeFailed, StartTimeout, StepTimeout, TFSparkError
 from tfspark.settings import Settings
+from tfspark.spark.jobs import CANCELLED
 from tfspark.spec import NodeAddress, NodeId, resuming_nodes
 
 STANDSTILL_SECONDS = 2.0
 """If a tick is late by more than this, the driver itself was stopped, and messages of that time are still unread."""
 
 SPARK_IS_GONE = "Spark's JVM is gone"
-
-CANCELLED = re.compile(rf"Job \d+ cancelled|has been cancelled|SparkContext was shut down|{SPARK_IS_GONE}")
-"""Spark's error messages for a job that was cancelled from outside."""
 
 
 class Phase(str, Enum):
@@ -228,6 +226,8 @@ class Lifecycle:
                 out += self._exited(event)
             case JobEnded():
                 out += self._job_ended(event)
+            case DriverCutOff(reason):
+                out += self._cut_off(reason)
             case StopAsked():
                 out += self._stop_asked(event)
             case Tick():
@@ -526,7 +526,7 @@ class Lifecycle:
         if event.error is not None and event.blamed is not None and self.phase is not Phase.STOPPING:
             self._lost(event.blamed, "its Spark task was lost")
             return self._conclude(self._node_failed(event.blamed))
-        if event.error is not None and CANCELLED.search(event.error):
+        if event.error is not None and (CANCELLED.search(event.error) or SPARK_IS_GONE in event.error):
             # A user cancelled it: by cancelAllJobs, cancelJobGroup, spark.stop() or on Spark's web page.
             reason = event.error.splitlines()[0]
             return self._conclude(ClusterStopped(f"The Spark job that held the cluster was cancelled: {reason}"))
@@ -536,6 +536,24 @@ class Lifecycle:
             return self._conclude(None)
         reason = "the Spark job that held the cluster ended"
         return self._conclude(ClusterStopped(f"The cluster was stopped before it had finished: {reason}."))
+
+    def _cut_off(self, reason: str) -> list[Instruction]:
+        if self.phase not in (Phase.STARTING, Phase.RUNNING):
+            return []
+        self.phase = Phase.STOPPING
+        self._stop_at = self.now
+        # No instruction reaches the nodes, so Spark ends their tasks.
+        self._cancelled = True
+        error: TFSparkError
+        if CANCELLED.search(reason):
+            error = ClusterStopped(f"The Spark job of the cluster's tunnel was cancelled: {reason}")
+        else:
+            error = ClusterError(
+                f"Nodes cannot reach this client any more, because the tunnel task has ended: {reason}",
+                hint="The log of its executor may say why. With max_restarts= the nodes start again with another "
+                "tunnel.",
+            )
+        return [CancelJob(), *self._conclude(error)]
 
     def _stop_asked(self, event: StopAsked) -> list[Instruction]:
         if self._stop_at is not None or self.over:

@@ -51,12 +51,21 @@ class Tunnel:
         Range of ports for the task to listen on; any by default.
     barrier
         Whether Spark supports barrier stages: Spark starts no second copy of a task of such a stage.
+    on_lost
+        Called once, in a thread, with the reason if the tunnel ends before it is closed.
     """
 
     def __init__(
-        self, spark: SparkSession, tag: str, settings: Settings, ports: Ports | None = None, barrier: bool = True
+        self,
+        spark: SparkSession,
+        tag: str,
+        settings: Settings,
+        ports: Ports | None = None,
+        barrier: bool = True,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._spark, self._tag, self._settings, self._ports, self._barrier = spark, tag, settings, ports, barrier
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._ended = threading.Event()
@@ -151,20 +160,30 @@ class Tunnel:
         )
 
     def _on_end(self, rows: Any, error: BaseException | None) -> None:
-        self._fault = (
-            describe_job_error(error) if error is not None else rows[0].fault if rows else "the client was silent"
-        )
+        if error is not None:
+            logger.debug("the tunnel task has failed", exc_info=error)
+            self._fault = describe_job_error(error).partition("\n")[0]
+        else:
+            self._fault = rows[0].fault if rows else "the client was silent"
         self._ended.set()
-        if self._end is not None and not self._closed.is_set():
-            logger.warning("The tunnel task has ended, so nodes cannot reach this client any more: %s", self._fault)
+        if self._end is not None:
+            self._lost(self._fault)
             self._end.close()
 
     def _carry(self, end: TunnelEnd) -> None:
         try:
             asyncio.run(end.run())
         except Exception as e:
-            if not self._closed.is_set():
-                logger.warning("The tunnel has failed, so nodes cannot reach this client any more: %s", e)
+            self._lost(f"{type(e).__name__}: {e}")
+
+    def _lost(self, reason: str) -> None:
+        with self._lock:
+            on_lost, self._on_lost = self._on_lost, None
+            if self._closed.is_set():
+                return
+        logger.warning("Messages cannot pass through the tunnel any more: %s", reason)
+        if on_lost is not None:
+            on_lost(reason)
 
 
 def tunnel_job(spark: SparkSession, order: TunnelOrder, barrier: bool) -> Any:

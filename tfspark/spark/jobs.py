@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
+
+
+CANCEL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+"""Seconds after which a job that has not ended is cancelled again."""
 
 
 class TaggedJob:
@@ -42,6 +47,9 @@ class TaggedJob:
     ) -> None:
         self._spark, self.tag = spark, tag
         self._action, self._on_end = action, on_end
+        self._cancelled, self._ended = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._again = threading.Thread(target=self._cancel_until_ended, name=f"{tag}-cancel", daemon=True)
         self._thread = _thread_of(spark)(target=self._run, name=tag, daemon=True)
         self._thread.start()
 
@@ -53,13 +61,33 @@ class TaggedJob:
                 self._spark.addTag(self.tag)
             else:
                 self._spark.sparkContext.addJobTag(self.tag)
+            if self._cancelled.is_set():
+                raise RuntimeError("The job has been cancelled before it was submitted.")
             result = self._action()
         except BaseException as e:
             error = e
+        self._ended.set()
         self._on_end(result, error)
 
     def cancel(self) -> None:
         """Cancel the job; do nothing if it has ended or Spark is gone."""
+        with self._lock:
+            first = not self._cancelled.is_set()
+            self._cancelled.set()
+            self._cancel()
+            if first:
+                # While Python exits, no thread can be started.
+                with contextlib.suppress(RuntimeError):
+                    self._again.start()
+
+    def _cancel_until_ended(self) -> None:
+        # Spark cancels only jobs that it knows; this one may just be on its way to it.
+        for pause in CANCEL_PAUSES:
+            if self._ended.wait(pause):
+                return
+            self._cancel()
+
+    def _cancel(self) -> None:
         try:
             if is_connect(self._spark):
                 self._spark.interruptTag(self.tag)
@@ -72,14 +100,21 @@ class TaggedJob:
     def join(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for the thread, and return whether it has ended."""
         self._thread.join(timeout)
+        if self._ended.is_set() and self._again.ident is not None:
+            self._again.join(timeout)
         return not self._thread.is_alive()
 
 
 _RAISED_BY_CODE = re.compile(r"Traceback \(most recent call last\)|SQLSTATE: (?!XX)\w{5}")
 """Matches the text of a job's error that user code or an expression has raised."""
 
+CANCELLED = re.compile(
+    r"Job \d+ cancelled|has been cancell?ed|OPERATION_CANCELED|SESSION_CLOSED|SparkContext was shut down"
+)
+"""Matches the text of the error of a job that was cancelled from outside, also on Spark Connect."""
+
 _NOT_BY_DATA = re.compile(
-    r"did not take the rows|[Cc]ancelled|SparkContext was shut down|ExecutorLost|exited unexpectedly|"
+    rf"did not take the rows|[Cc]ancelled|{CANCELLED.pattern}|ExecutorLost|exited unexpectedly|"
     r"FlightUnavailable|FlightTimedOut|before it had sent all rows|EOFException"
 )
 """Matches the text of a job's error if a node, an executor or Spark itself is gone."""
