@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigurationError
 from tfspark.node.dataset import Steps
-from tfspark.node.keras.engine import Engine, Training
+from tfspark.node.keras.engine import Engine
+from tfspark.node.keras.model_training import ModelTraining
 from tfspark.node.keras.writing import flat, only_chief_writes
 
 DEFAULT_BATCH_ROWS = 32
@@ -179,7 +180,7 @@ class _MergeState(keras.callbacks.Callback):
     It also tells the data about epochs, because Keras knows only the dataset that was made of them.
     """
 
-    def __init__(self, training: Training, adapter: Any) -> None:
+    def __init__(self, training: ModelTraining, adapter: Any) -> None:
         super().__init__()
         self._training, self._adapter = training, adapter
 
@@ -200,7 +201,7 @@ class _MergeState(keras.callbacks.Callback):
 class _Meet(keras.callbacks.Callback):
     """The last callback: runs after the others, which may have restored weights or written files on the chief."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: ModelTraining) -> None:
         super().__init__()
         self._training = training
 

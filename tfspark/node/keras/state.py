@@ -25,6 +25,22 @@ from tfspark.node.keras.step import NeedsCollective, Step, current
 logger = logging.getLogger(__name__)
 
 
+def share_variables(group: Group, variables: Sequence[tf.Variable], key: int) -> None:
+    """Copy the chief's values to all workers.
+
+    Raises
+    ------
+    ConfigurationError
+        If the workers' variables differ.
+    """
+    try:
+        group.broadcast([v for v in variables if v.dtype != tf.string], key)
+    except ValueError as e:
+        raise ConfigurationError(
+            f"{e}", hint="Build the same model on all workers; do not build it depending on ctx.index."
+        ) from None
+
+
 def layers_of(model: Any) -> list[Any]:
     """Return the model and all of its layers, including nested ones; the model is first."""
     return list(model._flatten_layers())
