@@ -24,6 +24,7 @@ SCENES = (
     "bad_stream",
     "predictions",
     "restart",
+    "interrupted",
     "live_view",
     "resources",
     "cancelling",
@@ -97,6 +98,10 @@ def test_nodes_are_started_again_and_fed_again(found: dict[str, Any]) -> None:
     assert found["restart"]["read"] == sorted(2 * ROWS)
     (reason,) = found["restart"]["restarts"]
     assert "killed by SIGKILL" in reason
+
+
+def test_interrupting_the_session_stops_a_cluster(found: dict[str, Any]) -> None:
+    assert found["interrupted"]["error"].startswith("ClusterStopped: The Spark job that held the cluster was cancelled")
 
 
 def test_the_client_serves_the_live_page_and_stops_the_nodes(found: dict[str, Any]) -> None:

@@ -306,6 +306,14 @@ def sleeps(spark: Any, directory: str) -> Any:
     return {"fed": fed, "read": all_results(cluster), "error": ""}
 
 
+def interrupted(spark: Any, directory: str) -> Any:
+    """A user interrupts all operations of the session; this is no failure, so nothing starts again."""
+    there = Path(directory, "interrupted")
+    with tfspark.Cluster(spark, wait_to_be_stopped, str(there), workers=1, max_restarts=1) as cluster:
+        cluster._require_started().coordinator.wait(there.exists, 60.0)
+        spark.interruptAll()
+
+
 def live_view(spark: Any, directory: str) -> Any:
     """The page and its metrics are served by the client, encrypted messages reach it, and stop() ends the nodes."""
     there = Path(directory, "waits")
@@ -391,6 +399,7 @@ SCENES: dict[str, Callable[[Any, str], Any]] = {
         restart,
         tunnel_lost,
         sleeps,
+        interrupted,
         live_view,
         resources,
         too_many,
