@@ -169,7 +169,7 @@ class Feeding:
         finally:
             if not ended:
                 job.cancel()
-                coordinator.wait(lambda: bool(ended), CLOSE_SECONDS)
+            job.join(CLOSE_SECONDS)
         self._raise_failure(coordinator, ended, sending, number)
 
     @staticmethod

@@ -100,7 +100,8 @@ class NodeJobs:
 
     def cancel(self) -> None:
         """Cancel all jobs; jobs that have ended are not affected."""
-        self._jobs[0].cancel()
+        for job in self._jobs:
+            job.cancel()
 
     def join(self, timeout: float) -> bool:
         """Wait for all threads, at most `timeout` seconds in total; return whether they have ended."""

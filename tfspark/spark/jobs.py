@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 CANCEL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Seconds after which a job that has not ended is cancelled again."""
 
@@ -48,7 +47,6 @@ class TaggedJob:
         self._spark, self.tag = spark, tag
         self._action, self._on_end = action, on_end
         self._cancelled, self._ended = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
         self._again = threading.Thread(target=self._cancel_until_ended, name=f"{tag}-cancel", daemon=True)
         self._thread = _thread_of(spark)(target=self._run, name=tag, daemon=True)
         self._thread.start()
@@ -71,14 +69,11 @@ class TaggedJob:
 
     def cancel(self) -> None:
         """Cancel the job; do nothing if it has ended or Spark is gone."""
-        with self._lock:
-            first = not self._cancelled.is_set()
-            self._cancelled.set()
-            self._cancel()
-            if first:
-                # While Python exits, no thread can be started.
-                with contextlib.suppress(RuntimeError):
-                    self._again.start()
+        self._cancelled.set()
+        self._cancel()
+        # A thread cannot be started twice, nor while Python exits.
+        with contextlib.suppress(RuntimeError):
+            self._again.start()
 
     def _cancel_until_ended(self) -> None:
         # Spark cancels only jobs that it knows; this one may just be on its way to it.
