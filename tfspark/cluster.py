@@ -22,12 +22,12 @@ from tfspark.columns.leaves import Columns, planned
 from tfspark.columns.spec import Shape
 from tfspark.control import lifecycle as lc
 from tfspark.control.addresses import driver_addresses, needs_tunnel
-from tfspark.control.elastic import workers_that_fit
+from tfspark.control.elastic import watch_room, workers_that_fit
 from tfspark.control.gang import Gang, GangSpec, tunnel_of
 from tfspark.control.recovery import replace_executors, worth_a_restart
 from tfspark.control.termination import grace_after, leave_in_order
 from tfspark.control.tunnel import Tunnel
-from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, TFSparkError, first_line
+from tfspark.errors import ClusterError, ClusterStopped, ConfigurationError, ResourceError, TFSparkError, first_line
 from tfspark.feeding.journal import FeedEntry, Journal
 from tfspark.feeding.remote_batches import BatchDesk
 from tfspark.feeding.report import FeedReport
@@ -51,6 +51,7 @@ from tfspark.spec import ClusterSpec, NodeId, Role, resuming_nodes, training_nod
 from tfspark.transport.ports import Ports
 
 if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming import StreamingQuery
     from pyspark.sql.types import StructType
@@ -385,10 +386,11 @@ class Cluster:
 
     def _restart(self, gang: Gang, error: TFSparkError) -> None:
         while True:
+            error = gang.starved or error
             if (
                 self._stopping
                 or self._streams.begun
-                or not (gang.growing or worth_a_restart(error, self._options.min_workers is not None))
+                or not (gang.growing or gang.starved or worth_a_restart(error, self._options.min_workers is not None))
                 or (not gang.growing and len(self.restarts) >= self._options.max_restarts)
             ):
                 raise error
@@ -407,7 +409,7 @@ class Cluster:
             try:
                 gang.start(self._watching.description)
                 for entry in self._journal.entries:
-                    gang.feed(entry)
+                    self._feed_gang(gang, entry)
                 return
             except TFSparkError as e:
                 error = e
@@ -996,16 +998,41 @@ class Cluster:
             raise ConfigurationError(f"workers refers to unknown workers {list(workers)}; the cluster has {there}.")
 
     def _feed(self, source: Source, terms: FeedTerms, workers: Sequence[int] | None) -> FeedReport:
+        self._journal.begun = True
         self._running()
-        profile = self._resources.of(self._node_ids).feeding_profile(source.in_one_stage)
+        profile = self._feeding_profile(source)
         entry = self._journal.open(FeedEntry(source, terms, profile, workers, self._streams.begun))
         with self._guard():
-            report = self._recovering(lambda gang: gang.feed(entry))
+            report = self._recovering(lambda gang: self._feed_gang(gang, entry))
         self._journal.keep(entry)
         self.feed_reports.append(report)
         if self._streams.begun:
             del self.feed_reports[:-KEPT_REPORTS]
         return report
+
+    def _feeding_profile(self, source: Source) -> ResourceProfile | None:
+        """Return the resource profile of feed tasks; if they have no room, start fewer workers if that is allowed."""
+        while True:
+            gang = self._require_started()
+            try:
+                return self._resources.of(gang.nodes).feeding_profile(source.in_one_stage)
+            except ResourceError as e:
+                if not self._can_shrink(gang):
+                    raise
+                gang.starved = e
+                with self._guard():
+                    self._recover(gang, e)
+
+    def _feed_gang(self, gang: Gang, entry: FeedEntry) -> FeedReport:
+        if not self._can_shrink(gang):
+            return gang.feed(entry)
+        resources, patience = self._resources.of(gang.nodes), self._spec.settings.shrink_timeout
+        with watch_room(resources.shortage_beside_feeding, patience, gang.starve, f"{self._tag}-room"):
+            return gang.feed(entry)
+
+    def _can_shrink(self, gang: Gang) -> bool:
+        least = self._options.min_workers
+        return least is not None and len(gang.nodes) > len(self._options.nodes_with(least))
 
     def _guard(self, keep: type[BaseException] | None = None) -> _StopOnError:
         return _StopOnError(self, keep)

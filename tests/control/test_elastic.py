@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tfspark.cluster_options import ClusterOptions
-from tfspark.control.elastic import workers_that_fit
+from tfspark.control.elastic import watch_room, workers_that_fit
 from tfspark.control.recovery import worth_a_restart
-from tfspark.errors import ConfigurationError, StartTimeout
+from tfspark.errors import ConfigurationError, ResourceError, StartTimeout
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "elastic.py"
 
@@ -53,6 +54,35 @@ def test_fewer_workers_go_on_exactly_and_all_of_them_after_the_next_restart(tmp_
     assert disturbed["epochs"] == [[4, 200.0], [5, 200.0]]
     assert "Spark has no room for 2 workers within 3 s: 1 go on." in log
     assert "killed by SIGKILL" in disturbed["errors"][1]
+
+
+@pytest.mark.long
+def test_fewer_workers_are_fed_when_the_executor_of_the_feed_tasks_is_lost(tmp_path: Path) -> None:
+    found, _ = run(str(tmp_path), "starved")
+    for each in found:
+        assert each["workers"] == 1 and each["fed"] == 200 and each["read"] == list(range(200))
+        assert ["ResourceError: Spark has 2 task slot(s), but 3 are needed" in e for e in each["errors"]] == [True]
+
+
+@pytest.mark.unit
+def test_a_shortage_counts_if_it_lasts() -> None:
+    lasting = ResourceError("no room")
+    answers: list[ResourceError | None] = [lasting, None, lasting, None]
+    starved: list[ResourceError] = []
+    over = threading.Event()
+
+    def shortage() -> ResourceError | None:
+        if len(answers) == 1:
+            over.set()
+        return answers.pop() if answers else None
+
+    with watch_room(shortage, 30.0, starved.append, "room", pause=0.001):
+        assert over.wait(10.0)
+    assert starved == []
+    told = threading.Event()
+    with watch_room(lambda: lasting, 0.01, lambda e: (starved.append(e), told.set()), "room", pause=0.001):
+        assert told.wait(10.0)
+    assert starved == [lasting]
 
 
 @pytest.mark.unit

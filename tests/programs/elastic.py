@@ -1,4 +1,6 @@
-"""``elastic.py DIRECTORY [grow]``: lose an executor, go on with fewer workers, get it again, become all again.
+"""``elastic.py DIRECTORY [grow | starved]``: lose an executor, go on with fewer workers, become all again.
+
+With ``starved`` the executor that is lost is the one that runs feed tasks: before the feed, or in the middle of it.
 
 The model is exact arithmetic over all rows of an epoch, so it is right if it equals that of an undisturbed run, bit by
 bit. Nodes wait, in the middle of an epoch, for what befalls them.
@@ -110,6 +112,62 @@ def disturb(cluster: Any, context: Any, seen: list[int]) -> None:
         os.kill(cluster.nodes.nodes[0].pid, signal.SIGKILL)
 
 
+def read_ids(args: Any, ctx: Any) -> list[int]:
+    return [int(i) for _ in ctx.epochs() for batch in ctx.dataset(10) for i in batch["id"]]
+
+
+def take_feeders(cluster: Any, context: Any) -> None:
+    """End the executors that hold no node; Spark does not start others in their place."""
+    from tfspark.spark.internals import executors_of_task
+
+    records = list(cluster._require_started().life.records.values())
+    held = {e for r in records for e in executors_of_task(context, r.stage, r.attempt)}
+    listed = context._jsc.sc().statusStore().executorList(True)
+    everyone = {listed.apply(i).id() for i in range(listed.size())}
+    for executor in sorted(everyone - held - {"driver"}):
+        context._jsc.sc().killExecutor(executor)
+    ask_for(context, len(held))
+
+
+def starve(spark: Any, directory: str, in_the_middle: bool) -> dict[str, Any]:
+    """Feed two workers on three executors, of which the third is lost."""
+    import tfspark
+    from tfspark.spark.internals import concurrent_tasks
+
+    context, goes_on = spark.sparkContext, Path(directory, "goes-on")
+    ask_for(context, 3)
+    assert eventually(lambda: concurrent_tasks(context) == 3, 200)
+
+    def slow(batches: Any) -> Any:
+        for batch in batches:
+            if batch.column("id")[0].as_py() > 0:
+                assert eventually(goes_on.exists, 100)
+            yield batch
+
+    cluster = tfspark.Cluster(
+        spark, read_ids, workers=2, min_workers=1, max_restarts=1, strategy="none", progress=False,
+        settings={"shrink_timeout": 3.0, "slots_timeout": 3.0},
+    )  # fmt: skip
+
+    def disturb() -> None:
+        if in_the_middle:
+            ledger = cluster._require_started().coordinator
+            assert eventually(lambda: bool(ledger.ledgers) and sum(ledger.ledgers[0].rows.values()) > 0, 100)
+        take_feeders(cluster, context)
+        goes_on.touch()
+
+    with cluster:
+        thread = threading.Thread(target=disturb, daemon=True)
+        thread.start()
+        if not in_the_middle:
+            thread.join()
+            assert eventually(lambda: concurrent_tasks(context) == 2, 100)
+        report = cluster.feed(spark.range(0, ROWS, 1, 4).mapInArrow(slow, "id long"))
+    read = sorted(i for found in cluster.results.values() for i in found)
+    errors = [f"{type(e).__name__}: {e}" for e in cluster.restarts]
+    return {"fed": report.rows, "read": read, "workers": len(cluster.results), "errors": errors}
+
+
 def run(spark: Any, directory: str, disturbed: bool, grow: bool = False) -> dict[str, Any]:
     import tfspark
 
@@ -134,7 +192,12 @@ def main() -> None:
 
     quiet = {"spark.ui.enabled": "false", "spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
     spark = tfspark.session("elastic", "local-cluster[3,1,1024]", **quiet)
-    if sys.argv[2:]:
+    if sys.argv[2:] == ["starved"]:
+        found = []
+        for middle in (False, True):
+            Path(sys.argv[1], str(middle)).mkdir()
+            found.append(starve(spark, f"{sys.argv[1]}/{middle}", middle))
+    elif sys.argv[2:]:
         found = [run(spark, sys.argv[1], True, grow=True)]
     else:
         found = [run(spark, f"{sys.argv[1]}/{disturbed}", disturbed) for disturbed in (False, True)]

@@ -1,13 +1,19 @@
-"""The number of workers after a failure if Spark may not get all executors back."""
+"""The number of workers if Spark may not get all executors back: after a failure, and where feed tasks have no room."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tfspark.errors import ResourceError
 
 LOOK_SECONDS = 0.5
 """Pause between two checks of the room that Spark has."""
+
+FEED_LOOK_SECONDS = 2.0
+"""The same during a feed, which may take hours."""
 
 
 def workers_that_fit(
@@ -34,3 +40,33 @@ def workers_that_fit(
             return next((n for n in range(most - 1, least, -1) if has_room(n)), least)
         pause.wait(min(LOOK_SECONDS, patience))
     return most
+
+
+@contextmanager
+def watch_room(
+    shortage: Callable[[], ResourceError | None],
+    patience: float,
+    on_starved: Callable[[ResourceError], None],
+    name: str,
+    pause: float = FEED_LOOK_SECONDS,
+) -> Iterator[None]:
+    """Call `on_starved` once if, within the block, there is a shortage for `patience` seconds; in a thread `name`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        since = time.monotonic()
+        while not over.wait(pause):
+            error = shortage()
+            if error is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > patience:
+                on_starved(error)
+                return
+
+    thread = threading.Thread(target=watch, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -20,7 +20,7 @@ from tfspark.control.node_jobs import NodeJobs
 from tfspark.control.progress import ProgressDisplay
 from tfspark.control.recovery import SilentTask
 from tfspark.control.tunnel import Tunnel
-from tfspark.errors import ClusterStopped, TFSparkError
+from tfspark.errors import ClusterStopped, ResourceError, TFSparkError
 from tfspark.feeding.journal import FeedEntry
 from tfspark.feeding.report import FeedReport
 from tfspark.settings import Settings
@@ -79,6 +79,7 @@ class Gang:
         self._closing = threading.Lock()
         self._closed = False
         self.growing = False
+        self.starved: ResourceError | None = None
         self._fed: list[FeedEntry] = []
         bind, host = driver_addresses(spark, spec.ports)
         self.coordinator = Coordinator(bind, spec.secret, spec.nodes, spec.settings, self._cancel_job, spec.ports)
@@ -260,6 +261,11 @@ class Gang:
         """Stop these nodes, because a gang with all workers can be started instead."""
         self.growing = True
         self.coordinator.post(ev.StopAsked("all workers start again", 0.0))
+
+    def starve(self, error: ResourceError) -> None:
+        """Stop these nodes, because a gang with fewer workers can be fed instead."""
+        self.starved = error
+        self.coordinator.post(ev.StopAsked("Spark has no room for feed tasks", 0.0))
 
     def stop(self, reason: str, grace: float | None = None) -> None:
         """Stop the nodes and wait until all resources are freed. Any thread may call it, also more than once."""

@@ -58,18 +58,19 @@ class Journal:
     ----------
     keep
         Whether feeds are remembered so that they can be fed again.
+
+    Attributes
+    ----------
+    begun
+        Whether a feed has begun, so that feed tasks need room beside the nodes.
     """
 
     def __init__(self, keep: bool) -> None:
         self._keep = keep
+        self.begun = False
         self._feeds = 0
         self._epochs = 0
         self.entries: list[FeedEntry] = []
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything was fed."""
-        return self._feeds > 0
 
     def open(self, entry: FeedEntry) -> FeedEntry:
         """Return a feed with its number and its first epoch; call `keep` with it after it has been delivered."""

@@ -109,6 +109,14 @@ class Resources:
             for g in groups
         )
 
+    def shortage_beside_feeding(self) -> ResourceError | None:
+        """Return the error that says why no feed task can run beside all nodes now; ``None`` if one can."""
+        try:
+            self._fitting(self.settings.task, or_without_gpus=True, patience=0.0)
+        except ResourceError as e:
+            return e
+        return None
+
     def groups_beside_feeding(self) -> tuple[Group, ...]:
         """Return the groups of nodes as soon as Spark has room for them and a feed task.
 
