@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tfspark.errors import ConfigurationError
+from tfspark.host_names import in_url
 
 
 class Role(str, Enum):
@@ -162,8 +163,7 @@ class ClusterSpec:
         for a in self.nodes:
             if a.node.role == Role.EVALUATOR.value:
                 continue
-            host = f"[{a.host}]" if ":" in a.host else a.host
-            jobs.setdefault(a.node.role, []).append(f"{host}:{a.port}")
+            jobs.setdefault(a.node.role, []).append(f"{in_url(a.host)}:{a.port}")
         return jobs
 
     def tf_config(self, node: NodeId) -> str:

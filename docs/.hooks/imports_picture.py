@@ -21,6 +21,7 @@ LEFT_OUT = {
     "cluster_options",
     "distribution",
     "errors",
+    "host_names",
     "json_numbers",
     "malloc",
     "settings",

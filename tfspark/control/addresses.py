@@ -22,6 +22,7 @@ import pyarrow.flight as flight
 
 from tfspark.errors import ConfigurationError
 from tfspark.executor.host import address_towards
+from tfspark.host_names import bare
 from tfspark.messages import Probe, ProbeAnswer
 from tfspark.spark import conf, connect
 from tfspark.spark.arrow_jobs import map_in_arrow
@@ -105,7 +106,7 @@ def candidates(server: str, master: str, chosen: str | None) -> list[Addresses]:
         Value of `HOST_VARIABLE`, or None.
     """
     if chosen:
-        host = chosen.strip("[]")
+        host = bare(chosen)
         return [(host if _is_here(host) else "::" if ":" in host else "0.0.0.0", host)]
     ways = [server, _ELSEWHERE] if master.startswith("local") else [_ELSEWHERE, server]
     found = []

@@ -8,6 +8,8 @@ import os
 import socket
 import tempfile
 
+from tfspark.host_names import bare
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,7 +19,7 @@ def address_towards(host: str, port: int) -> str:
     ``SPARK_LOCAL_IP`` of the executor takes precedence, if it is an address of this host. ``0.0.0.0`` and ``::``
     count as unset: a node can listen on them, but others cannot connect to them.
     """
-    if chosen := _own_address(os.environ.get("SPARK_LOCAL_IP", "").strip("[]")):
+    if chosen := _own_address(bare(os.environ.get("SPARK_LOCAL_IP", ""))):
         return chosen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     infos = socket.getaddrinfo(host, port, family if ":" in host else 0, socket.SOCK_DGRAM)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tfspark.executor.host import address_towards
+from tfspark.host_names import bare
 from tfspark.spark.connect import SharedSession, SharedValues, is_reachable
 from tfspark.transport.ports import Ports, ReservedPort
 from tfspark.transport.tunnel import Parcels, TunnelEnd
@@ -89,7 +90,7 @@ def _find(order: TunnelOrder) -> tuple[str, SharedValues] | None:
 
 async def _listen(order: TunnelOrder, server_address: str, values: SharedValues) -> None:
     towards, _, port = server_address.rpartition(":")
-    host = address_towards(towards.strip("[]"), int(port))
+    host = address_towards(bare(towards), int(port))
     end = TunnelEnd(Parcels(values, FAR, NEAR), order.patience)
     with contextlib.ExitStack() as held:
         reserved = held.enter_context(ReservedPort(host, order.ports)) if order.ports else None

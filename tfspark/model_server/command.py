@@ -16,10 +16,10 @@ from typing import Any
 
 from tfspark.distribution import install_command
 from tfspark.errors import ConfigurationError, DependencyError
+from tfspark.host_names import in_url
 from tfspark.model_server.options import (
     DEFAULT_GRPC_PORT,
     add_options,
-    in_url,
     is_loopback,
     limits_of,
     places_of,

@@ -262,8 +262,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def in_url(host: str) -> str:
-    """Return a host as it is written in a URL: IPv6 addresses in brackets."""
-    return f"[{host}]" if ":" in host else host

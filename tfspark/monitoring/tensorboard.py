@@ -22,6 +22,8 @@ import time
 import types
 from typing import Any
 
+from tfspark.host_names import in_url
+
 logger = logging.getLogger("tfspark")
 
 START_SECONDS = 60.0
@@ -83,8 +85,7 @@ class TensorBoard:
             tail = self._errors.read().decode(errors="replace").strip()[-2000:]
             logger.warning("TensorBoard did not start; training continues without it. %s", tail)
             return None
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{port}/{self._token}/"
+        return f"http://{in_url(self._host)}:{port}/{self._token}/"
 
     def _read_port(self, timeout: float) -> int | None:
         out = self._process.stdout

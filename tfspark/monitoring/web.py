@@ -18,6 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tfspark.host_names import in_url
 from tfspark.json_numbers import nonfinite_to_none
 from tfspark.monitoring.page import RunView, live_page, run_html
 
@@ -50,7 +51,7 @@ class WebServer:
     def __init__(self, bind: str, host: str, token: str, view: Callable[[], RunView], name: str) -> None:
         self._server = _Server(bind, token, view, name)
         port = self._server.server_address[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/{token}/"
+        self.url = f"http://{in_url(host)}:{port}/{token}/"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="tfspark-web", daemon=True)
         self._thread.start()
 

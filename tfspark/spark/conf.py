@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tfspark.host_names import bare
 from tfspark.settings import SPARK_PREFIX, Settings
 from tfspark.spark import connect
 
@@ -33,8 +34,8 @@ def driver_addresses(spark: SparkSession) -> tuple[str, str]:
     if master_of(spark).startswith("local"):
         return "127.0.0.1", "127.0.0.1"
     conf = spark.sparkContext.getConf()
-    host = (conf.get("spark.driver.host") or "127.0.0.1").strip("[]")
-    bind = (conf.get("spark.driver.bindAddress") or host).strip("[]")
+    host = bare(conf.get("spark.driver.host") or "127.0.0.1")
+    bind = bare(conf.get("spark.driver.bindAddress") or host)
     return bind, host
 
 

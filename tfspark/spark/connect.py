@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tfspark.host_names import bare, in_url
+
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
     from pyspark.sql import DataFrame, SparkSession
@@ -122,7 +124,7 @@ def shared_session(session: SparkSession) -> SharedSession | None:
     addresses = [str(builder.endpoint)]
     if driver := setting_of(session, "spark.driver.host"):
         port = setting_of(session, "spark.connect.grpc.binding.port") or "15002"
-        addresses.append(f"[{driver}]:{port}" if ":" in driver.strip("[]") and driver[0] != "[" else f"{driver}:{port}")
+        addresses.append(f"{in_url(driver)}:{port}")
     text = "".join(f";{name}={quote(str(value), safe='')}" for name, value in parameters.items())
     return SharedSession(tuple(dict.fromkeys(addresses)), text)
 
@@ -183,7 +185,7 @@ def is_reachable(address: str) -> bool:
     """Return whether something listens at ``host:port``."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+        socket.create_connection((bare(host), int(port)), REACH_SECONDS).close()
     except OSError:
         return False
     return True
