@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from tfrecord_files import example, write
 
+from tfspark.spark.home import is_spark_3
+
+# pyspark brings the server of Spark Connect from Spark 4 on.
+CONNECT = () if is_spark_3() else ("connect",)
 PROGRAM = Path(__file__).parents[1] / "programs" / "tfrecord_errors.py"
 
 
-@pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,2,1024]", "connect"])
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[1,2,1024]", *CONNECT])
 def test_a_jar_added_to_a_running_session_works_and_its_errors_arrive(tmp_path: Path, master: str) -> None:
     good = example(a=("int64", [1]))
     write(tmp_path / "kind", good, example(a=("float", [1.5])))

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from tfspark.spark.home import is_spark_3
+
+# pyspark brings the server of Spark Connect from Spark 4 on.
+CONNECT = () if is_spark_3() else (pytest.param("connect", marks=pytest.mark.long),)
 PROGRAM = Path(__file__).parents[1] / "programs" / "remote_models.py"
 
 
-@pytest.mark.parametrize("master", ["local-cluster[2,1,1024]", pytest.param("connect", marks=pytest.mark.long)])
+@pytest.mark.parametrize("master", ["local-cluster[2,1,1024]", *CONNECT])
 def test_models_at_urls_are_copied_to_each_executor_once(master: str, tmp_path: Path) -> None:
     import keras
 
