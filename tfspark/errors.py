@@ -285,5 +285,13 @@ def all_of(problems: Sequence[SchemaError]) -> SchemaError:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
-    lines = str(error).strip().splitlines()
+    lines = message_of(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's message, also if its ``__str__`` raises."""
+    try:
+        return str(error)
+    except Exception as e:
+        return f"(its message cannot be shown: {type(e).__name__})"

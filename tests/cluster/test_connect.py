@@ -27,6 +27,7 @@ SCENES = (
     "interrupted",
     "live_view",
     "resources",
+    "no_core_is_left",
     "cancelling",
 )
 ROWS = list(range(60))
@@ -113,6 +114,10 @@ def test_resources_are_checked_and_given(found: dict[str, Any]) -> None:
     assert "Spark has 6 task slot(s), but 9 are needed" in resources["many"]
     assert "Spark has 2 task slot(s) of 2 CPU(s), but 3 are needed" in resources["large"]
     assert resources["fits"] == 2
+
+
+def test_a_feed_without_a_core_is_an_error(found: dict[str, Any]) -> None:
+    assert found["no_core_is_left"]["error"].startswith("ResourceError: Spark has ")
 
 
 def test_a_job_is_cancelled_by_its_tag(found: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_few_or_no_columns_are_kept(spark: Any, kept: list[str]) -> None:
     made = beside(spark.range(0, 1000, 1, 4), kept)
     assert made.columns == [*kept, "y"] and made.count() == 1000
     assert made.agg(F.sum("y")).first()[0] == 2 * sum(range(1000))
+
+
+def test_a_thread_without_an_active_session_runs_a_plan(spark: Any) -> None:
+    # Threads of CrossValidator are such threads.
+    made = beside(spark.range(0, 100, 1, 2), ["id"])
+
+    def count() -> int:
+        spark._jvm.org.apache.spark.sql.SparkSession.clearActiveSession()
+        return int(made.rdd.count())
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(count).result() == 100
 
 
 def test_empty_partitions_and_no_rows(spark: Any) -> None:

@@ -90,6 +90,27 @@ def test_pandas_and_iterators_of_dataframes(spark: Any) -> None:
     assert [by(e, "i") for e in others] == [[(0, b"z", [0.0]), (1, b"z", [0.0])]]
 
 
+def test_pandas_columns_of_arrays_of_two_dimensions_and_no_rows(spark: Any) -> None:
+    frame = pd.DataFrame({"a": [np.full((2, 3), i, np.float32) for i in range(3)], "n": [1, 2, 3]})
+    frame.loc[1, "a"] = None
+    with pytest.raises(SchemaError, match="'a' holds 1 null"):
+        fed(spark, frame)
+    (epoch,) = fed(spark, frame.dropna())
+    assert sorted(zip(epoch["n"], epoch["a"], strict=True)) == [(1, [[0.0] * 3] * 2), (3, [[2.0] * 3] * 2)]
+    with pytest.raises(FeedError, match="The data has no rows"):
+        fed(spark, frame.iloc[:0])
+
+
+def test_an_epoch_that_is_left_early_is_skipped(spark: Any) -> None:
+    def main(args: Any, ctx: Any) -> list[int]:
+        return [epoch for epoch in ctx.epochs() for _ in ctx.dataset(8).take(1)]
+
+    with tfspark.Cluster(spark, main, workers=1) as cluster:
+        # The spool holds a part of the rows.
+        assert cluster.feed(spark.range(0, 40_000, 1, 8), epochs=3).rows == 40_000
+    assert cluster.results["worker", 0] == [0, 1, 2]
+
+
 def test_columns_are_chosen_ordered_and_renamed(spark: Any) -> None:
     def main(args: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
         (first,), (second,) = ([{k: t.numpy().tolist() for k, t in b.items()} for b in ctx.dataset(5)] for _ in "12")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import tensorflow as tf
+from waiting import eventually
 
 from tfspark.columns.arrays import column_arrays
 from tfspark.columns.spec import ColumnSpec, arrow_schema
 from tfspark.errors import SchemaError
 from tfspark.node.chunks import KEPT_BATCHES, DatasetTerms, read_chunks
-from tfspark.node.dataset import fed_dataset
+from tfspark.node.dataset import PAUSE_SECONDS, fed_dataset
+from tfspark.node.layout import rows_of
 from tfspark.node.spool import Feed, Spool
 
 ROWS = 64
@@ -146,3 +149,58 @@ def filled(tmp_path: Path, partitions: int, rows: int) -> Spool:
     spool = Spool(str(tmp_path))
     feed_numbers(spool, 0, [range(p * rows, (p + 1) * rows) for p in range(partitions)])
     return spool
+
+
+@pytest.mark.parametrize("endless", [False, True])
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_an_exception_in_a_loop_does_not_wait_for_rows(tmp_path: Path, kind: str, endless: bool) -> None:
+    spool = one_partition(tmp_path, kind)
+    if endless:
+        spool.end_feed(0, {}, ROWS)
+    dataset = fed_dataset(spool, DatasetTerms(16, chunk_bytes=80), endless=endless)
+
+    def train() -> None:
+        for i, _ in enumerate(dataset, 1):
+            # This is the last batch of those that have arrived, so the next one is waited for.
+            if i == ROWS // 16:
+                raise ValueError("of the loop")
+
+    failing = in_thread(train)
+    with pytest.raises(ValueError, match="of the loop"):
+        failing.result(10.0)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_no_batch_is_without_rows_though_rows_come_late(tmp_path: Path, kind: str) -> None:
+    spool = one_partition(tmp_path, kind)
+    dataset = fed_dataset(spool, DatasetTerms(16, chunk_bytes=80))
+    reading = in_thread(lambda: [int(rows_of(b["x"])) for b in dataset])
+    assert eventually(lambda: spool.waiting_seconds > 3 * PAUSE_SECONDS, 20.0)
+    spool.end_feed(0, {}, ROWS)
+    assert reading.result(20.0) == [16] * (ROWS // 16)
+
+
+def one_partition(tmp_path: Path, kind: str) -> Spool:
+    """Return a spool of one partition, whose feed has not ended."""
+    spec, column = COLUMNS[kind]
+    schema = arrow_schema([spec])
+    spool = Spool(str(tmp_path))
+    spool.begin_feed(Feed(0, 1, (spec,), schema, seed=7))
+    upload = spool.begin_upload(0)
+    upload.write(pa.record_batch([column.cast(schema.field("x").type)], schema=schema))
+    spool.commit(upload, upload.seal())
+    return spool
+
+
+def in_thread(function: Callable[[], object]) -> Future[object]:
+    """Call a function in a thread that does not keep the program."""
+    future: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except Exception as e:
+            future.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -24,6 +24,11 @@ def fit(x: Any, y: Any) -> None:
     classifier().fit(x, y, verbose=0)
 
 
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 def broken_generator() -> None:
     def rows() -> Iterator[Any]:
         raise SchemaError("Column 'x' holds 3 nulls.", hint="Drop them.")
@@ -78,6 +83,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "theirs, after ours": (while_handling, "KeyError: 'step'", ""),
     "syntax": (lambda: compile("1 +", "job.py", "exec"), "SyntaxError: invalid syntax (job.py, line 1)", ""),
     "several lines": (raises(ValueError("one\ntwo")), "ValueError: one", ""),
+    "no text": (raises(NoText()), "NoText: (its message cannot be shown: RuntimeError)", ""),
     "nothing said": (raises(AssertionError()), "AssertionError", ""),
 }
 

@@ -51,6 +51,21 @@ def in_thread(function: Callable[[], Any]) -> Future[Any]:
         return pool.submit(function)
 
 
+def test_an_epoch_is_skipped_when_all_of_its_rows_have_arrived(tmp_path: Path) -> None:
+    s = spool(tmp_path, capacity=3 * BATCH.nbytes, epochs=2)
+    put(s)
+    reader = s.next_epoch()
+    assert reader is not None
+    skipping = in_thread(reader.skip)
+    # Rows that nobody reads would fill the spool.
+    for _ in range(10):
+        put(s)
+    assert not skipping.done() and s.epochs_read == 0
+    s.end_feed(0, {})
+    skipping.result(10.0)
+    assert s.epochs_read == 1 and len(values(s)) == 11 * BATCH.num_rows
+
+
 def test_only_whole_partitions_are_seen(tmp_path: Path) -> None:
     s = spool(tmp_path)
     upload = s.begin_upload(0)

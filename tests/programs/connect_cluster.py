@@ -351,6 +351,13 @@ def too_many(spark: Any, directory: str) -> Any:
     return len(tfspark.run(spark, lambda args, ctx: None, workers=4, settings={"slots_timeout": 0.5}))
 
 
+def no_core_is_left(spark: Any, directory: str) -> Any:
+    """Nodes hold all cores, so no feed task can run."""
+    options: dict[str, Any] = {"workers": 2, "cpus_per_node": 3, "strategy": "none"}
+    with tfspark.Cluster(spark, read_ids, settings={"slots_timeout": 0.5}, **options) as cluster:
+        return cluster.feed(spark.range(ROWS)).rows
+
+
 def cancelling(spark: Any, directory: str) -> Any:
     """A job with a tag can be cancelled; others go on."""
     from tfspark.spark.jobs import TaggedJob
@@ -403,6 +410,7 @@ SCENES: dict[str, Callable[[Any, str], Any]] = {
         live_view,
         resources,
         too_many,
+        no_core_is_left,
         cancelling,
         unreachable,
     )

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import pandas as pd
+
 import tfspark
 
 ROWS = 64
@@ -122,7 +124,9 @@ def ragged(place: Place) -> None:
     df = place.spark.range(0, ROWS, 1, 4).selectExpr("sequence(0, id % 5) as v")
     with tfspark.Cluster(place.spark, ragged_lengths, {}, workers=1) as cluster:
         cluster.feed(df, shapes={"v": None})
-    assert sorted(cluster.results["worker", 0]) == sorted(i % 5 + 1 for i in range(ROWS))
+        cluster.feed(pd.DataFrame({"v": [[0] * (i % 3 + 1) for i in range(ROWS)]}), shapes={"v": None})
+    lengths = [i % n + 1 for n in (5, 3) for i in range(ROWS)]
+    assert sorted(cluster.results["worker", 0]) == sorted(lengths)
 
 
 def estimator(place: Place) -> None:

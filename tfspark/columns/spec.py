@@ -174,7 +174,10 @@ def _plan_column(f: pa.Field, shape: Shape | None, fill: Any, sparse: bool) -> C
             "timestamps, decimals, and arrays of these.",
         )
     if sizes and fill is not None:
-        raise SchemaError(f"fill works for scalar columns; {_label_of(f)!r} is an array column.")
+        raise SchemaError(
+            f"fill works for scalar columns; {_label_of(f)!r} is an array column.",
+            hint="Replace its nulls in Spark: F.coalesce(column, F.array(...)), F.transform for nulls within it.",
+        )
     if not sizes:
         return ColumnSpec(f.name, dtype, fill=fill)
     dims = _declared(_label_of(f), shape) if shape is not None else ragged_first(sizes)
@@ -208,7 +211,10 @@ def _plan_sparse(f: pa.Field, shape: Shape | None, fill: Any) -> ColumnSpec:
     if not pa.types.is_struct(f.type) or {c.name for c in f.type} != {"type", "size", "indices", "values"}:
         raise SchemaError(f"sparse works for columns of ML vectors; {_label_of(f)!r} has type {f.type}.")
     if fill is not None:
-        raise SchemaError(f"fill works for scalar columns; {_label_of(f)!r} is a vector column.")
+        raise SchemaError(
+            f"fill works for scalar columns; {_label_of(f)!r} is a vector column.",
+            hint="Replace its nulls in Spark, or drop these rows: df.dropna().",
+        )
     if shape is None:
         raise SchemaError(
             f"The size of the vectors in {_label_of(f)!r} is not known.",

@@ -181,7 +181,8 @@ class Snapshot:
         parts = []
         if self.phase == "feeding":
             shares = ", ".join(f"{n.name} {n.rows:,}" for n in self.nodes if n.rows)
-            parts.append(f"{self.rows:,} rows ({shares}), {self.feed_rates}")
+            rows = f"{self.rows:,} rows ({shares})" if shares else f"{self.rows:,} rows"
+            parts.append(f"{rows}, {self.feed_rates}")
         reported = next((n for n in self.nodes if n.metrics), None)
         if reported is not None:
             parts.append(f"{reported.name} {_place(reported)}: {format_metrics(_without_epoch(reported.metrics))}")

@@ -78,18 +78,27 @@ class Position:
 
 
 def read_chunks(
-    reader: EpochReader, layout: Layout, terms: DatasetTerms, position: Position | None = None
+    reader: EpochReader,
+    layout: Layout,
+    terms: DatasetTerms,
+    position: Position | None = None,
+    pause: float | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the rows of an epoch in chunks of a whole number of batches; the last chunk has the remaining rows.
 
-    Pass the consumer's `position` if it has read other epochs before this one.
+    Pass the consumer's `position` if it has read other epochs before this one. With `pause`, a chunk without rows is
+    yielded each time that it has waited for rows for so many seconds.
     """
     position = position or Position(terms.batch_size)
     before = position.taken
     seed = reader.feed.seed if terms.seed is None else terms.seed
     rng = np.random.default_rng((seed, reader.epoch)) if terms.shuffle else None
     chunk_bytes = terms.shuffle_chunk_bytes if terms.shuffle else terms.chunk_bytes
-    for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle):
+    for table in rechunk(reader, terms.batch_size, chunk_bytes, terms.shuffle, pause):
+        if table is None:
+            yield layout.no_rows()
+            position.take(0)
+            continue
         if rng is not None:
             table = table.take(pa.array(rng.permutation(table.num_rows)))
         # Shuffled rows are already a copy. Other rows share the memory of the spool, which later epochs read again.
@@ -103,11 +112,19 @@ def read_chunks(
     reader.clock.enter(InputState.AHEAD)
 
 
-def rechunk(reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool) -> Iterator[pa.Table]:
-    """Cut an epoch into tables of whole batches, of about `chunk_bytes` each; the last table has the remaining rows."""
+def rechunk(
+    reader: EpochReader, batch_size: int, chunk_bytes: int, shuffle: bool, pause: float | None
+) -> Iterator[pa.Table | None]:
+    """Cut an epoch into tables of whole batches, of about `chunk_bytes` each; the last table has the remaining rows.
+
+    Yield ``None`` for each `pause`.
+    """
     pending: list[pa.RecordBatch] = []
     rows = nbytes = 0
-    for partition in reader.partitions(shuffle, reads_ahead=True):
+    for partition in reader.partitions_ahead(shuffle, pause):
+        if partition is None:
+            yield None
+            continue
         for batch in partition.batches:
             pending.append(batch)
             rows += batch.num_rows

@@ -595,6 +595,7 @@ class NodeContext:
     def epochs(self) -> Iterator[int]:
         """Yield the number of each epoch that is fed, until there are no more; iterate `dataset` once for each.
 
+        If `dataset` is not iterated to its end, the other rows of the epoch are skipped, and a warning is logged.
         Numbers begin at 0, or after the epochs of the restored checkpoint.
 
         Examples
@@ -606,7 +607,11 @@ class NodeContext:
         """
         spool = self._link.spool
         while spool.wait_for_feed() is not None:
-            yield spool.epochs_read
+            epoch = spool.epochs_read
+            yield epoch
+            if spool.epochs_read == epoch and (reader := spool.next_epoch()) is not None:
+                logger.warning("Epoch %d was not read to its end, so its other rows are skipped.", epoch)
+                reader.skip()
 
     @property
     def fed_epochs(self) -> int:

@@ -24,6 +24,13 @@ from tfspark.node.spool import EpochReader, Feed, Spool
 
 logger = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 0.25
+"""Seconds after which a generator that waits for rows yields a chunk without rows.
+
+TensorFlow deletes an iterator only after its generator has yielded. Without this, an exception in a training loop would
+wait for the next rows.
+"""
+
 
 def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, remote: bool = False) -> tf.data.Dataset:
     """Build the dataset of `NodeContext.dataset`, or of `NodeContext.stream` if `endless`.
@@ -39,17 +46,23 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
     if remote:
         from tfspark.node.parameter_server import remote_chunks
 
-        return _batches(remote_chunks(layout, terms), layout, terms)
+        return _batches(remote_chunks(layout, terms).prefetch(PREFETCHED_CHUNKS), layout, terms)
     epoch = Epoch(spool, feed.columns, feed if terms.name else None)
 
     def chunks() -> Iterator[tuple[np.ndarray, ...]]:
         position = Position(terms.batch_size)
         reader: EpochReader | None = epoch.begin()
         while reader is not None:
-            yield from read_chunks(reader, layout, terms, position)
-            reader = epoch.go_on(reader, position) if endless else None
+            yield from read_chunks(reader, layout, terms, position, PAUSE_SECONDS)
+            if not endless:
+                return
+            while not spool.is_next_known(reader, PAUSE_SECONDS):
+                yield layout.no_rows()
+                position.take(0)
+            reader = epoch.go_on(reader, position)
 
     chunked = tf.data.Dataset.from_generator(chunks, output_signature=layout.signature)
+    chunked = chunked.prefetch(PREFETCHED_CHUNKS).filter(graph(has_rows))
     dataset = _batches(chunked, layout, terms, epoch.end)
     # The rows belong to this worker only: a strategy that distributes the dataset must not shard them.
     options = tf.data.Options()
@@ -62,6 +75,11 @@ def fed_dataset(spool: Spool, terms: DatasetTerms, *, endless: bool = False, rem
         # Training loops read this to know how many steps the other workers have.
         dataset._tfspark_steps = Steps(terms.batch_size, terms.drop_remainder, lambda: epoch.rows_by_worker)
     return dataset
+
+
+def has_rows(*arrays: tf.Tensor) -> tf.Tensor:
+    """Return whether a chunk has rows."""
+    return tf.reduce_any([tf.shape(a)[0] > 0 for a in arrays])
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,7 @@ def _batches(
     chunks: tf.data.Dataset, layout: Layout, terms: DatasetTerms, at_end: Callable[[], object] | None = None
 ) -> tf.data.Dataset:
     """Cut chunks into batches; `at_end` is called when the consumer asks for a batch after the last one."""
-    dataset = chunks.prefetch(PREFETCHED_CHUNKS)
+    dataset = chunks
     if layout.varies:
         dataset = dataset.flat_map(graph(lambda *arrays: layout.cut(arrays, terms.batch_size)))
         if terms.drop_remainder:

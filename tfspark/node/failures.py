@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tfspark.errors import TFSparkError
+from tfspark.errors import TFSparkError, message_of
 from tfspark.tracebacks import without_colours
 
 _KERAS = re.compile(r"^Exception encountered when calling (.+?)\.\n\n\x1b\[1m(.*?)\x1b\[0m", re.DOTALL)
@@ -40,7 +40,7 @@ def cause_of(e: BaseException) -> tuple[str, str]:
     ours = [x for x in _causes(e) if isinstance(x, TFSparkError)]
     if ours:
         return _headline(type(ours[-1]).__name__, ours[-1].message), ours[-1].hint or ""
-    text = str(e)
+    text = message_of(e)
     if "Traceback (most recent call last)" in text and (passed_on := _RAISED_IN_GRAPH.findall(without_colours(text))):
         name, message = passed_on[-1]
         message, _, hint = message.partition("\nHint: ")

@@ -357,6 +357,12 @@ class Spool:
         assert following is not None
         return EpochReader(self, feed, following[1])
 
+    def is_next_known(self, after: EpochReader, seconds: float) -> bool:
+        """Wait at most `seconds`; return whether it is known which epoch follows `after`, or that none does."""
+        with self._changed:
+            known = self._changed.wait_for(lambda: self._error or self._is_settled(self._next_feed(after)), seconds)
+        return bool(known)
+
     @property
     def epochs_read(self) -> int:
         """Number of epochs that have been read to their end, including those before a restart."""
@@ -438,20 +444,40 @@ class EpochReader:
     def _is_last(self) -> bool:
         return not self.feed.name and self.epoch + 1 >= self.feed.epochs
 
-    def partitions(self, shuffle: bool = False, reads_ahead: bool = False) -> Iterator[Partition]:
+    def partitions(self, shuffle: bool = False) -> Iterator[Partition]:
         """Yield partitions as they are committed, or in a random order with `shuffle` if all of them are there already.
 
-        A caller with `reads_ahead` takes partitions before the consumer needs them and calls `passed` itself.
+        The caller has read a partition when it asks for the next one.
+        """
+        rows = 0
+        for partition in self.partitions_ahead(shuffle, None):
+            assert partition is not None, "without a pause it waits"
+            yield partition
+            rows += partition.rows
+            self.passed(rows)
+
+    def partitions_ahead(self, shuffle: bool, pause: float | None) -> Iterator[Partition | None]:
+        """Yield partitions as `partitions` does, for a caller that takes them early and calls `passed` itself.
+
+        Yield ``None`` each time that it has waited for `pause` seconds.
         """
         spool, feed = self._spool, self.feed
         order: list[int] | None = None
         self._taken = []
         i = rows = 0
+
+        def is_known() -> bool:
+            there = i < len(feed.partitions) and not feed.reproducible
+            return spool._error is not None or feed.ended or there
+
         while True:
+            self.clock.enter(InputState.WAITING)
+            while True:
+                with spool._changed:
+                    if spool._changed.wait_for(is_known, pause):
+                        break
+                yield None
             with spool._changed:
-                self.clock.enter(InputState.WAITING)
-                while not (spool._error or feed.ended or (i < len(feed.partitions) and not feed.reproducible)):
-                    spool._changed.wait()
                 self.clock.enter(InputState.PREPARING)
                 spool._check()
                 if i >= len(feed.partitions):
@@ -475,11 +501,9 @@ class EpochReader:
                 if not feed.name:
                     spool.is_read = True
                     spool.rows_read += partition.rows
-            yield partition
             rows += partition.rows
             self._taken.append((index, rows))
-            if not reads_ahead:
-                self.passed(rows)
+            yield partition
             i += 1
 
     def passed(self, rows: int) -> None:
@@ -504,6 +528,22 @@ class EpochReader:
     def _drop(self, partition: Partition | None) -> None:
         if partition is not None and partition.in_memory:
             self._spool._in_memory -= partition.nbytes
+
+    def skip(self) -> None:
+        """Wait until all rows of the epoch have arrived, do not read them, and mark the epoch as read."""
+        spool, feed = self._spool, self.feed
+        with spool._changed:
+            while True:
+                for partition in feed.partitions:
+                    if partition is not None and not partition.read:
+                        partition.read = True
+                        spool._unread_bytes -= partition.nbytes
+                spool._changed.notify_all()
+                spool._check()
+                if feed.ended:
+                    break
+                spool._changed.wait()
+        self.complete()
 
     def complete(self) -> None:
         """Mark the epoch as read: its consumer has reached the end."""

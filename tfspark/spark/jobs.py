@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.spark.connect import is_connect
 from tfspark.spark.home import is_spark_3
+from tfspark.tracebacks import user_frames
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -108,6 +109,9 @@ CANCELLED = re.compile(
 )
 """Matches the text of the error of a job that was cancelled from outside, also on Spark Connect."""
 
+_RAISED_IN_PYTHON = re.compile(r"Traceback \(most recent call last\):\n((?:[ \t].*\n|\n)+)(\w[\w.]*(?::.*)?)(?:\n|$)")
+"""Matches the traceback of a Python function of the user in a job's error; the last group is the exception."""
+
 _NOT_BY_DATA = re.compile(
     rf"did not take the rows|[Cc]ancelled|{CANCELLED.pattern}|ExecutorLost|exited unexpectedly|"
     r"FlightUnavailable|FlightTimedOut|before it had sent all rows|EOFException"
@@ -139,5 +143,7 @@ def describe_job_error(error: BaseException) -> str:
             "the Python of the executors has no tfspark. Install the same environment there, ship one with "
             "--archives, or point PYSPARK_PYTHON to one that has it"
         )
-    lines = [line for line in text.splitlines() if line.strip()]
+    if raised := _RAISED_IN_PYTHON.search(text):
+        return f"{raised[2].strip()}\n{user_frames(raised[0].rstrip())}"
+    lines = [line.strip() if i == 0 else line for i, line in enumerate(text.strip().splitlines()) if line.strip()]
     return "\n".join(lines[:12]) or type(error).__name__

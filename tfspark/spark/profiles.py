@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from copy import copy
 from fractions import Fraction
@@ -18,6 +19,7 @@ from tfspark.errors import ResourceError
 from tfspark.settings import Settings as Waits
 from tfspark.spark import connect, internals
 from tfspark.spark.conf import master_of, setting
+from tfspark.spark.jobs import TaggedJob
 from tfspark.spark.resources import (
     Executor,
     Group,
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 LOCAL_PATIENCE_SECONDS = 2.0
 """Seconds to wait for the executor of ``local[n]``: it exists at once, but Spark's event queue reports it later."""
+
+COUNT_SECONDS = 10.0
+"""Seconds that the job that counts cores on Spark Connect may take; it needs a free core."""
+
+_last_cores: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 _profiles: WeakKeyDictionary[Any, dict[TaskResources, ResourceProfile]] = WeakKeyDictionary()
 _profiles_lock = threading.Lock()
@@ -210,7 +217,7 @@ def task_slots(spark: SparkSession) -> int | None:
     """Return how many tasks Spark can run at once now; ``None`` if a Spark Connect server does not reveal it."""
     if not connect.is_connect(spark):
         return internals.concurrent_tasks(spark.sparkContext)
-    cores = connect.count_cores(spark)
+    cores = _count_cores(spark)
     return None if cores is None else int(cores // read_settings(spark).task.cpus)
 
 
@@ -234,8 +241,28 @@ def read_executors(spark: SparkSession, settings: Settings) -> list[Executor] | 
     """Return the resources of Spark's executors of the default profile; ``None`` if Spark does not reveal them."""
     if not connect.is_connect(spark):
         return [Executor(cpus, gpus) for cpus, gpus in internals.executors_of_default_profile(spark.sparkContext)]
-    cores = connect.count_cores(spark)
+    cores = _count_cores(spark)
     return None if cores is None else executors_of(cores, master_of(spark), settings)
+
+
+def _count_cores(spark: SparkSession) -> int | None:
+    """Count the cores in a session of Spark Connect; if no core is free to do it, return the last number."""
+    ended, found, errors = threading.Event(), [], []
+
+    def end(cores: int | None, error: BaseException | None) -> None:
+        found.append(cores)
+        errors.extend([error] if error is not None else [])
+        ended.set()
+
+    job = TaggedJob(spark, f"tfspark-cores-{uuid.uuid4().hex}", lambda: connect.count_cores(spark), end)
+    if not ended.wait(COUNT_SECONDS):
+        job.cancel()
+        return _last_cores.get(spark)
+    if errors:
+        raise errors[0]
+    if found[0] is not None:
+        _last_cores[spark] = found[0]
+    return found[0]
 
 
 def profile_of(spark: SparkSession, need: TaskResources, settings: Settings) -> ResourceProfile:

@@ -106,11 +106,11 @@ case class RowByRowExec(child: SparkPlan) extends UnaryExecNode {
 
   override protected def doExecute(): RDD[InternalRow] = {
     // Spark makes a new operator only if its children are not equal to the old ones.
-    val slots = child.children.map {
+    def slots = child.children.map {
       case s: SlotRowsExec => s.copy(again = true)
       case other => other
     }
-    // Spark 3.5 reads the setting here; later versions read it in the task.
+    // Spark 3.5 reads the setting here; later versions read it in the task. The thread may have no active session.
     new TaskSettings(Planning.rowByRow(child)(child.withNewChildren(slots)).execute(), rowByRow = true)
   }
 
