@@ -12,7 +12,7 @@ import pytest
 from tfspark import messages as m
 from tfspark.spec import NodeId
 from tfspark.transport.auth import new_secret
-from tfspark.transport.client import MessageClient
+from tfspark.transport.client import MessageClient, without_context
 from tfspark.transport.server import MessageServer
 
 pytestmark = pytest.mark.unit
@@ -85,3 +85,10 @@ def test_what_would_fail_again_is_not_repeated(serve: Serve) -> None:
     with pytest.raises(flight.FlightServerError, match="Unknown action 'Entered'"):
         client.insist_on_sending(m.Entered(NodeId("worker", 0)), patience=60.0, pause=pauses.append)
     assert pauses == []
+
+
+def test_what_grpc_says_about_itself_is_left_out() -> None:
+    noise = ". Detail: Failed. gRPC client debug context: UNKNOWN\n. Client context: OK"
+    error = RuntimeError(f"The function gave 'a'.{noise}")
+    assert without_context(error) == "The function gave 'a'"
+    assert without_context(RuntimeError("plain.")) == "plain."

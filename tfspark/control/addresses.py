@@ -28,7 +28,7 @@ from tfspark.spark import conf, connect
 from tfspark.spark.arrow_jobs import map_in_arrow
 from tfspark.spark.jobs import describe_job_error
 from tfspark.transport.auth import Secret, new_secret
-from tfspark.transport.client import MessageClient
+from tfspark.transport.client import MessageClient, without_context
 from tfspark.transport.ports import Ports
 from tfspark.transport.server import MessageServer
 
@@ -197,7 +197,7 @@ def _call(target: _Target, secret: Secret) -> str:
     try:
         client.ask(Probe(), ProbeAnswer, PROBE_SECONDS)
     except (flight.FlightError, pa.ArrowException, OSError, ValueError) as e:
-        return str(e).splitlines()[0]
+        return without_context(e).splitlines()[0]
     finally:
         client.close()
     return ""

@@ -37,7 +37,7 @@ from tfspark.spark.garbage import freeze_imports
 from tfspark.spark.internals import input_is_complete
 from tfspark.spec import NodeAddress
 from tfspark.transport.auth import Secret, call_options
-from tfspark.transport.client import MessageClient
+from tfspark.transport.client import MessageClient, without_context
 from tfspark.transport.sender import Sender
 
 RESULT_SCHEMA = pa.schema(
@@ -199,7 +199,9 @@ def _send(task: FeedTask, header: PutHeader, worker: NodeAddress, batches: Itera
         raise
     except (flight.FlightError, pa.ArrowException, OSError) as e:
         # Not final: Spark runs the task again, and by then the coordinator may know that the worker is gone.
-        raise RuntimeError(f"{worker.node} at {worker.host}:{worker.data_port} did not take the rows: {e}") from e
+        raise RuntimeError(
+            f"{worker.node} at {worker.host}:{worker.data_port} did not take the rows: {without_context(e)}"
+        ) from e
     finally:
         client.close()
     return rows

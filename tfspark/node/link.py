@@ -28,7 +28,7 @@ from tfspark.node.step_clock import StepClock
 from tfspark.settings import Settings
 from tfspark.spec import ClusterSpec, NodeAddress, NodeId
 from tfspark.transport.auth import Secret
-from tfspark.transport.client import MessageClient
+from tfspark.transport.client import MessageClient, without_context
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,9 @@ class CoordinatorLink:
             # The coordinator may have counted the partition as committed. Without this error, its rows would be lost
             # silently.
             self.spool.fail(
-                FeedError(f"The coordinator did not answer the commit of partition {header.partition}: {e}")
+                FeedError(
+                    f"The coordinator did not answer the commit of partition {header.partition}: {without_context(e)}"
+                )
             )
             raise
 
@@ -314,7 +316,7 @@ class CoordinatorLink:
             except flight.FlightError as e:
                 if time.monotonic() - answered_at > self._patience:
                     self._has_last_word = True
-                    self.on_stop(f"the coordinator cannot be reached: {e}")
+                    self.on_stop(f"the coordinator cannot be reached: {without_context(e)}")
                     return
                 self.stopping.wait(0.5)
                 continue

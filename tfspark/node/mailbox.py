@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow.flight as flight
 
 from tfspark.messages import EpochEnded, Report
-from tfspark.transport.client import MAY_PASS
+from tfspark.transport.client import MAY_PASS, without_context
 
 logger = logging.getLogger(__name__)
 
@@ -87,5 +87,5 @@ class Mailbox:
         except MAY_PASS:
             return False
         except flight.FlightError as e:
-            logger.warning("the driver did not take %s: %s", report, e)
+            logger.warning("the driver did not take %s: %s", report, without_context(e))
         return True

@@ -25,7 +25,7 @@ from tfspark.messages import ServeHeader
 from tfspark.spark.garbage import freeze_imports
 from tfspark.spec import ClusterSpec, NodeAddress
 from tfspark.transport.auth import Secret, call_options
-from tfspark.transport.client import MessageClient
+from tfspark.transport.client import MessageClient, without_context
 
 IN_FLIGHT = 4
 """Batches in flight at a time; more batches hide more of the latency, fewer use less memory."""
@@ -88,7 +88,8 @@ def ask(task: PredictTask, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
         yield from _exchange(task, partition, client, first, batches)
     except (flight.FlightError, OSError) as e:
         raise PredictError(
-            f"{worker.node} at {worker.host}:{worker.data_port} gave no answer for partition {partition}: {e}",
+            f"{worker.node} at {worker.host}:{worker.data_port} gave no answer for partition {partition}: "
+            f"{without_context(e)}",
             hint="Use the predictions inside the with block of the cluster: Spark computes them when they are used.",
         ) from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,6 +23,20 @@ LONGEST_PAUSE_SECONDS = 2.0
 
 MAY_PASS = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError)
 """Errors of a server that does not answer now. Only after these a call is retried: others would occur again."""
+
+
+_CONTEXT = re.compile(r"[.\s]*(?:Detail: \w+[.\s]*)?gRPC client debug context:.*", re.S)
+
+
+def without_context(error: BaseException) -> str:
+    """Return the message of an error of a call, without what gRPC adds about itself.
+
+    Examples
+    --------
+    >>> without_context(RuntimeError("no rows. Detail: Failed. gRPC client debug context: UNKNOWN. Client context: OK"))
+    'no rows'
+    """
+    return _CONTEXT.sub("", str(error))
 
 
 class MessageClient:
