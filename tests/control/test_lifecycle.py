@@ -179,6 +179,22 @@ def test_of_two_silent_processes_the_stopped_one_is_to_blame() -> None:
     assert m.error.index == 1 and "it is stopped" in m.error.reason and "SIGSTOP" in m.error.hint
 
 
+def test_a_process_that_is_stopped_before_its_first_pulse_is_named() -> None:
+    m, hang = Machine(), 10.0
+    m.life = lc.Lifecycle(NODES, replace(LIMITS, hang=hang), 0.0)
+    m(*(ev.TaskAttached(n, "host", 1) for n in NODES))
+    m(ev.Seen(NODES[0], stopped=True), ev.Seen(NODES[1]), ev.Tick(), after=1.0)
+    for _ in range(3):
+        assert m(ev.Seen(NODES[0], stopped=True), ev.Seen(NODES[1]), ev.Tick(), after=hang / 4) == []
+    # One that has gone on has its time for the start again.
+    m(ev.Seen(NODES[0]), ev.Seen(NODES[0], stopped=True))
+    m(ev.Seen(NODES[0], stopped=True), ev.Seen(NODES[1]), ev.Tick(), after=hang / 2)
+    assert m.life.phase is lc.Phase.STARTING
+    m(ev.Seen(NODES[0], stopped=True), ev.Seen(NODES[1]), ev.Tick(), after=hang)
+    m(ev.Tick(), after=LIMITS.last_words + 1)
+    assert m.error.index == NODES[0].index and "it is stopped" in m.error.reason
+
+
 def test_a_worker_without_data_is_named_and_is_not_dead() -> None:
     m = Machine().start()
     assert m(ev.Pulse(NODES[1], 29.0), ev.Pulse(NODES[0], 0.0)) == []

@@ -138,7 +138,7 @@ class NodeRecord:
     stack: str = ""
     warned: bool = False
     silence_told: bool = False
-    stopped: bool = False
+    stopped_since: float | None = None
     rejoins: int = 0
     away_since: float | None = None
     kill: bool = False
@@ -214,7 +214,8 @@ class Lifecycle:
             case NodeEntered():
                 self._move(event.node, NodeState.RUNNING)
             case Seen():
-                self.records[event.node].stopped = event.stopped
+                record = self.records[event.node]
+                record.stopped_since = (record.stopped_since or now) if event.stopped else None
             case Pulse():
                 out += self._pulse(event)
             case NodeFinished():
@@ -262,6 +263,7 @@ class Lifecycle:
         for r in self.records.values():
             r.last_seen = None if r.last_seen is None else moved(r.last_seen)
             r.last_pulse = None if r.last_pulse is None else moved(r.last_pulse)
+            r.stopped_since = None if r.stopped_since is None else moved(r.stopped_since)
             r.away_since = None if r.away_since is None else moved(r.away_since)
 
     @property
@@ -414,7 +416,7 @@ class Lifecycle:
         Other nodes may be silent only because TensorFlow holds Python's lock while it waits for the stopped one.
         """
         silents = [r for r in self.records.values() if self._is_silent(r, self.limits.suspicion)]
-        return next((r for r in silents if r.stopped), silent)
+        return next((r for r in silents if r.stopped_since is not None), silent)
 
     def _someone_is_away(self) -> bool:
         # TensorFlow holds Python's lock in the chief until a lost worker can be reached again.
@@ -422,7 +424,12 @@ class Lifecycle:
 
     def _is_silent(self, r: NodeRecord, seconds: float) -> bool:
         alive = r.exited is None and r.state not in (NodeState.FINISHED, NodeState.FAILED)
-        return alive and r.last_pulse is not None and self.now - r.last_pulse > seconds
+        since = self._silent_since(r)
+        return alive and since is not None and self.now - since > seconds
+
+    def _silent_since(self, r: NodeRecord) -> float | None:
+        """Return the time of a node's last pulse; if it was stopped before its first pulse, the time of this."""
+        return r.stopped_since if r.last_pulse is None else r.last_pulse
 
     def _is_unheard(self, r: NodeRecord, seconds: float) -> bool:
         """Return whether nothing except pulses has arrived from a node and its supervising task for `seconds`."""
@@ -452,10 +459,10 @@ class Lifecycle:
             record.kill = True
             return []
         record.state = NodeState.FAILED
-        seconds = self.now - (record.last_pulse or 0.0)
+        seconds = self.now - (self._silent_since(record) or 0.0)
         reason = f"its process exists, but has not answered for {seconds:.0f} s"
         hint = "Its host swaps, or one call into native code keeps Python's lock for so long: then raise hang_timeout=."
-        if record.stopped:
+        if record.stopped_since is not None:
             reason += ": it is stopped"
             hint = "Someone sent it SIGSTOP, or holds it in a debugger."
         record.raised = record.raised or NodeRaised(record.node, reason, "", hint)
