@@ -33,7 +33,7 @@ def without_context(error: BaseException) -> str:
 
     Examples
     --------
-    >>> without_context(RuntimeError("no rows. Detail: Failed. gRPC client debug context: UNKNOWN. Client context: OK"))
+    >>> without_context(RuntimeError("no rows. gRPC client debug context: UNKNOWN"))
     'no rows'
     """
     return _CONTEXT.sub("", str(error))
