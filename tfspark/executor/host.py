@@ -1,4 +1,7 @@
-"""The address of this host that other nodes use, and Spark's directories for local files."""
+"""The address of this host that other nodes use, and Spark's directories for local files.
+
+The module imports only the standard library: ``tfspark doctor`` sends it to executors that have no tfspark.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import logging
 import os
 import socket
 import tempfile
-
-from tfspark.host_names import bare
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def address_towards(host: str, port: int) -> str:
     ``SPARK_LOCAL_IP`` of the executor takes precedence, if it is an address of this host. ``0.0.0.0`` and ``::``
     count as unset: a node can listen on them, but others cannot connect to them.
     """
-    if chosen := _own_address(bare(os.environ.get("SPARK_LOCAL_IP", ""))):
+    if chosen := _own_address(os.environ.get("SPARK_LOCAL_IP", "").strip("[]")):
         return chosen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     infos = socket.getaddrinfo(host, port, family if ":" in host else 0, socket.SOCK_DGRAM)
