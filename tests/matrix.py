@@ -29,6 +29,8 @@ SETS = Path(__file__).with_name("matrix.ini")
 SMOKE = Path(__file__).parent / "programs" / "smoke.py"
 TESTS = ["connectors", "node/test_exactness.py", "feeding/test_inputs.py", "prediction", "ml"]
 TEST_PACKAGES = ["pytest>=8", "pytest-timeout", "hypothesis"]
+INTERRUPTED = 2
+"""Exit code of pytest when it is interrupted, also by an error while it collects tests."""
 NOISE = "Exception ignored"
 """What Python prints about an error that nobody can catch, in a process that ends for instance."""
 BEGIN, END = "<!-- matrix: written by make matrix -->\n", "<!-- end of matrix -->\n"
@@ -40,7 +42,7 @@ HEAD = (
 
 
 class NotRun(Exception):
-    """A set's environment cannot be made; the text says why."""
+    """A set was not run, or not to its end; the text says why."""
 
 
 def read_sets(path: Path) -> configparser.ConfigParser:
@@ -125,10 +127,19 @@ def run_smoke(python: str, env: dict[str, str], remote: str | None, log: Path) -
 
 
 def run_tests(python: str, env: dict[str, str], log: Path) -> str:
-    """Run the tests that say most about versions; return pytest's counts."""
+    """Run the tests that say most about versions; return pytest's counts.
+
+    Raises
+    ------
+    NotRun
+        If pytest did not run to its end, so that the counts are of some tests only.
+    """
     paths = [str(ROOT / "tests" / t) for t in TESTS]
     with log.open("w") as said:
-        subprocess.run([python, "-m", "pytest", "-q", *paths], env=env, cwd=ROOT, stdout=said, stderr=said)
+        command = [python, "-m", "pytest", "-q", *paths]
+        ran = subprocess.run(command, env=env, cwd=ROOT, stdout=said, stderr=said, check=False)
+    if ran.returncode == INTERRUPTED:
+        raise NotRun(f"its tests did not run to their end: {log}")
     return counts(log.read_text())
 
 

@@ -1024,6 +1024,7 @@ class Cluster:
                     self._recover(gang, e)
 
     def _feed_gang(self, gang: Gang, entry: FeedEntry) -> FeedReport:
+        """Feed a gang; if feed tasks have no room for too long and fewer workers may start, stop it."""
         if not self._can_shrink(gang):
             return gang.feed(entry)
         resources, patience = self._resources.of(gang.nodes), self._spec.settings.shrink_timeout
@@ -1031,8 +1032,11 @@ class Cluster:
             return gang.feed(entry)
 
     def _can_shrink(self, gang: Gang) -> bool:
-        least = self._options.min_workers
-        return least is not None and len(gang.nodes) > len(self._options.nodes_with(least))
+        """Return whether a restart is left, and may start fewer workers than there are."""
+        options = self._options
+        if options.min_workers is None or self._streams.begun or len(self.restarts) >= options.max_restarts:
+            return False
+        return len(gang.nodes) > len(options.nodes_with(options.min_workers))
 
     def _guard(self, keep: type[BaseException] | None = None) -> _StopOnError:
         return _StopOnError(self, keep)

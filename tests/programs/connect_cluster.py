@@ -303,7 +303,7 @@ def sleeps(spark: Any, directory: str) -> Any:
         while there.exists():
             look.wait(0.05)
         fed += cluster.feed(spark.range(ROWS)).rows
-    return {"fed": fed, "read": all_results(cluster), "error": ""}
+    return {"fed": fed, "read": all_results(cluster)}
 
 
 def interrupted(spark: Any, directory: str) -> Any:

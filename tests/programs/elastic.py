@@ -151,8 +151,8 @@ def starve(spark: Any, directory: str, in_the_middle: bool) -> dict[str, Any]:
 
     def disturb() -> None:
         if in_the_middle:
-            ledger = cluster._require_started().coordinator
-            assert eventually(lambda: bool(ledger.ledgers) and sum(ledger.ledgers[0].rows.values()) > 0, 100)
+            ledgers = cluster._require_started().coordinator.ledgers
+            assert eventually(lambda: bool(ledgers) and sum(ledgers[0].rows.values()) > 0, 100)
         take_feeders(cluster, context)
         goes_on.touch()
 

@@ -37,6 +37,14 @@ def test_the_exception_of_a_python_function_comes_first() -> None:
     ]
 
 
+def test_of_chained_exceptions_the_raised_one_comes_first() -> None:
+    cause = 'Traceback (most recent call last):\n  File "a.py", line 1, in a\nKeyError: 7\n'
+    between = "\nThe above exception was the direct cause of the following exception:\n\n"
+    raised = 'Traceback (most recent call last):\n  File "b.py", line 2, in b\nRuntimeError: no row\n'
+    told = describe_job_error(RuntimeError(cause + between + raised))
+    assert told.splitlines()[0] == "RuntimeError: no row" and "b.py" in told
+
+
 def test_other_errors_are_told_as_spark_tells_them() -> None:
     assert describe_job_error(RuntimeError("\n  a table is missing\n\n\tat A.b\n")) == "a table is missing\n\tat A.b"
     assert describe_job_error(RuntimeError()) == "RuntimeError"

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from tfspark.errors import ResourceError, TFSparkError
 from tfspark.executor import host
 from tfspark.spark.conf import driver_addresses, is_local
 from tfspark.spark.internals import concurrent_tasks, register_profile
-from tfspark.spark.jobs import TaggedJob, describe_job_error
+from tfspark.spark.jobs import describe_job_error, result_within
 from tfspark.spark.profiles import require_room, task_slots
 
 if TYPE_CHECKING:
@@ -144,22 +143,13 @@ def _probe(spark: SparkSession, word: str, paths: Sequence[str], found: Survey, 
     with probe.Listener(bind, word) as listener:
         names = tuple(r.name for r in packages.requirements())
         order = probe.Order((reached_at, listener.port), word, names, tuple(paths))
-        outcome: list[Any] = []
-        ended = threading.Event()
-
-        def end(result: Any, error: BaseException | None) -> None:
-            outcome.extend([result, error])
-            ended.set()
-
-        job = TaggedJob(spark, word, lambda: _run(spark, order, min(found.slots, MAX_TASKS)), end)
-        if not ended.wait(timeout):
-            job.cancel()
+        try:
+            lines = result_within(spark, word, lambda: _run(spark, order, min(found.slots, MAX_TASKS)), timeout)
+            found.tasks = [json.loads(line) for line in lines]
+        except TimeoutError:
             found.job_error = f"the check of the executors took longer than {timeout:.0f} s"
-        elif outcome[1] is not None:
-            found.job_error = describe_job_error(outcome[1])
-        else:
-            found.tasks = [json.loads(line) for line in outcome[0]]
-        job.join(timeout)
+        except Exception as e:
+            found.job_error = describe_job_error(e)
 
 
 def _run(spark: SparkSession, order: probe.Order, tasks: int) -> list[str]:

@@ -494,10 +494,7 @@ class EpochReader:
                         hint="Iterate the dataset to its end once per epoch, or pass epochs=2 or more to cluster.feed, "
                         "which keeps all rows.",
                     )
-                if not partition.read:
-                    partition.read = True
-                    spool._unread_bytes -= partition.nbytes
-                    spool._changed.notify_all()
+                self._note_read(partition)
                 if not feed.name:
                     spool.is_read = True
                     spool.rows_read += partition.rows
@@ -535,15 +532,19 @@ class EpochReader:
         with spool._changed:
             while True:
                 for partition in feed.partitions:
-                    if partition is not None and not partition.read:
-                        partition.read = True
-                        spool._unread_bytes -= partition.nbytes
-                spool._changed.notify_all()
+                    if partition is not None:
+                        self._note_read(partition)
                 spool._check()
                 if feed.ended:
                     break
                 spool._changed.wait()
         self.complete()
+
+    def _note_read(self, partition: Partition) -> None:
+        if not partition.read:
+            partition.read = True
+            self._spool._unread_bytes -= partition.nbytes
+            self._spool._changed.notify_all()
 
     def complete(self) -> None:
         """Mark the epoch as read: its consumer has reached the end."""

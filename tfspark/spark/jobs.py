@@ -101,6 +101,36 @@ class TaggedJob:
         return not self._thread.is_alive()
 
 
+def result_within(spark: SparkSession, tag: str, action: Callable[[], Any], seconds: float) -> Any:
+    """Run a job under a tag, and return its result.
+
+    Raises
+    ------
+    TimeoutError
+        If the job has not ended after `seconds`; it is then cancelled.
+    BaseException
+        The error of the job.
+    """
+    outcome: list[Any] = []
+    ended = threading.Event()
+
+    def end(result: Any, error: BaseException | None) -> None:
+        outcome.extend([result, error])
+        ended.set()
+
+    job = TaggedJob(spark, tag, action, end)
+    in_time = ended.wait(seconds)
+    if not in_time:
+        job.cancel()
+    job.join(seconds)
+    if not in_time:
+        raise TimeoutError(f"The Spark job took longer than {seconds:g} s.")
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
 _RAISED_BY_CODE = re.compile(r"Traceback \(most recent call last\)|SQLSTATE: (?!XX)\w{5}")
 """Matches the text of a job's error that user code or an expression has raised."""
 
@@ -109,8 +139,8 @@ CANCELLED = re.compile(
 )
 """Matches the text of the error of a job that was cancelled from outside, also on Spark Connect."""
 
-_RAISED_IN_PYTHON = re.compile(r"Traceback \(most recent call last\):\n((?:[ \t].*\n|\n)+)(\w[\w.]*(?::.*)?)(?:\n|$)")
-"""Matches the traceback of a Python function of the user in a job's error; the last group is the exception."""
+_RAISED_IN_PYTHON = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)+(\w[\w.]*(?::.*)?)(?:\n|$)")
+"""Matches the traceback of a Python function in a job's error; the group is the exception."""
 
 _NOT_BY_DATA = re.compile(
     rf"did not take the rows|[Cc]ancelled|{CANCELLED.pattern}|ExecutorLost|exited unexpectedly|"
@@ -143,7 +173,9 @@ def describe_job_error(error: BaseException) -> str:
             "the Python of the executors has no tfspark. Install the same environment there, ship one with "
             "--archives, or point PYSPARK_PYTHON to one that has it"
         )
-    if raised := _RAISED_IN_PYTHON.search(text):
-        return f"{raised[2].strip()}\n{user_frames(raised[0].rstrip())}"
-    lines = [line.strip() if i == 0 else line for i, line in enumerate(text.strip().splitlines()) if line.strip()]
+    if tracebacks := list(_RAISED_IN_PYTHON.finditer(text)):
+        # The last one is that of the exception that was raised; those before are of the exceptions that caused it.
+        raised = tracebacks[-1]
+        return f"{raised[1].strip()}\n{user_frames(raised[0].rstrip())}"
+    lines = [line for line in text.strip().splitlines() if line.strip()]
     return "\n".join(lines[:12]) or type(error).__name__

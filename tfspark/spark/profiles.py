@@ -19,7 +19,7 @@ from tfspark.errors import ResourceError
 from tfspark.settings import Settings as Waits
 from tfspark.spark import connect, internals
 from tfspark.spark.conf import master_of, setting
-from tfspark.spark.jobs import TaggedJob
+from tfspark.spark.jobs import result_within
 from tfspark.spark.resources import (
     Executor,
     Group,
@@ -47,6 +47,7 @@ COUNT_SECONDS = 10.0
 """Seconds that the job that counts cores on Spark Connect may take; it needs a free core."""
 
 _last_cores: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""The last number of cores that was counted, by session."""
 
 _profiles: WeakKeyDictionary[Any, dict[TaskResources, ResourceProfile]] = WeakKeyDictionary()
 _profiles_lock = threading.Lock()
@@ -247,22 +248,14 @@ def read_executors(spark: SparkSession, settings: Settings) -> list[Executor] | 
 
 def _count_cores(spark: SparkSession) -> int | None:
     """Count the cores in a session of Spark Connect; if no core is free to do it, return the last number."""
-    ended, found, errors = threading.Event(), [], []
-
-    def end(cores: int | None, error: BaseException | None) -> None:
-        found.append(cores)
-        errors.extend([error] if error is not None else [])
-        ended.set()
-
-    job = TaggedJob(spark, f"tfspark-cores-{uuid.uuid4().hex}", lambda: connect.count_cores(spark), end)
-    if not ended.wait(COUNT_SECONDS):
-        job.cancel()
+    tag = f"tfspark-cores-{uuid.uuid4().hex}"
+    try:
+        cores: int | None = result_within(spark, tag, lambda: connect.count_cores(spark), COUNT_SECONDS)
+    except TimeoutError:
         return _last_cores.get(spark)
-    if errors:
-        raise errors[0]
-    if found[0] is not None:
-        _last_cores[spark] = found[0]
-    return found[0]
+    if cores is not None:
+        _last_cores[spark] = cores
+    return cores
 
 
 def profile_of(spark: SparkSession, need: TaskResources, settings: Settings) -> ResourceProfile:

@@ -1,6 +1,6 @@
 """The steps of one compiled model during a fit: all workers run them together.
 
-`ModelTraining` also merges over the workers what Keras keeps outside of steps: weights at the begin, moving statistics,
+`ModelTraining` also merges over the workers what Keras keeps outside of steps: weights at the start, moving statistics,
 results of metrics, logs, and the wish to stop.
 """
 
