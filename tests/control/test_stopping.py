@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,32 @@ def test_a_job_that_is_cancelled_before_spark_knows_it_ends(spark: Any, begun: b
     goes_on.set()
     assert job.join(20.0)
     assert CANCELLED.search(str(errors[0])), errors
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_several_threads_cancel_a_job_at_once(spark: Any) -> None:
+    from tfspark.spark.jobs import TaggedJob
+
+    for i in range(50):
+        begun, goes_on, together = threading.Event(), threading.Event(), threading.Barrier(8)
+
+        def action(begun: threading.Event = begun, goes_on: threading.Event = goes_on) -> None:
+            begun.set()
+            goes_on.wait(10.0)
+
+        job = TaggedJob(spark, f"together-{i}", action, lambda *_: None)
+        assert begun.wait(10.0)
+
+        def cancel(job: Any = job, together: Any = together) -> None:
+            together.wait(10.0)
+            job.cancel()
+
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(cancel) for _ in range(8)]:
+                done.result()
+        assert [t.name for t in threading.enumerate()].count(f"together-{i}-cancel") == 1
+        goes_on.set()
+        assert job.join(10.0)
 
 
 @pytest.mark.alone

@@ -48,6 +48,7 @@ class TaggedJob:
         self._spark, self.tag = spark, tag
         self._action, self._on_end = action, on_end
         self._cancelled, self._ended = threading.Event(), threading.Event()
+        self._first_cancel = threading.Lock()
         self._again = threading.Thread(target=self._cancel_until_ended, name=f"{tag}-cancel", daemon=True)
         self._thread = _thread_of(spark)(target=self._run, name=tag, daemon=True)
         self._thread.start()
@@ -72,9 +73,10 @@ class TaggedJob:
         """Cancel the job; do nothing if it has ended or Spark is gone."""
         self._cancelled.set()
         self._cancel()
-        # A thread cannot be started twice, nor while Python exits.
-        with contextlib.suppress(RuntimeError):
-            self._again.start()
+        # Several threads may cancel at the same time; one of them starts the thread. While Python exits, none can.
+        if self._first_cancel.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):
+                self._again.start()
 
     def _cancel_until_ended(self) -> None:
         # Spark cancels only jobs that it knows; this one may just be on its way to it.
