@@ -151,9 +151,9 @@ def measure_spark_alone(df: DataFrame, rows: int) -> float:
 
 def measure_slots(df: DataFrame, rows: int) -> float:
     """Return the seconds that Spark takes to write all rows into slots, which a task opens and releases."""
-    from tfspark.columns.sent import sent_columns
+    from tfspark.columns.sent import sent_frame
 
-    sent = sent_columns(df, {c: df[c] for c in df.columns}, ())
+    sent = sent_frame(df, ())
     if sent.slots is None:
         raise RuntimeError("this session has no slots")
     began = time.time()

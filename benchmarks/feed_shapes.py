@@ -2,13 +2,15 @@
 
 For each shape, every round in the same Spark session measures:
 
-- ``spark_drain``: Spark's own ``mapInArrow`` reads all rows and sends nothing, while nodes are idle: the upper limit,
+- ``spark_drain``: Spark's own ``mapInArrow`` reads all rows and sends nothing, while nodes are idle, with the batches
+  of ``tfspark.session``, and ``spark_alone``: the same with Spark's default batches,
 - ``feed_drain``: ``cluster.feed`` until a ``ctx.dataset`` has been read to its end,
 - ``replay``: an epoch from the rows that the worker has kept; the median of the epochs after the first,
 - ``predict``: ``cluster.predict`` with an identity function, until Spark has counted the answers,
 - ``tensorflowonspark_inference``: ``TFCluster.inference`` of the same rows, if it is installed (784 floats only).
 
-The output is one line of JSON per figure, on standard output.
+A first round is not counted: the JVM compiles what it runs. The output is one line of JSON per figure, on standard
+output.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import _common as common
-from feed import drain, expect, in_phase, measure_spark
+from feed import drain, expect, in_phase, measure_spark, measure_spark_alone
 
 if TYPE_CHECKING:
     import argparse
@@ -133,11 +135,11 @@ SHAPES = {
         400_000,
     ),
     "26 strings, 13 floats": Shape(
-        _strings, ", ".join([*[f"s{i} string" for i in range(26)], *[f"f{i} float" for i in range(13)]]), 200_000
+        _strings, ", ".join([*[f"s{i} string" for i in range(26)], *[f"f{i} float" for i in range(13)]]), 400_000
     ),
     "50 ints": Shape(_lists, "x array<long>", 200_000, {"x": 50}),
     "50 ints, declared": Shape(_lists, "x array<long>", 200_000, {"x": 50}, declared=True),
-    "int lists": Shape(_ragged, "x array<long>", 200_000),
+    "int lists": Shape(_ragged, "x array<long>", 400_000),
     "75 KB binaries": Shape(_binaries, "x binary", 6_000),
 }
 
@@ -175,12 +177,12 @@ def measure(spark: SparkSession, name: str, options: argparse.Namespace, seconds
     df = rows_of(spark, shape, rows, options.partitions)
     warm_up = rows_of(spark, shape, min(WARM_UP_ROWS, rows), options.partitions)
     args = {"batch_size": options.batch_size}
-    measure_spark(df, rows)
-    for r in range(options.rounds):
-        print(f"{name}: round {r + 1} of {options.rounds}", file=sys.stderr)
+    for r in range(options.rounds + 1):
+        print(f"{name}: round {r} of {options.rounds}", file=sys.stderr)
         with tfspark.Cluster(spark, drain, args, workers=1, spool_bytes=4 << 30, progress=False) as cluster:
             cluster.feed(warm_up, shapes=shape.fed_shapes)
             in_phase(cluster, 1)
+            seconds["spark_alone"].append(measure_spark_alone(df, rows))
             seconds["spark_drain"].append(measure_spark(df, rows))
             began = time.time()
             cluster.feed(df, shapes=shape.fed_shapes, epochs=EPOCHS, cache="memory")
@@ -195,6 +197,8 @@ def measure(spark: SparkSession, name: str, options: argparse.Namespace, seconds
             began = time.time()
             expect(cluster.predict(df, **asked).selectExpr(count).collect()[0][0], rows)
             seconds["predict"].append(time.time() - began)
+    for taken in seconds.values():
+        del taken[0]
     if name == "784 floats" and importlib.util.find_spec("tensorflowonspark"):
         seconds["tensorflowonspark_inference"].append(infer_with_tfos(spark, df.limit(10_000).cache(), rows / 10_000))
     df.unpersist()
@@ -242,9 +246,9 @@ def main() -> None:
             rows = measure(spark, name, options, seconds)
             for what, taken in seconds.items():
                 common.figure(NAME, what, "rows/s", [rows / s for s in taken], shape=name, rows=rows)
-            for what in ("feed_drain", "predict"):
-                ratios = [c / s for c, s in zip(seconds["spark_drain"], seconds[what], strict=True)]
-                common.figure(NAME, f"{what}/spark_drain", "ratio of rows/s", ratios, shape=name)
+            for what, base in itertools.product(("feed_drain", "predict"), ("spark_drain", "spark_alone")):
+                ratios = [c / s for c, s in zip(seconds[base], seconds[what], strict=True)]
+                common.figure(NAME, f"{what}/{base}", "ratio of rows/s", ratios, shape=name)
             if seconds.get("tensorflowonspark_inference"):
                 peer = seconds["tensorflowonspark_inference"][0]
                 ratios = [peer / s for s in seconds["predict"]]

@@ -49,8 +49,7 @@ def to_example(column: Column | str, options: Mapping[str, str] | None = None) -
     column, given = _column(column), _strings(options)
     bridge = bridge_of_column(column)
     if bridge is not None:
-        functions = bridge.tfrecord.RecordFunctions
-        return bridge.column(functions.toExample(bridge.expression(column), bridge.java_map(given)))
+        return bridge.column(bridge.record_functions.toExample(bridge.expression(column), bridge.java_map(given)))
     record_type = _record_type(given)
 
     def to_example(structs: pa.Array) -> pa.Array:
@@ -90,8 +89,9 @@ def from_example(column: Column | str, schema: StructType | str, options: Mappin
     bridge = bridge_of_column(column)
     if bridge is not None:
         text = schema if isinstance(schema, str) else schema.json()
-        functions = bridge.tfrecord.RecordFunctions
-        return bridge.column(functions.fromExample(bridge.expression(column), text, bridge.java_map(given)))
+        return bridge.column(
+            bridge.record_functions.fromExample(bridge.expression(column), text, bridge.java_map(given))
+        )
     return _from_example_udf(column, schema, given)
 
 

@@ -77,3 +77,14 @@ def test_what_is_short_or_deep_travels_as_it_is(spark: Any) -> None:
 def test_columns_that_are_fed_under_one_name_are_named(spark: Any) -> None:
     with pytest.raises(SchemaError, match=r"Columns \['s/a', 's.a'\] would be fed under one name"):
         fed_columns(spark.sql("select 1 as `s/a`, named_struct('a', 2) as s"), None, (), ())
+
+
+def test_a_dataframe_of_what_is_fed_is_used_as_it_is(spark: Any) -> None:
+    df = spark.sql("select 1 as a, array(1.5f) as x")
+    assert fed_columns(df, None, (), ()).frame is df
+    assert fed_columns(df, ["a", "x"], (), ()).frame is df
+    assert list(fed_columns(df, None, (), ()).columns) == ["a", "x"]
+    for columns, mask in (["x", "a"], ()), (["a"], ()), ({"a": "a", "y": "x"}, ()), (None, ["a"]):
+        assert fed_columns(df, columns, mask, ()).frame is not df
+    struct = spark.sql("select struct(1 as a) as s")
+    assert fed_columns(struct, None, (), ()).frame.columns == ["s/a"]

@@ -73,8 +73,10 @@ def test_expressions_of_the_connector(spark: Any) -> None:
     assert bridge is not None and bridge_of_column(spark.range(1).id) is not None
     df = spark.range(1)
     assert df.select(bridge.column(bridge.expression(df.id + 1)).alias("x")).collect()[0].x == 1
-    assert internals.is_java_class(internals.jvm_of(spark).java.util.HashMap)
-    assert not internals.is_java_class(internals.jvm_of(spark).nothing.of.this.name)
+    jvm = internals.jvm_of(spark)
+    found = internals.java_class(jvm, "java.util.HashMap")
+    assert found is not None and internals.java_class(jvm, "java.util.HashMap") is found
+    assert internals.java_class(jvm, "nothing.of.this.name") is None
     assert bridge.java_map({"a": "b"}).get("a") == "b"
 
 

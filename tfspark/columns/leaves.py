@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfspark.columns.spec import ColumnSpec, Shape, plan_columns, repeated, with_path
@@ -24,13 +25,13 @@ def leaves_of(
     df: DataFrame, columns: Columns | None = None, mask: Sequence[str] = (), sparse: Sequence[str] = ()
 ) -> list[Leaf]:
     """Return the columns in which a DataFrame is fed; see `source_of`."""
-    from pyspark.sql import functions as F
-
     chosen = choose_columns(columns, df.columns) if columns is not None else {c: c for c in df.columns}
     _refuse_ambiguous(df, chosen.values())
     fields = {f.name: f for f in df.schema.fields}
     kept_sparse = {_inside(c) for c in sparse}
-    flat = [leaf for name, c in chosen.items() for leaf in _leaves(fields[c], F.col(quoted(c)), (name,), kept_sparse)]
+    flat = [
+        leaf for name, c in chosen.items() for leaf in _leaves(fields[c], partial(_column, c), (name,), kept_sparse)
+    ]
     labels = [".".join(leaf.path) for leaf in flat]
     names = [leaf.name for leaf in flat]
     if twice := set(repeated(names)):
@@ -42,7 +43,7 @@ def leaves_of(
     masked = [leaf for leaf in flat if leaf.name in masks]
     if missing := sorted(c for inside, c in masks.items() if inside not in {leaf.name for leaf in masked}):
         raise SchemaError(f"mask refers to unknown columns {missing}; the columns are {labels}.")
-    flat += [replace(leaf, path=_mask_path(leaf.path), column=leaf.column.isNotNull()) for leaf in masked]
+    flat += [replace(leaf, path=_mask_path(leaf.path), make=partial(_is_not_null, leaf.make)) for leaf in masked]
     return flat
 
 
@@ -63,34 +64,49 @@ class FedColumns:
 
     Attributes
     ----------
-    columns
-        The fed columns by name, as expressions of the original DataFrame.
+    leaves
+        The fed columns, as expressions of the original DataFrame.
     frame
         A DataFrame of these columns only.
     schema, shapes
         Arrow schema of `frame`, and the known shapes by column.
     """
 
-    columns: dict[str, Column]
+    leaves: Sequence[Leaf]
     frame: DataFrame
     schema: pa.Schema
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The fed columns by name."""
+        return {leaf.name: leaf.make() for leaf in self.leaves}
 
 
 def fed_columns(df: DataFrame, columns: Columns | None, mask: Sequence[str], sparse: Sequence[str]) -> FedColumns:
     """Return the columns in which a DataFrame is fed; see `source_of`."""
     leaves = leaves_of(df, columns, mask, sparse)
-    frame = df.select(*[leaf.column.alias(leaf.name) for leaf in leaves])
-    return FedColumns({leaf.name: leaf.column for leaf in leaves}, frame, *_described(frame, leaves))
+    unchanged = all(leaf.whole for leaf in leaves) and [leaf.name for leaf in leaves] == df.columns
+    frame = df if unchanged else df.select(*[leaf.make().alias(leaf.name) for leaf in leaves])
+    return FedColumns(leaves, frame, *_described(frame, leaves))
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A column as it is fed; a struct column becomes several leaves."""
+    """A column as it is fed; a struct column becomes several leaves.
+
+    Attributes
+    ----------
+    make
+        Returns the column's expression. This takes several calls of the JVM, so it is done only if it is needed.
+    whole
+        Whether it is a column of the DataFrame as it is.
+    """
 
     path: tuple[str, ...]
-    column: Column
+    make: Callable[[], Column]
     shape: tuple[int, ...] | None = None
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -120,20 +136,38 @@ def _refuse_ambiguous(df: DataFrame, wanted: Collection[str]) -> None:
         )
 
 
-def _leaves(f: StructField, column: Column, path: tuple[str, ...], sparse: Collection[str]) -> Iterator[Leaf]:
+def _leaves(
+    f: StructField, make: Callable[[], Column], path: tuple[str, ...], sparse: Collection[str]
+) -> Iterator[Leaf]:
     from pyspark.sql.types import StructType
 
     if f.dataType.typeName() == "vectorudt":
         size = f.metadata.get("ml_attr", {}).get("num_attrs")
-        leaf = Leaf(path, column, (int(size),) if size else None)
-        if leaf.name not in sparse:
-            leaf = replace(leaf, column=vector_values(column, "float32"))
-        yield leaf
+        leaf = Leaf(path, make, (int(size),) if size else None)
+        yield leaf if leaf.name in sparse else replace(leaf, make=partial(_vector_floats, make))
     elif isinstance(f.dataType, StructType):
         for inner in f.dataType.fields:
-            yield from _leaves(inner, column.getField(inner.name), (*path, inner.name), sparse)
+            yield from _leaves(inner, partial(_field, make, inner.name), (*path, inner.name), sparse)
     else:
-        yield Leaf(path, column)
+        yield Leaf(path, make, whole=len(path) == 1)
+
+
+def _column(name: str) -> Column:
+    from pyspark.sql import functions as F
+
+    return F.col(quoted(name))
+
+
+def _field(make: Callable[[], Column], name: str) -> Column:
+    return make().getField(name)
+
+
+def _is_not_null(make: Callable[[], Column]) -> Column:
+    return make().isNotNull()
+
+
+def _vector_floats(make: Callable[[], Column]) -> Column:
+    return vector_values(make(), "float32")
 
 
 def vector_values(column: Column, dtype: str) -> Column:

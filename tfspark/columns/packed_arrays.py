@@ -79,7 +79,7 @@ def _expression(df: DataFrame) -> Callable[[Column, bool], Column] | None:
     bridge = bridge_of(df.sparkSession)
     if bridge is None:
         return None
-    return lambda of, narrow: bridge.column(bridge.columns.PackedArray(bridge.expression(of), narrow))
+    return lambda of, narrow: bridge.column(bridge.packed_array(bridge.expression(of), narrow))
 
 
 def unpacked(batch: pa.RecordBatch, packed: Packed, row: RowName = in_batch) -> pa.RecordBatch:

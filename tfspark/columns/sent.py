@@ -77,6 +77,15 @@ def map_beside(
     return None if sent is None else beside(sent.map(task, returned), [df.columns.index(c) for c in kept])
 
 
+def sent_frame(df: DataFrame, specs: Sequence[ColumnSpec]) -> SentColumns:
+    """Return all columns of a DataFrame to send to tasks; see `sent_columns`."""
+    from pyspark.sql import functions as F
+
+    if (sent := _sent_in_slots(df, df.columns)) is not None:
+        return sent
+    return sent_columns(df, {c: F.col(quoted(c)) for c in df.columns}, specs)
+
+
 def sent_columns(
     df: DataFrame,
     columns: Mapping[str, Column],

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tfspark.columns.leaves import Columns, choose_columns, fed_columns, quoted
-from tfspark.columns.sent import sent_columns
+from tfspark.columns.leaves import Columns, choose_columns, fed_columns
+from tfspark.columns.sent import sent_frame
 from tfspark.errors import ConfigurationError, FeedError
 from tfspark.feeding.pandas_frames import from_pandas, is_pandas
 from tfspark.spark.plans import in_one_stage, rows_can_move
@@ -140,11 +140,9 @@ def dataframe_source(
 
 def feed_job(df: DataFrame, task: FeedTask, profile: ResourceProfile | None = None) -> DataFrame:
     """Return the job that sends every partition of `df` to a worker."""
-    from pyspark.sql import functions as F
-
     from tfspark.feeding.feed_task import RESULT_DDL
 
-    sent = sent_columns(df, {c: F.col(quoted(c)) for c in df.columns}, task.columns)
+    sent = sent_frame(df, task.columns)
     task = replace(task, packed=sent.packed)
 
     def send_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -201,10 +199,12 @@ def _rdd_job(
             from pyspark import TaskContext
 
             from tfspark.feeding.feed_task import push_partition
+            from tfspark.spark.worker_socket import read_without_delay
 
             context = TaskContext.get()
             assert context is not None
-            for _ in push_partition(task, index, context.attemptNumber(), to_batches(rows)):
+            batches = read_without_delay(to_batches(rows))
+            for _ in push_partition(task, index, context.attemptNumber(), batches):
                 yield from ()
 
         sending = rdd.mapPartitionsWithIndex(send_partition)

@@ -36,8 +36,9 @@ def arrow_udf(answer: Answer, columns: Sequence[str], returned: DataType) -> Any
 
     def apply(arguments: Iterator[Any]) -> Iterator[Any]:
         from tfspark.prediction.arrow_udf import argument_batch
+        from tfspark.spark.worker_socket import read_without_delay
 
-        return answer(argument_batch(names, a) for a in arguments)
+        return answer(argument_batch(names, a) for a in read_without_delay(arguments))
 
     apply.__annotations__ = _hints()
     return F.arrow_udf(apply, returned)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tfspark.errors import SchemaError
 from tfspark.prediction.arrow_udf import Answer, argument_batch
+from tfspark.spark.worker_socket import read_without_delay
 
 if TYPE_CHECKING:
     from pyspark.sql.types import DataType
@@ -54,7 +55,7 @@ def answered(answer: Answer, names: Sequence[str], arguments: Iterator[Any]) -> 
     SchemaError
         If a value is null or NaN.
     """
-    for found in answer(argument_batch(names, _arrays(names, a)) for a in arguments):
+    for found in answer(argument_batch(names, _arrays(names, a)) for a in read_without_delay(arguments)):
         yield _to_pandas(found)
 
 

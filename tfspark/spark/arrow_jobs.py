@@ -24,8 +24,14 @@ def map_in_arrow(
     profile: ResourceProfile | None = None,
 ) -> DataFrame:
     """Return a DataFrame of the rows that `task` yields for each partition, run with a resource profile if given."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from tfspark.spark.worker_socket import read_without_delay
+
+        return task(read_without_delay(batches))
+
     if not is_spark_3():
-        return df.mapInArrow(task, ddl, barrier=barrier, profile=profile)
-    answers = df.mapInArrow(task, ddl, barrier=barrier)
+        return df.mapInArrow(run, ddl, barrier=barrier, profile=profile)
+    answers = df.mapInArrow(run, ddl, barrier=barrier)
     # Spark 3.5 supports profiles for RDDs only.
     return answers if profile is None else with_resources(answers, profile)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 class Bridge:
     """The connector's classes, and conversions between columns and expressions."""
 
-    def __init__(self, jvm: Any, utils: Any) -> None:
-        self.jvm = jvm
-        self._utils = utils
-        #: The packages of the connectors' classes.
-        self.tfrecord, self.columns = jvm.tfspark.tfrecord, jvm.tfspark.columns
+    def __init__(self, jvm: Any, packed_array: Any, utils: Any) -> None:
+        self.packed_array = packed_array
+        self._java, self._utils = jvm, utils
+
+    @property
+    def record_functions(self) -> Any:
+        """The functions that convert structs to messages and back."""
+        return internals.java_class(self._java, "tfspark.tfrecord.RecordFunctions")
 
     def expression(self, column: Column) -> Any:
         """Return the expression of a column."""
@@ -34,7 +37,7 @@ class Bridge:
 
     def java_map(self, values: Mapping[str, str]) -> Any:
         """Return a Java map of strings."""
-        return internals.java_map(self.jvm, values)
+        return internals.java_map(self._java, values)
 
 
 def bridge_of(session: SparkSession) -> Bridge | None:
@@ -51,14 +54,12 @@ def register_functions(session: SparkSession) -> None:
     """Give a classic session the SQL functions of the connector."""
     bridge = bridge_of(session)
     if bridge is not None:
-        bridge.tfrecord.RecordFunctions.register(internals.java_session(session))
+        bridge.record_functions.register(internals.java_session(session))
 
 
 def _bridge(jvm: Any | None) -> Bridge | None:
     if jvm is None:
         return None
-    try:
-        packed, utils = jvm.tfspark.columns.PackedArray, jvm.org.apache.spark.sql.classic.ExpressionUtils
-    except AttributeError:
-        return None
-    return Bridge(jvm, utils) if internals.is_java_class(packed) and internals.is_java_class(utils) else None
+    packed = internals.java_class(jvm, "tfspark.columns.PackedArray")
+    utils = internals.java_class(jvm, "org.apache.spark.sql.classic.ExpressionUtils")
+    return Bridge(jvm, packed, utils) if packed is not None and utils is not None else None

@@ -7,6 +7,7 @@ version lacks the API it uses. Those that need a JVM do not work on Spark Connec
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -122,11 +123,22 @@ def parse_type(text: str) -> DataType:
         raise ValueError(str(e)) from e
 
 
-def is_java_class(found: Any) -> bool:
-    """Return whether py4j found a class under a name, and not only a package."""
+_classes: dict[tuple[Any, str], Any] = {}
+"""Classes that `java_class` has found, by JVM and name."""
+
+
+def java_class(jvm: Any, name: str) -> Any | None:
+    """Return a class of the JVM by its full name; ``None`` if there is no such class.
+
+    py4j looks up each part of the name, which takes some 5 ms for each package, so classes are kept.
+    """
     from py4j.java_gateway import JavaClass
 
-    return isinstance(found, JavaClass)
+    kept = _classes.get((jvm, name))
+    if kept is not None:
+        return kept
+    found = functools.reduce(getattr, name.split("."), jvm)
+    return _classes.setdefault((jvm, name), found) if isinstance(found, JavaClass) else None
 
 
 def fail_at_first_schema_error(session: SparkSession) -> None:
@@ -135,8 +147,8 @@ def fail_at_first_schema_error(session: SparkSession) -> None:
     Without the connector's jar and on Spark Connect, Spark makes all its attempts.
     """
     jvm = jvm_of(session)
-    watcher = jvm.org.apache.spark.scheduler.tfspark.SchemaErrors if jvm is not None else None
-    if watcher is not None and is_java_class(watcher):
+    watcher = java_class(jvm, "org.apache.spark.scheduler.tfspark.SchemaErrors") if jvm is not None else None
+    if watcher is not None:
         watcher.watch(_java_context(session.sparkContext))
 
 
@@ -162,9 +174,10 @@ def with_plan(df: DataFrame, change: Callable[[Any], Any]) -> DataFrame | None:
     plan = change(df._jdf.logicalPlan())  # type: ignore[operator]
     if plan is None:
         return None
-    sql = df.sparkSession._jvm.org.apache.spark.sql  # type: ignore[attr-defined]
+    jvm, sql = jvm_of(df.sparkSession), "org.apache.spark.sql"
     # Spark 3.5 has classic sessions only.
-    dataset = sql.classic.Dataset if is_java_class(sql.classic.Dataset) else sql.Dataset
+    dataset = java_class(jvm, f"{sql}.classic.Dataset") or java_class(jvm, f"{sql}.Dataset")
+    assert dataset is not None
     made = dataset.ofRows(java_session(df.sparkSession), plan)
     return AnyDataFrame(made, df.sparkSession)
 
@@ -201,19 +214,26 @@ def with_resources(df: DataFrame, profile: ResourceProfile) -> DataFrame:
 # --- in a Python worker of Spark
 
 
+def input_of_worker() -> Any | None:
+    """Return the stream from which Spark's Python worker reads, if it runs the function that calls this."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "pyspark.worker" and hasattr(frame.f_locals.get("infile"), "peek"):
+            return frame.f_locals["infile"]
+        frame = frame.f_back
+    logger.debug("the stream from Spark was not found")
+    return None
+
+
 def input_is_complete() -> bool:
     """Return whether Spark has sent all rows of the task that this Python worker runs; call it after the last row.
 
     If the JVM part of a task fails, Spark closes the stream to Python. If it does so between two messages, the reader
     takes this for the end of the rows. Only what follows shows the difference: Spark sends more bytes when it is done.
+    Where the stream is not found, this is not known, and the rows count as complete.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "pyspark.worker" and hasattr(frame.f_locals.get("infile"), "peek"):
-            return bool(frame.f_locals["infile"].peek(1))
-        frame = frame.f_back
-    logger.debug("the stream from Spark was not found: whether all rows have come is not known")
-    return True
+    stream = input_of_worker()
+    return stream is None or bool(stream.peek(1))
 
 
 # --- executors and resources

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tfspark.spark.internals import is_java_class, java_schema, java_session, jvm_of, with_plan
+from tfspark.spark.internals import java_class, java_schema, java_session, jvm_of, with_plan
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -25,8 +25,8 @@ def in_slots(df: DataFrame) -> DataFrame | None:
     """
     session = df.sparkSession
     jvm = jvm_of(session)
-    rows = jvm.tfspark.columns.SlotRows if jvm is not None else None
-    if rows is None or not is_java_class(rows) or not rows.isSupported(java_schema(df)):
+    rows = java_class(jvm, "tfspark.columns.SlotRows") if jvm is not None else None
+    if rows is None or not rows.isSupported(java_schema(df)):
         return None
     rows.enable(java_session(session).experimental())
     return with_plan(df, rows.of)
@@ -43,6 +43,6 @@ def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
     kept
         Positions of the columns to keep in the DataFrame of the ``select``.
     """
-    jvm = jvm_of(mapped.sparkSession)
-    assert jvm is not None
-    return with_plan(mapped, lambda plan: jvm.tfspark.columns.MapBeside.of(plan, list(kept)))
+    rows = java_class(jvm_of(mapped.sparkSession), "tfspark.columns.MapBeside")
+    assert rows is not None
+    return with_plan(mapped, lambda plan: rows.of(plan, list(kept)))
