@@ -1,6 +1,6 @@
 """Run each part of tfspark once with each set of versions in ``matrix.ini``, and write what came of it into a page.
 
-    python tests/matrix.py [--tests] [--page docs/support.md] [SET ...]
+    python tests/matrix.py [--tests [--at-once 2]] [--page docs/support.md] [SET ...]
 
 Packages are installed below ``build/matrix`` when they are first needed, and again when ``setup.cfg`` or the set asks
 for others. What a set prints is in a log beside them. Sets that are not named keep their rows. Exits with 1 if a set
@@ -28,7 +28,9 @@ BUILD = ROOT / "build" / "matrix"
 SETS = Path(__file__).with_name("matrix.ini")
 SMOKE = Path(__file__).parent / "programs" / "smoke.py"
 TESTS = ["connectors", "node/test_exactness.py", "feeding/test_inputs.py", "prediction", "ml"]
-TEST_PACKAGES = ["pytest>=8", "pytest-timeout", "hypothesis"]
+TEST_PACKAGES = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis"]
+CHOSEN = "not (alone or long or airflow or exactness or packaging)"
+"""The tests of these paths that `make test` runs, and that may run beside others."""
 INTERRUPTED = 2
 """Exit code of pytest when it is interrupted, also by an error while it collects tests."""
 NOISE = "Exception ignored"
@@ -126,8 +128,8 @@ def run_smoke(python: str, env: dict[str, str], remote: str | None, log: Path) -
     return summary
 
 
-def run_tests(python: str, env: dict[str, str], log: Path) -> str:
-    """Run the tests that say most about versions; return pytest's counts.
+def run_tests(python: str, env: dict[str, str], at_once: int, log: Path) -> str:
+    """Run the tests that say most about versions, some files at a time; return pytest's counts.
 
     Raises
     ------
@@ -136,7 +138,8 @@ def run_tests(python: str, env: dict[str, str], log: Path) -> str:
     """
     paths = [str(ROOT / "tests" / t) for t in TESTS]
     with log.open("w") as said:
-        command = [python, "-m", "pytest", "-q", *paths]
+        side_by_side = [f"--numprocesses={at_once}", "--dist=loadfile"]
+        command = [python, "-m", "pytest", "-q", *side_by_side, "-m", CHOSEN, *paths]
         ran = subprocess.run(command, env=env, cwd=ROOT, stdout=said, stderr=said, check=False)
     if ran.returncode == INTERRUPTED:
         raise NotRun(f"its tests did not run to their end: {log}")
@@ -170,16 +173,16 @@ def with_rows(page: str, rows: dict[str, str], order: list[str]) -> str:
     return before + BEGIN + HEAD + "".join(known[n] for n in order if n in known) + END + after
 
 
-def run_set(name: str, s: configparser.SectionProxy, tests: bool) -> str:
-    """Run a set; return its row."""
+def run_set(name: str, s: configparser.SectionProxy, tests: int) -> str:
+    """Run a set, with `tests` files of tests at a time; return its row."""
     python, path = environment_of(name, s)
     env = {k: v for k, v in os.environ.items() if k != "PYSPARK_PYTHON"} | {"PYTHONPATH": path}
     if "java_home" in s:
         env["JAVA_HOME"] = str(BUILD / slug(name) / s["java_home"])
     summary = run_smoke(python, env, s.get("remote"), BUILD / f"{slug(name)}.smoke.log")
     # The session of the tests is a classic one.
-    wanted = tests and "remote" not in s
-    counted = run_tests(python, env, BUILD / f"{slug(name)}.tests.log") if wanted else "not run"
+    wanted = tests > 0 and "remote" not in s
+    counted = run_tests(python, env, tests, BUILD / f"{slug(name)}.tests.log") if wanted else "not run"
     return row_of(name, summary, counted, datetime.date.today().isoformat())
 
 
@@ -188,9 +191,8 @@ def main() -> int:
     sets = read_sets(SETS)
     parser = argparse.ArgumentParser(description="Run the smoke program with sets of versions.")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "support.md")
-    parser.add_argument(
-        "--tests", action="store_true", help=f"run {', '.join(TESTS)} of tests too, which takes an hour"
-    )
+    parser.add_argument("--tests", action="store_true", help=f"run {', '.join(TESTS)} of tests too")
+    parser.add_argument("--at-once", type=int, default=2, metavar="FILES", help="files of tests at a time")
     parser.add_argument("sets", nargs="*", metavar="SET", help="all by default")
     args = parser.parse_args()
     if unknown := set(args.sets) - set(sets.sections()):
@@ -198,7 +200,7 @@ def main() -> int:
     failed = False
     for name in args.sets or sets.sections():
         try:
-            row = run_set(name, sets[name], args.tests)
+            row = run_set(name, sets[name], args.at_once if args.tests else 0)
         except NotRun as e:
             print(f"{name} was not run and keeps its row: {e}", file=sys.stderr)
             failed = True
