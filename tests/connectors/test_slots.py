@@ -89,6 +89,61 @@ def test_every_type_arrives_as_spark_has_it(spark: Any) -> None:
     assert rows_of(through_slots(df)) == expected
 
 
+@pytest.mark.parametrize("source", ["cached", "cached, adaptive", "parquet", "orc", "partitioned parquet"])
+@pytest.mark.parametrize("nulls", [False, True], ids=["without nulls", "with nulls"])
+def test_column_vectors_of_scans_arrive_as_their_rows(source: str, nulls: bool, spark: Any, tmp_path: Path) -> None:
+    i = F.col("id")
+    columns = {
+        "long": i,
+        "int": (i * 3).cast("int"),
+        "short": (i % 30000).cast("short"),
+        "byte": (i % 100).cast("byte"),
+    }
+    columns |= {"double": i * 1.5, "float": (i / 7).cast("float"), "bool": i % 3 == 0, "few": i % 5}
+    if not source.startswith("cached"):
+        columns |= {"date": F.date_add(F.lit("2020-01-01").cast("date"), i.cast("int"))}
+        columns |= {"timestamp": F.timestamp_seconds(i), "timestamp_ntz": F.timestamp_seconds(i).cast("timestamp_ntz")}
+    if nulls:
+        columns = {n: F.when((i + k) % (k + 2) != 0, c) for k, (n, c) in enumerate(columns.items())}
+    # More rows than a slot and than a batch of vectors hold.
+    made = spark.range(0, 300_000, 1, 2).select(*[c.alias(n) for n, c in columns.items()], (i % 3).alias("part"))
+    spark.conf.set("spark.sql.adaptive.enabled", "adaptive" in source)
+    if source.startswith("cached"):
+        df = made.cache()
+    else:
+        kind = source.rpartition(" ")[2]
+        writer = made.write.format(kind)
+        (writer.partitionBy("part") if "partitioned" in source else writer).save(str(tmp_path / "files"))
+        df = spark.read.format(kind).load(str(tmp_path / "files"))
+    try:
+        slots = in_slots(df)
+        assert slots is not None
+        plan = slots.mapInArrow(lambda rows: rows, slots.schema)._jdf.queryExecution().executedPlan().toString()
+        assert "of column vectors" in plan
+        found, expected = (pa.Table.from_batches(b) for b in (through_slots(df), collected(df, shipped)))
+        # Spark's Arrow marks timestamps with a time zone by another name, and nothing else differs.
+        assert found.num_rows == 300_000 and found.cast(expected.schema).equals(expected)
+    finally:
+        df.unpersist()
+        spark.conf.unset("spark.sql.adaptive.enabled")
+
+
+def test_columns_that_a_query_computes_and_those_of_no_fixed_size_are_read_as_rows(spark: Any) -> None:
+    df = spark.range(0, 100, 1, 2).withColumn("s", F.col("id").cast("string")).cache()
+    try:
+        for query in (df, df.select((F.col("id") + 1).alias("id")), df.select("id").where("id % 2 = 0")):
+            slots = in_slots(query)
+            assert slots is not None
+            plan = slots.mapInArrow(lambda rows: rows, slots.schema)._jdf.queryExecution().executedPlan().toString()
+            assert "of rows" in plan
+            assert rows_of(through_slots(query)) == [r.asDict() for r in query.collect()]
+        slots = in_slots(df.select("id"))
+        assert slots is not None
+        assert rows_of(through_slots(df.select("id"))) == [{"id": i} for i in range(100)]
+    finally:
+        df.unpersist()
+
+
 def test_vectors(spark: Any) -> None:
     rows = [(Vectors.dense([1.0, 2.0]),), (Vectors.sparse(3, {1: 4.0}),), (None,)]
     df = spark.createDataFrame(rows, T.StructType([T.StructField("v", VectorUDT())]))

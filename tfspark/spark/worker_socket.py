@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -50,9 +51,13 @@ def _connection() -> socket.socket | None:
     stream = input_of_worker()
     if stream is None or not _QUICK_ACK:
         return None
-    connection = socket.socket(fileno=os.dup(stream.fileno()))
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
-        connection.close()
-        return None
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
+    # Without it tasks only take longer, so nothing that the stream may be makes a task fail.
+    with contextlib.suppress(OSError):
+        fd = stream.fileno()
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            connection = socket.socket(fileno=os.dup(fd))
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection
+            connection.close()
+    return None

@@ -2,11 +2,13 @@ package tfspark.columns
 
 import org.apache.spark.sql.catalyst.expressions.{UnsafeArrayData, UnsafeRow}
 import org.apache.spark.sql.types._
+import org.apache.spark.sql.vectorized.{ColumnVector, ColumnarBatch}
 import org.apache.spark.unsafe.Platform
 
 /** Writes the values of one column, or of one level of its arrays and structs, to Arrow buffers.
   *
-  * Values are read directly from Spark's memory: from an UnsafeRow or an UnsafeArrayData, called the container.
+  * Values are read directly from Spark's memory: from an UnsafeRow or an UnsafeArrayData, called the container, or from
+  * the column vectors of scans.
   */
 abstract class ColumnWriter {
   private val validity = new Bits
@@ -41,6 +43,22 @@ abstract class ColumnWriter {
     }
   }
 
+  /** Append values of a column vector. */
+  final def appendVector(vector: ColumnVector, first: Int, length: Int): Unit = {
+    val end = first + length
+    var i = first
+    while (i < end) {
+      var next = i
+      if (!vector.hasNull) next = end else while (next < end && !vector.isNullAt(next)) next += 1
+      if (next > i) {
+        copyVector(vector, i, next - i)
+        counted(next - i)
+      }
+      if (next < end) appendNull()
+      i = next + 1
+    }
+  }
+
   /** Add values that have been copied to the count. */
   protected final def counted(more: Int): Unit = {
     if (nulls > 0) (0 until more).foreach(_ => validity.put(true))
@@ -48,6 +66,10 @@ abstract class ColumnWriter {
   }
 
   protected def copy(base: AnyRef, container: Long, at: Long): Unit
+
+  /** Copy values of a column vector, none of which is null. Only types of a fixed size are read from vectors. */
+  protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    throw new UnsupportedOperationException(getClass.getName)
 
   /** Append the value that takes the place of a null. */
   protected def skip(): Unit
@@ -84,8 +106,10 @@ object ColumnWriter {
     case BooleanType => new BooleanWriter
     case ByteType => new ByteWriter
     case ShortType => new ShortWriter
-    case IntegerType | DateType | FloatType => new IntWriter
-    case LongType | DoubleType | TimestampType | TimestampNTZType => new LongWriter
+    case IntegerType | DateType => new IntWriter
+    case FloatType => new FloatWriter
+    case LongType | TimestampType | TimestampNTZType => new LongWriter
+    case DoubleType => new DoubleWriter
     case BinaryType | _: StringType => new BinaryWriter
     case d: DecimalType => if (d.precision <= Decimal.MAX_LONG_DIGITS) new ShortDecimalWriter else new LongDecimalWriter
     case ArrayType(element, _) => new ListWriter(of(element), elementBytes(element))
@@ -115,6 +139,13 @@ object ColumnWriter {
 final class BooleanWriter extends ColumnWriter {
   private val values = new Bits
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.put(Platform.getByte(base, at) != 0)
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit = {
+    var i = first
+    while (i < first + length) {
+      values.put(vector.getBoolean(i))
+      i += 1
+    }
+  }
   override protected def skip(): Unit = values.put(false)
   override def clear(): Unit = { super.clear(); values.clear() }
   override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values.bytes) }
@@ -138,21 +169,39 @@ abstract class FixedWriter(width: Int) extends ValuesWriter {
 final class ByteWriter extends FixedWriter(1) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putByte(Platform.getByte(base, at))
   override protected def skip(): Unit = values.putByte(0)
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getBytes(first, length), Platform.BYTE_ARRAY_OFFSET, length)
 }
 
 final class ShortWriter extends FixedWriter(2) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putShort(Platform.getShort(base, at))
   override protected def skip(): Unit = values.putShort(0)
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getShorts(first, length), Platform.SHORT_ARRAY_OFFSET, length * 2)
 }
 
-final class IntWriter extends FixedWriter(4) {
+class IntWriter extends FixedWriter(4) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putInt(Platform.getInt(base, at))
   override protected def skip(): Unit = values.putInt(0)
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getInts(first, length), Platform.INT_ARRAY_OFFSET, length * 4)
 }
 
-final class LongWriter extends FixedWriter(8) {
+final class FloatWriter extends IntWriter {
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getFloats(first, length), Platform.FLOAT_ARRAY_OFFSET, length * 4)
+}
+
+class LongWriter extends FixedWriter(8) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putLong(Platform.getLong(base, at))
   override protected def skip(): Unit = values.putLong(0)
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getLongs(first, length), Platform.LONG_ARRAY_OFFSET, length * 8)
+}
+
+final class DoubleWriter extends LongWriter {
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
+    values.put(vector.getDoubles(first, length), Platform.DOUBLE_ARRAY_OFFSET, length * 8)
 }
 
 /** Decimals that Spark stores as a long; Arrow stores 16 bytes. */
@@ -262,6 +311,15 @@ final class StructWriter(fields: Array[ColumnWriter]) extends ColumnWriter {
     while (i < fields.length) {
       if (whole || !ColumnWriter.isSet(base, row, i)) fields(i).append(base, row, first + i * 8L)
       else fields(i).appendNull()
+      i += 1
+    }
+  }
+
+  /** Append rows of a batch whose column vectors are the fields. */
+  def appendVectors(batch: ColumnarBatch, first: Int, rows: Int): Unit = {
+    var i = 0
+    while (i < fields.length) {
+      fields(i).appendVector(batch.column(i), first, rows)
       i += 1
     }
   }

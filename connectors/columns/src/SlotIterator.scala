@@ -60,11 +60,11 @@ final class SlotIterator(rows: Iterator[InternalRow], types: Array[DataType], co
 
 object SlotIterator {
   /** Approximate bytes of a message; messages do not exceed it as long as rows are alike. */
-  private val MostBytes = SlotPool.SlotBytes - (512L << 10)
+  val MostBytes: Long = SlotPool.SlotBytes - (512L << 10)
 }
 
 /** The slots of one task. */
-private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
+private[columns] final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
   import TaskSlots._
 
   /** Padding in a row with the place of a message: Spark sends nothing to Python before its buffer is full. */
@@ -129,7 +129,7 @@ private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
   }
 }
 
-private object TaskSlots {
+private[columns] object TaskSlots {
   /** Most slots of a task: one is written while the others are sent or read. */
   private val InHand = 6
 

@@ -2,13 +2,15 @@ package tfspark.columns
 
 import java.util.UUID
 
+import scala.reflect.ClassTag
+
 import org.apache.spark.{Partition, TaskContext}
 import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.{ExperimentalMethods, SparkSessionExtensions}
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeReference, AttributeSet}
 import org.apache.spark.sql.catalyst.plans.logical.{LogicalPlan, UnaryNode}
-import org.apache.spark.sql.execution.{SparkPlan, SparkStrategy, UnaryExecNode}
+import org.apache.spark.sql.execution.{ColumnarToRowExec, InputAdapter, SparkPlan, SparkStrategy, UnaryExecNode, WholeStageCodegenExec}
 import org.apache.spark.sql.internal.{ReadOnlySQLConf, SQLConf}
 import org.apache.spark.sql.tfspark.Planning
 import org.apache.spark.sql.types._
@@ -72,24 +74,44 @@ object SlotStrategy extends SparkStrategy {
 
 case class SlotRowsExec(output: Seq[Attribute], child: SparkPlan, again: Boolean = false) extends UnaryExecNode {
   override def producedAttributes: AttributeSet = outputSet
+  override protected def stringArgs: Iterator[Any] = Iterator(output, if (scan.isEmpty) "of rows" else "of column vectors")
 
   override protected def doExecute(): RDD[InternalRow] = {
     val types = child.output.map(_.dataType).toArray
     // The operators that compute the rows must not use the row-by-row setting.
-    new TaskSettings(child.execute(), rowByRow = false)
-      .mapPartitions(rows => new SlotIterator(rows, types, TaskContext.get()))
+    scan match {
+      case Some(operator) =>
+        new TaskSettings(operator.executeColumnar(), rowByRow = false)
+          .mapPartitions(batches => new VectorIterator(batches, types, TaskContext.get()))
+      case None =>
+        new TaskSettings(child.execute(), rowByRow = false)
+          .mapPartitions(rows => new SlotIterator(rows, types, TaskContext.get()))
+    }
+  }
+
+  /** The operator that has all columns as column vectors that can be written: a scan of cached data, Parquet or ORC. */
+  private def scan: Option[SparkPlan] = {
+    def found(plan: SparkPlan): Option[SparkPlan] = plan match {
+      case WholeStageCodegenExec(inner) => found(inner)
+      case ColumnarToRowExec(inner) => found(inner)
+      case InputAdapter(inner) => found(inner)
+      case other => Some(other).filter(_.supportsColumnar)
+    }
+    if (VectorIterator.isSupported(child.output.map(_.dataType))) found(child) else None
   }
 
   override protected def withNewChildInternal(newChild: SparkPlan): SlotRowsExec = copy(child = newChild)
 }
 
-/** Rows whose operators run in tasks with their own settings, as far as they read settings when a partition begins. */
-private final class TaskSettings(rows: RDD[InternalRow], rowByRow: Boolean) extends RDD[InternalRow](rows) {
-  override protected def getPartitions: Array[Partition] = firstParent[InternalRow].partitions
+/** Rows, or batches of rows, whose operators run in tasks with their own settings, as far as they read settings when a
+  * partition begins.
+  */
+private final class TaskSettings[T: ClassTag](rows: RDD[T], rowByRow: Boolean) extends RDD[T](rows) {
+  override protected def getPartitions: Array[Partition] = firstParent[T].partitions
 
-  override def compute(split: Partition, context: TaskContext): Iterator[InternalRow] = {
+  override def compute(split: Partition, context: TaskContext): Iterator[T] = {
     val own = new ReadOnlySQLConf(context)
-    SQLConf.withExistingConf(if (rowByRow) changed(own) else own)(firstParent[InternalRow].iterator(split, context))
+    SQLConf.withExistingConf(if (rowByRow) changed(own) else own)(firstParent[T].iterator(split, context))
   }
 
   private def changed(own: SQLConf): SQLConf = {
