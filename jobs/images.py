@@ -137,7 +137,7 @@ def accuracy(spark: SparkSession, data: str, model: str, labels: list[Any]) -> f
     from pyspark.sql import functions as F
 
     found = tfspark.predict(spark.read.format("tfrecord").load(data), model, batch_size=64)
-    best = F.array_position("probabilities", F.array_max("probabilities"))
+    best = F.expr("array_position(probabilities, array_max(probabilities))")
     right = F.element_at(F.array(*map(F.lit, labels)), best.cast("int")) == F.col("label")
     row = found.agg(F.avg(right.cast("double"))).first()
     assert row is not None

@@ -102,7 +102,7 @@ def accuracy(test: DataFrame, model: str, labels: list[str]) -> tuple[int, float
     from pyspark.sql import functions as F
 
     found = tfspark.predict(test, model)
-    best = F.array_position("probabilities", F.array_max("probabilities")) - 1
+    best = F.expr("array_position(probabilities, array_max(probabilities))") - 1
     right = F.element_at(F.array(*map(F.lit, labels)), (best + 1).cast("int")) == F.col("label")
     row = found.agg(F.count("*"), F.avg(right.cast("double"))).first()
     assert row is not None
@@ -123,8 +123,10 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
         )
     node_args = {**known, "model": str(directory / "model"), "length": args.length, "width": args.width}
     node_args |= {"batch_size": args.batch_size, "learning_rate": args.learning_rate, "seed": args.seed}
-    targets = F.array_position(F.array(*map(F.lit, known["labels"])), F.col("label")) - 1
-    fed = train.withColumn("target", targets).select("text", "target").repartition(2 * args.workers)
+    known_labels = train.withColumn("labels", F.array(*map(F.lit, known["labels"])))
+    # Spark 3.5 finds columns in arrays only in SQL.
+    targets = known_labels.selectExpr("text", "array_position(labels, label) - 1 AS target")
+    fed = targets.repartition(2 * args.workers)
     with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
         cluster.feed(fed, epochs=args.epochs)
     trained = cluster.results["worker", 0]

@@ -23,6 +23,7 @@ from tfspark.columns.leaves import planned
 from tfspark.columns.python_rows import infer_columns, record_batches
 from tfspark.errors import ConfigurationError, FeedError, NodeFailed, SchemaError
 from tfspark.feeding.sources import source_of
+from tfspark.spark.home import is_spark_3
 
 
 def collect(args: dict[str, Any], ctx: Any) -> list[dict[str, Any]]:
@@ -481,6 +482,8 @@ def test_pandas_columns_of_every_dtype(spark: Any) -> None:
 
 def test_columns_that_cannot_be_told_apart_or_have_no_tensor_are_named(spark: Any) -> None:
     one = spark.range(1)
+    # Spark 3.5 itself raises an error for the schema of such a DataFrame.
+    intervals = () if is_spark_3() else (spark.sql("select make_interval(1) x"),)
     interval = pd.DataFrame({"x": pd.interval_range(0, 2), "y": [1, 2]})
     for data, message in [
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"must be unique, but \['a'\] occur more than once"),
@@ -492,7 +495,7 @@ def test_columns_that_cannot_be_told_apart_or_have_no_tensor_are_named(spark: An
         (one.selectExpr("id", "1 as ID"), r"must be unique, but \['ID', 'id'\]"),
         (spark.sql("select interval 1 day x"), "Column 'x' has type duration.*cannot become a tensor"),
         (spark.sql("select interval 1 month x"), "Column 'x' has type interval month.*cannot become a tensor"),
-        (spark.sql("select make_interval(1) x"), "Column 'x' has type interval.*cannot become a tensor"),
+        *((df, "Column 'x' has type interval.*cannot become a tensor") for df in intervals),
         (spark.sql("select named_struct('a', 1) s, 2 `s.a`"), r"\['s.a', 's.a'\] would be fed under one name"),
     ]:
         with pytest.raises(SchemaError, match=message):

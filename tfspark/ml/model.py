@@ -221,7 +221,8 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
             classes: int | None = 2
         else:
             scores = value.cast("array<double>")
-            predicted = (F.array_position(value, F.array_max(value)) - 1).cast("double")
+            # The function array_position takes no column as its second argument on Spark 3.5.
+            predicted = (F.expr(f"array_position(`{output}`, array_max(`{output}`))") - 1).cast("double")
             classes = tensor.shape[-1]
         # Spark's own classifiers set this metadata, from which later stages read the number of classes.
         of_scores = {"ml_attr": {"num_attrs": classes}} if classes else {}
