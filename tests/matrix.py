@@ -28,7 +28,7 @@ BUILD = ROOT / "build" / "matrix"
 SETS = Path(__file__).with_name("matrix.ini")
 SMOKE = Path(__file__).parent / "programs" / "smoke.py"
 TESTS = ["connectors", "node/test_exactness.py", "feeding/test_inputs.py", "prediction", "ml"]
-TEST_PACKAGES = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis"]
+TEST_PACKAGES = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "matplotlib", "pyspark[connect]"]
 CHOSEN = "not (alone or long or airflow or exactness or packaging)"
 """The tests of these paths that `make test` runs, and that may run beside others."""
 INTERRUPTED = 2
