@@ -86,5 +86,9 @@ def test_a_dataframe_of_what_is_fed_is_used_as_it_is(spark: Any) -> None:
     assert list(fed_columns(df, None, (), ()).columns) == ["a", "x"]
     for columns, mask in (["x", "a"], ()), (["a"], ()), ({"a": "a", "y": "x"}, ()), (None, ["a"]):
         assert fed_columns(df, columns, mask, ()).frame is not df
+    swapped = fed_columns(spark.sql("select 1 as a, 2 as b"), {"a": "b", "b": "a"}, (), ()).frame
+    assert swapped.first().asDict() == {"a": 2, "b": 1}
+    masked = fed_columns(spark.sql("select int(null) as x, true as x_mask"), ["x"], ["x"], ()).frame
+    assert masked.first().asDict() == {"x": None, "x_mask": False}
     struct = spark.sql("select struct(1 as a) as s")
     assert fed_columns(struct, None, (), ()).frame.columns == ["s/a"]

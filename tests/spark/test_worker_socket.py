@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,27 @@ def test_other_connections_stay_as_they_are(spark: Any) -> None:
             yield pa.RecordBatch.from_pydict({"id": batch.column("id"), "same": [nagle] * batch.num_rows})
 
     assert all(r.same for r in map_in_arrow(spark.range(0, 4, 1, 2), look, "id long, same boolean").collect())
+
+
+def test_a_default_timeout_does_not_make_the_connection_non_blocking(spark: Any) -> None:
+    def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from tfspark.spark.internals import input_of_worker
+
+        for batch in batches:
+            before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(30)
+            worker_socket._connection.cache_clear()
+            try:
+                connection = worker_socket._connection()
+            finally:
+                socket.setdefaulttimeout(before)
+            stream = input_of_worker()
+            assert connection is not None and stream is not None
+            blocking = os.get_blocking(stream.fileno())
+            yield pa.RecordBatch.from_pydict({"id": batch.column("id"), "blocking": [blocking] * batch.num_rows})
+
+    found = map_in_arrow(spark.range(0, 4, 1, 2), look, "id long, blocking boolean").collect()
+    assert len(found) == 4 and all(r.blocking for r in found)
 
 
 def test_outside_a_worker_nothing_is_set() -> None:

@@ -43,7 +43,9 @@ def leaves_of(
     masked = [leaf for leaf in flat if leaf.name in masks]
     if missing := sorted(c for inside, c in masks.items() if inside not in {leaf.name for leaf in masked}):
         raise SchemaError(f"mask refers to unknown columns {missing}; the columns are {labels}.")
-    flat += [replace(leaf, path=_mask_path(leaf.path), make=partial(_is_not_null, leaf.make)) for leaf in masked]
+    flat += [
+        replace(leaf, path=_mask_path(leaf.path), make=partial(_is_not_null, leaf.make), whole=False) for leaf in masked
+    ]
     return flat
 
 
@@ -100,7 +102,7 @@ class Leaf:
     make
         Returns the column's expression. This takes several calls of the JVM, so it is done only if it is needed.
     whole
-        Whether it is a column of the DataFrame as it is.
+        Whether it is a column of the DataFrame as it is, under its own name.
     """
 
     path: tuple[str, ...]
@@ -149,7 +151,7 @@ def _leaves(
         for inner in f.dataType.fields:
             yield from _leaves(inner, partial(_field, make, inner.name), (*path, inner.name), sparse)
     else:
-        yield Leaf(path, make, whole=len(path) == 1)
+        yield Leaf(path, make, whole=path == (f.name,))
 
 
 def _column(name: str) -> Column:

@@ -56,7 +56,7 @@ class SentColumns:
         slots, names = self.slots, list(self.names)
 
         def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            return task(batch.rename_columns(names) for batch in batches)
+            return task(pa.RecordBatch.from_arrays(batch.columns, names=names) for batch in batches)
 
         def placed(rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             from tfspark.columns.slots import batches_in_slots

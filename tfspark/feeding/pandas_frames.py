@@ -81,6 +81,9 @@ def _column(name: str, values: Any) -> pa.Array:
     from pyspark.sql.pandas.types import from_arrow_type
 
     dense = values.sparse.to_dense() if str(values.dtype).startswith("Sparse[") else values
+    if dense.dtype == np.float16:
+        # pyarrow 15 has no function that casts it.
+        dense = dense.astype(np.float32)
     try:
         found = _nested(dense)
         found = pa.Array.from_pandas(dense) if found is None else found

@@ -135,7 +135,8 @@ def dataframe_source(
         # Spark itself reports this; with adaptive execution it is known only after the job has run.
         return FeedJob(sending.collect, lambda: rows_can_move(sending))
 
-    return Source(fed.schema, fed.shapes, job, lambda: in_one_stage(df))
+    # A DataFrame keeps its plan once it is asked for it, also if it is cached later; this may be the user's own.
+    return Source(fed.schema, fed.shapes, job, lambda: in_one_stage(df.select("*")))
 
 
 def feed_job(df: DataFrame, task: FeedTask, profile: ResourceProfile | None = None) -> DataFrame:

@@ -213,7 +213,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
 
         raw, probability, prediction = self.getRawPredictionCol(), self.getProbabilityCol(), self.getPredictionCol()
         (tensor,) = self.trained.outputs
-        value = F.col(output)
+        value = F.col(quoted(output))
         if tensor.shape in ((), (1,)):
             one = value.cast("double")
             scores = F.array(-one, one) if raw else F.array(1 - one, one)
@@ -222,7 +222,7 @@ class KerasModel(KerasModelParams, Model, MLReadable["KerasModel"], MLWritable):
         else:
             scores = value.cast("array<double>")
             # The function array_position takes no column as its second argument on Spark 3.5.
-            predicted = (F.expr(f"array_position(`{output}`, array_max(`{output}`))") - 1).cast("double")
+            predicted = (F.expr(f"array_position({quoted(output)}, array_max({quoted(output)}))") - 1).cast("double")
             classes = tensor.shape[-1]
         # Spark's own classifiers set this metadata, from which later stages read the number of classes.
         of_scores = {"ml_attr": {"num_attrs": classes}} if classes else {}

@@ -7,10 +7,12 @@ import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+from packaging.version import Version
 
 from tfspark.errors import ConfigurationError, first_line
 from tfspark.saved_models.description import read_signature
@@ -219,12 +221,23 @@ def export_keras(model: Any, directory: str) -> None:
         If Keras cannot export the model, in particular if it has not been built.
     """
     try:
-        flat_model(model).export(directory, verbose=False)
+        flat = flat_model(model)
+        flat.export(directory, verbose=False, input_signature=_inputs_in_dict(flat))
     except (ValueError, TypeError) as e:
         raise ConfigurationError(
             f"Keras cannot export the model {getattr(model, 'name', '')!r}: {first_line(e)}",
             hint="Call or fit it once before, so that it is built.",
         ) from None
+
+
+def _inputs_in_dict(model: Any) -> list[Any] | None:
+    """Return the signature of a functional model that takes a dict, which Keras before 3.10 does not find itself."""
+    import keras
+
+    inputs = getattr(model, "_inputs_struct", None)
+    if not isinstance(inputs, Mapping) or Version(keras.__version__) >= Version("3.10"):
+        return None
+    return [{c: keras.InputSpec(t.dtype, (None, *t.shape[1:]), name=t.name) for c, t in inputs.items()}]
 
 
 @dataclass(frozen=True)

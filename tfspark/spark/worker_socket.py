@@ -56,7 +56,10 @@ def _connection() -> socket.socket | None:
         fd = stream.fileno()
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             connection = socket.socket(fileno=os.dup(fd))
+            # A default timeout would make the connection non-blocking, for Spark too.
+            connection.settimeout(None)
             if connection.family in (socket.AF_INET, socket.AF_INET6):
+                # So that this process does not wait for the JVM's acknowledgements either.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return connection
             connection.close()

@@ -1,6 +1,7 @@
 package tfspark.columns
 
 import org.apache.spark.sql.catalyst.expressions.{UnsafeArrayData, UnsafeRow}
+import org.apache.spark.sql.execution.vectorized.WritableColumnVector
 import org.apache.spark.sql.types._
 import org.apache.spark.sql.vectorized.{ColumnVector, ColumnarBatch}
 import org.apache.spark.unsafe.Platform
@@ -45,15 +46,25 @@ abstract class ColumnWriter {
 
   /** Append values of a column vector. */
   final def appendVector(vector: ColumnVector, first: Int, length: Int): Unit = {
-    val end = first + length
+    val (end, noNulls) = (first + length, !vector.hasNull)
+    // Spark 3.5.0 ignores dictionaries when it returns several values.
+    val whole = vector match {
+      case v: WritableColumnVector => !v.hasDictionary
+      case _ => false
+    }
     var i = first
     while (i < end) {
       var next = i
-      if (!vector.hasNull) next = end else while (next < end && !vector.isNullAt(next)) next += 1
-      if (next > i) {
-        copyVector(vector, i, next - i)
-        counted(next - i)
+      if (noNulls) next = end else while (next < end && !vector.isNullAt(next)) next += 1
+      if (whole && next - i > ColumnWriter.FewValues) copyVector(vector, i, next - i)
+      else {
+        var at = i
+        while (at < next) {
+          copyOne(vector, at)
+          at += 1
+        }
       }
+      counted(next - i)
       if (next < end) appendNull()
       i = next + 1
     }
@@ -61,15 +72,24 @@ abstract class ColumnWriter {
 
   /** Add values that have been copied to the count. */
   protected final def counted(more: Int): Unit = {
-    if (nulls > 0) (0 until more).foreach(_ => validity.put(true))
+    if (nulls > 0) {
+      var i = 0
+      while (i < more) {
+        validity.put(true)
+        i += 1
+      }
+    }
     count += more
   }
 
   protected def copy(base: AnyRef, container: Long, at: Long): Unit
 
-  /** Copy values of a column vector, none of which is null. Only types of a fixed size are read from vectors. */
+  /** Copy a value of a column vector that is not null. Only types of a fixed size are read from vectors. */
+  protected def copyOne(vector: ColumnVector, at: Int): Unit = throw new UnsupportedOperationException(getClass.getName)
+
+  /** Copy values of a column vector, none of which is null. */
   protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    throw new UnsupportedOperationException(getClass.getName)
+    (first until first + length).foreach(copyOne(vector, _))
 
   /** Append the value that takes the place of a null. */
   protected def skip(): Unit
@@ -91,6 +111,9 @@ abstract class ColumnWriter {
 
 object ColumnWriter {
   private val Empty = new Bytes
+
+  /** Fewer values are copied one by one: several come in a new array. */
+  private val FewValues = 8
 
   def isSupported(t: DataType): Boolean = t match {
     case BooleanType | ByteType | ShortType | IntegerType | LongType | FloatType | DoubleType | BinaryType | DateType |
@@ -139,13 +162,7 @@ object ColumnWriter {
 final class BooleanWriter extends ColumnWriter {
   private val values = new Bits
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.put(Platform.getByte(base, at) != 0)
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit = {
-    var i = first
-    while (i < first + length) {
-      values.put(vector.getBoolean(i))
-      i += 1
-    }
-  }
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.put(vector.getBoolean(at))
   override protected def skip(): Unit = values.put(false)
   override def clear(): Unit = { super.clear(); values.clear() }
   override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values.bytes) }
@@ -169,6 +186,7 @@ abstract class FixedWriter(width: Int) extends ValuesWriter {
 final class ByteWriter extends FixedWriter(1) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putByte(Platform.getByte(base, at))
   override protected def skip(): Unit = values.putByte(0)
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putByte(vector.getByte(at))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getBytes(first, length), Platform.BYTE_ARRAY_OFFSET, length)
 }
@@ -176,6 +194,7 @@ final class ByteWriter extends FixedWriter(1) {
 final class ShortWriter extends FixedWriter(2) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putShort(Platform.getShort(base, at))
   override protected def skip(): Unit = values.putShort(0)
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putShort(vector.getShort(at))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getShorts(first, length), Platform.SHORT_ARRAY_OFFSET, length * 2)
 }
@@ -183,11 +202,14 @@ final class ShortWriter extends FixedWriter(2) {
 class IntWriter extends FixedWriter(4) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putInt(Platform.getInt(base, at))
   override protected def skip(): Unit = values.putInt(0)
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putInt(vector.getInt(at))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getInts(first, length), Platform.INT_ARRAY_OFFSET, length * 4)
 }
 
 final class FloatWriter extends IntWriter {
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit =
+    values.putInt(java.lang.Float.floatToRawIntBits(vector.getFloat(at)))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getFloats(first, length), Platform.FLOAT_ARRAY_OFFSET, length * 4)
 }
@@ -195,11 +217,14 @@ final class FloatWriter extends IntWriter {
 class LongWriter extends FixedWriter(8) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putLong(Platform.getLong(base, at))
   override protected def skip(): Unit = values.putLong(0)
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putLong(vector.getLong(at))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getLongs(first, length), Platform.LONG_ARRAY_OFFSET, length * 8)
 }
 
 final class DoubleWriter extends LongWriter {
+  override protected def copyOne(vector: ColumnVector, at: Int): Unit =
+    values.putLong(java.lang.Double.doubleToRawLongBits(vector.getDouble(at)))
   override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
     values.put(vector.getDoubles(first, length), Platform.DOUBLE_ARRAY_OFFSET, length * 8)
 }

@@ -101,7 +101,8 @@ private[columns] final class TaskSlots(pool: Option[SlotPool], context: TaskCont
     new GenericInternalRow(Array[Any](null, null, 0L, 0L, 0L, message.size, bytes))
   }
 
-  private def check(): Unit = if (ended || context.isInterrupted()) throw new TaskKilledException("the task has ended")
+  /** Fail if the task has ended. */
+  def check(): Unit = if (ended || context.isInterrupted()) throw new TaskKilledException("the task has ended")
 
   private def free(): Int = {
     val until = System.nanoTime() + PatienceNanos

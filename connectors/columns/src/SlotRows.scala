@@ -10,7 +10,9 @@ import org.apache.spark.sql.{ExperimentalMethods, SparkSessionExtensions}
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeReference, AttributeSet}
 import org.apache.spark.sql.catalyst.plans.logical.{LogicalPlan, UnaryNode}
-import org.apache.spark.sql.execution.{ColumnarToRowExec, InputAdapter, SparkPlan, SparkStrategy, UnaryExecNode, WholeStageCodegenExec}
+import org.apache.spark.sql.execution.{ColumnarToRowExec, FileSourceScanExec, InputAdapter, SparkPlan, SparkStrategy, UnaryExecNode, WholeStageCodegenExec}
+import org.apache.spark.sql.execution.adaptive.QueryStageExec
+import org.apache.spark.sql.execution.columnar.{DefaultCachedBatchSerializer, InMemoryTableScanExec}
 import org.apache.spark.sql.internal.{ReadOnlySQLConf, SQLConf}
 import org.apache.spark.sql.tfspark.Planning
 import org.apache.spark.sql.types._
@@ -81,21 +83,30 @@ case class SlotRowsExec(output: Seq[Attribute], child: SparkPlan, again: Boolean
     // The operators that compute the rows must not use the row-by-row setting.
     scan match {
       case Some(operator) =>
+        // A scan of files uses its vectors again. Those of cached data are new for each batch, and Spark keeps them.
+        val close = !operator.isInstanceOf[FileSourceScanExec]
         new TaskSettings(operator.executeColumnar(), rowByRow = false)
-          .mapPartitions(batches => new VectorIterator(batches, types, TaskContext.get()))
+          .mapPartitions(batches => new VectorIterator(batches, types, close, TaskContext.get()))
       case None =>
         new TaskSettings(child.execute(), rowByRow = false)
           .mapPartitions(rows => new SlotIterator(rows, types, TaskContext.get()))
     }
   }
 
-  /** The operator that has all columns as column vectors that can be written: a scan of cached data, Parquet or ORC. */
+  /** The scan that has all columns as column vectors of Spark's own classes; those of other data sources may differ. */
   private def scan: Option[SparkPlan] = {
+    def isScan(plan: SparkPlan): Boolean = plan match {
+      case stage: QueryStageExec => isScan(stage.plan)
+      case cached: InMemoryTableScanExec =>
+        cached.supportsColumnar && cached.relation.cacheBuilder.serializer.isInstanceOf[DefaultCachedBatchSerializer]
+      case files: FileSourceScanExec => files.supportsColumnar
+      case _ => false
+    }
     def found(plan: SparkPlan): Option[SparkPlan] = plan match {
       case WholeStageCodegenExec(inner) => found(inner)
       case ColumnarToRowExec(inner) => found(inner)
       case InputAdapter(inner) => found(inner)
-      case other => Some(other).filter(_.supportsColumnar)
+      case other => Some(other).filter(isScan)
     }
     if (VectorIterator.isSupported(child.output.map(_.dataType))) found(child) else None
   }

@@ -7,18 +7,22 @@ import org.apache.spark.sql.vectorized.ColumnarBatch
 
 /** Writes the batches of column vectors of a partition as messages into slots, like [[SlotIterator]] the rows.
   *
-  * So the rows of a scan need not be assembled first. The operator uses the vectors of a batch again for the next one.
+  * So the rows of a scan need not be assembled first. The scan may use the vectors of a batch again for the next one.
+  *
+  * @param close whether to close each batch when it has been copied
   */
-final class VectorIterator(batches: Iterator[ColumnarBatch], types: Array[DataType], context: TaskContext)
+final class VectorIterator(batches: Iterator[ColumnarBatch], types: Array[DataType], close: Boolean, context: TaskContext)
     extends Iterator[InternalRow] {
   private val columns = new StructWriter(types.map(ColumnWriter.of))
   private val slots = new TaskSlots(SlotPool.get(), context)
-  private val mostRows = Math.max(1L, SlotIterator.MostBytes / types.map(VectorIterator.width(_).get.toLong).sum)
+  private val mostRows =
+    Math.max(1L, (SlotIterator.MostBytes - types.length * VectorIterator.Overhead) / types.map(VectorIterator.width(_).get.toLong).sum)
   private var batch: ColumnarBatch = null
   private var at = 0
 
   override def hasNext: Boolean = {
     while ((batch == null || at == batch.numRows) && batches.hasNext) {
+      if (close && batch != null) batch.close()
       batch = batches.next()
       at = 0
     }
@@ -29,6 +33,8 @@ final class VectorIterator(batches: Iterator[ColumnarBatch], types: Array[DataTy
     columns.clear()
     var count = 0
     while (count < mostRows && hasNext) {
+      // When a task has ended, its vectors are freed, and Spark may still read rows in another thread.
+      slots.check()
       val rows = Math.min(mostRows - count, batch.numRows - at).toInt
       columns.appendVectors(batch, at, rows)
       at += rows
@@ -41,6 +47,9 @@ final class VectorIterator(batches: Iterator[ColumnarBatch], types: Array[DataTy
 }
 
 object VectorIterator {
+  /** Bytes of a column in a message, in addition to its values: its metadata, and padding of its buffers. */
+  private val Overhead = 192L
+
   /** Whether all types have a fixed size, so that the number of rows that fit a slot is known. */
   def isSupported(types: Seq[DataType]): Boolean = types.forall(width(_).nonEmpty)
 

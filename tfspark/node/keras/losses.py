@@ -5,6 +5,7 @@ batch, so such a loss is not changed. Other losses of a worker are scaled with s
 
 - a mean over other items than rows (unmasked steps, sample weights, a varying number of elements);
 - a sum;
+- an activity regularizer of Keras, which is a sum before Keras 3.14, and divided by the number of rows since then;
 - a number that is computed from a whole batch at once, such as ``keras.losses.Dice``: it is computed from the labels
   and predictions of all workers, and each worker gets the gradient of its own rows.
 """
@@ -16,11 +17,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from packaging.version import Version
 
 from tfspark.errors import DependencyError
 from tfspark.node.keras.replacing import replaced
+from tfspark.node.keras.state import layers_of
 from tfspark.node.keras.step import Step, current
 
+_SUMS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
@@ -40,6 +44,16 @@ def watch_losses(model: Any) -> None:
     ]
 
 
+def watch_regularizers(model: Any) -> None:
+    """Make activity regularizers that are sums over rows count for the rows of all workers in steps."""
+    if Version(keras.__version__) >= Version("3.14"):
+        return
+    for layer in layers_of(model):
+        of_activity = getattr(layer, "activity_regularizer", None)
+        if isinstance(of_activity, _SUMS) and type(of_activity) is not GlobalRegularizer:
+            layer.activity_regularizer = GlobalRegularizer(of_activity)
+
+
 def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a model's ``compute_loss``: the gradients of a non-scalar loss are summed, as TensorFlow's tape does."""
     import functools
@@ -53,6 +67,28 @@ def noting_reduction(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         return loss
 
     return wrapped
+
+
+class GlobalRegularizer:
+    """Replaces an activity regularizer; outside of a step, and when a model is saved, it is that regularizer."""
+
+    def __init__(self, regularizer: Any) -> None:
+        self._regularizer = regularizer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """The class under which Keras saves it."""
+        return type(self._regularizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._regularizer, name)
+
+    def __call__(self, x: Any) -> Any:
+        """Return the sum over the rows of all workers, as far as the gradient of this worker's rows is concerned."""
+        value, step = self._regularizer(x), current()
+        if step is None or step.group.size == 1:
+            return value
+        return value * tf.cast(step.total_rows() / step.rows, value.dtype)
 
 
 class GlobalLoss:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.node.keras.collectives import VARYING_KEYS, Group
-from tfspark.node.keras.losses import noting_reduction, watch_losses
+from tfspark.node.keras.losses import noting_reduction, watch_losses, watch_regularizers
 from tfspark.node.keras.metrics import noted_results, sum_over_workers, watch_metrics
 from tfspark.node.keras.replacing import replaced
 from tfspark.node.keras.state import (
@@ -114,6 +114,7 @@ class ModelTraining:
     def _watch(self) -> None:
         if self._has_losses() or not self._is_own("train_step"):
             watch_losses(self._model)
+        watch_regularizers(self._model)
         watch_metrics(self._model.metrics)
         watch_normalization(self._model)
 
