@@ -82,7 +82,7 @@ else
 endif
 
 matrix: install  ## run each part once, and tests (WITH_TESTS=1), on the sets of tests/matrix.ini: make matrix SETS='"Spark 4.0"'
-	$(BIN)/python tests/matrix.py $(if $(WITH_TESTS),--tests --at-once $(AT_ONCE)) $(SETS)
+	$(BIN)/python tests/matrix.py $(if $(WITH_TESTS),--tests $(AT_ONCE)) $(SETS)
 
 wheel: install  ## build dist/*.whl, which carries the connector's jar for each of SPARKS
 	rm -f tfspark/spark/jars/*.jar

@@ -3,7 +3,7 @@
 For each shape, every round in the same Spark session measures:
 
 - ``spark_drain``: Spark's own ``mapInArrow`` reads all rows and sends nothing, while nodes are idle, with the batches
-  of ``tfspark.session``, and ``spark_alone``: the same with Spark's default batches,
+  of ``tfspark.session``, and ``spark_defaults_drain``: the same with Spark's default batches,
 - ``feed_drain``: ``cluster.feed`` until a ``ctx.dataset`` has been read to its end,
 - ``replay``: an epoch from the rows that the worker has kept; the median of the epochs after the first,
 - ``predict``: ``cluster.predict`` with an identity function, until Spark has counted the answers,
@@ -182,7 +182,7 @@ def measure(spark: SparkSession, name: str, options: argparse.Namespace, seconds
         with tfspark.Cluster(spark, drain, args, workers=1, spool_bytes=4 << 30, progress=False) as cluster:
             cluster.feed(warm_up, shapes=shape.fed_shapes)
             in_phase(cluster, 1)
-            seconds["spark_alone"].append(measure_spark_alone(df, rows))
+            seconds["spark_defaults_drain"].append(measure_spark_alone(df, rows))
             seconds["spark_drain"].append(measure_spark(df, rows))
             began = time.time()
             cluster.feed(df, shapes=shape.fed_shapes, epochs=EPOCHS, cache="memory")
@@ -246,7 +246,7 @@ def main() -> None:
             rows = measure(spark, name, options, seconds)
             for what, taken in seconds.items():
                 common.figure(NAME, what, "rows/s", [rows / s for s in taken], shape=name, rows=rows)
-            for what, base in itertools.product(("feed_drain", "predict"), ("spark_drain", "spark_alone")):
+            for what, base in itertools.product(("feed_drain", "predict"), ("spark_drain", "spark_defaults_drain")):
                 ratios = [c / s for c, s in zip(seconds[base], seconds[what], strict=True)]
                 common.figure(NAME, f"{what}/{base}", "ratio of rows/s", ratios, shape=name)
             if seconds.get("tensorflowonspark_inference"):

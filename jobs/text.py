@@ -123,9 +123,9 @@ def run(spark: SparkSession, args: argparse.Namespace, directory: Path) -> dict[
         )
     node_args = {**known, "model": str(directory / "model"), "length": args.length, "width": args.width}
     node_args |= {"batch_size": args.batch_size, "learning_rate": args.learning_rate, "seed": args.seed}
-    known_labels = train.withColumn("labels", F.array(*map(F.lit, known["labels"])))
+    labelled = train.withColumn("labels", F.array(*map(F.lit, known["labels"])))
     # Spark 3.5 finds columns in arrays only in SQL.
-    targets = known_labels.selectExpr("text", "array_position(labels, label) - 1 AS target")
+    targets = labelled.selectExpr("text", "array_position(labels, label) - 1 AS target")
     fed = targets.repartition(2 * args.workers)
     with tfspark.Cluster(spark, train_node, node_args, workers=args.workers) as cluster:
         cluster.feed(fed, epochs=args.epochs)

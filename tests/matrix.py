@@ -1,6 +1,6 @@
 """Run each part of tfspark once with each set of versions in ``matrix.ini``, and write what came of it into a page.
 
-    python tests/matrix.py [--tests [--at-once 2]] [--page docs/support.md] [SET ...]
+    python tests/matrix.py [--tests FILES] [--page docs/support.md] [SET ...]
 
 Packages are installed below ``build/matrix`` when they are first needed, and again when ``setup.cfg`` or the set asks
 for others. What a set prints is in a log beside them. Sets that are not named keep their rows. Exits with 1 if a set
@@ -191,8 +191,9 @@ def main() -> int:
     sets = read_sets(SETS)
     parser = argparse.ArgumentParser(description="Run the smoke program with sets of versions.")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "support.md")
-    parser.add_argument("--tests", action="store_true", help=f"run {', '.join(TESTS)} of tests too")
-    parser.add_argument("--at-once", type=int, default=2, metavar="FILES", help="files of tests at a time")
+    parser.add_argument(
+        "--tests", type=int, default=0, metavar="FILES", help=f"run {', '.join(TESTS)} too, so many files at a time"
+    )
     parser.add_argument("sets", nargs="*", metavar="SET", help="all by default")
     args = parser.parse_args()
     if unknown := set(args.sets) - set(sets.sections()):
@@ -200,7 +201,7 @@ def main() -> int:
     failed = False
     for name in args.sets or sets.sections():
         try:
-            row = run_set(name, sets[name], args.at_once if args.tests else 0)
+            row = run_set(name, sets[name], args.tests)
         except NotRun as e:
             print(f"{name} was not run and keeps its row: {e}", file=sys.stderr)
             failed = True

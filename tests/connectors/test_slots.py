@@ -22,6 +22,7 @@ from waiting import eventually
 
 from tfspark.columns.slots import ExecutorMemory, batches_in_slots
 from tfspark.columns.types import arrow_schema_of
+from tfspark.spark.internals import executed_plan
 from tfspark.spark.slot_rows import in_slots
 
 # Tasks cannot import the files of tests.
@@ -118,8 +119,7 @@ def test_column_vectors_of_scans_arrive_as_their_rows(source: str, nulls: bool, 
     try:
         slots = in_slots(df)
         assert slots is not None
-        plan = slots.mapInArrow(lambda rows: rows, slots.schema)._jdf.queryExecution().executedPlan().toString()
-        assert "of column vectors" in plan
+        assert "of column vectors" in executed_plan(slots.mapInArrow(lambda rows: rows, slots.schema))
         found, expected = (pa.Table.from_batches(b) for b in (through_slots(df), collected(df, shipped)))
         # Spark's Arrow marks timestamps with a time zone by another name, and nothing else differs.
         assert found.num_rows == 300_000 and found.cast(expected.schema).equals(expected)
@@ -134,8 +134,7 @@ def test_columns_that_a_query_computes_and_those_of_no_fixed_size_are_read_as_ro
         for query in (df, df.select((F.col("id") + 1).alias("id")), df.select("id").where("id % 2 = 0")):
             slots = in_slots(query)
             assert slots is not None
-            plan = slots.mapInArrow(lambda rows: rows, slots.schema)._jdf.queryExecution().executedPlan().toString()
-            assert "of rows" in plan
+            assert "of rows" in executed_plan(slots.mapInArrow(lambda rows: rows, slots.schema))
             assert rows_of(through_slots(query)) == [r.asDict() for r in query.collect()]
         slots = in_slots(df.select("id"))
         assert slots is not None
@@ -181,13 +180,13 @@ def test_adaptive_execution_caching_and_pruning_are_as_before(spark: Any) -> Non
     grouped = df.groupBy("k").count()
     assert sorted(r["k"] for r in rows_of(through_slots(grouped))) == list(range(50))
     sent = in_slots(grouped).mapInArrow(lambda rows: rows, in_slots(grouped).schema)
-    plan = sent._jdf.queryExecution().executedPlan().toString()
+    plan = executed_plan(sent)
     assert "AdaptiveSparkPlan" in plan and "SlotRows" in plan and "unused" not in plan
     cached = df.cache()
     try:
         assert cached.count() == 1000
         plan = in_slots(cached).mapInArrow(lambda rows: rows, in_slots(cached).schema)
-        assert "InMemoryTableScan" in plan._jdf.queryExecution().executedPlan().toString()
+        assert "InMemoryTableScan" in executed_plan(plan)
     finally:
         cached.unpersist()
 

@@ -563,3 +563,19 @@ def test_workers_that_wait_for_one_another_are_shown_where_they_stand(spark: Any
     ):
         pass
     assert "model.fit(own_share(args, ctx)" in str(raised.value)
+
+
+def test_a_model_is_saved_with_its_own_activity_regularizer(tmp_path: Path) -> None:
+    import keras
+
+    from tfspark.node.keras.losses import GlobalRegularizer
+
+    own = keras.regularizers.L2(0.25)
+    layer = keras.layers.Dense(2, activity_regularizer=own)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    layer.activity_regularizer = GlobalRegularizer(own)
+    model.save(tmp_path / "m.keras")
+    saved = keras.models.load_model(tmp_path / "m.keras").layers[-1].activity_regularizer
+    assert type(saved) is keras.regularizers.L2 and saved.get_config() == own.get_config()
+    x = np.ones((4, 2), np.float32)
+    assert float(GlobalRegularizer(own)(x)) == float(own(x)) == 2.0, "outside of a step it is the regularizer itself"

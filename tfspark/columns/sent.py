@@ -83,7 +83,7 @@ def sent_frame(df: DataFrame, specs: Sequence[ColumnSpec]) -> SentColumns:
 
     if (sent := _sent_in_slots(df, df.columns)) is not None:
         return sent
-    return sent_columns(df, {c: F.col(quoted(c)) for c in df.columns}, specs)
+    return _sent_as_arrow(df, {c: F.col(quoted(c)) for c in df.columns}, specs)
 
 
 def sent_columns(
@@ -106,11 +106,9 @@ def sent_columns(
         Names of columns of `df` that are sent before `columns`.
     """
     names = [*kept, *columns]
-    wide = _numbered(df, kept, columns)
-    if (sent := _sent_in_slots(wide, names)) is not None:
+    if (sent := _sent_in_slots(_numbered(df, kept, columns), names)) is not None:
         return sent
-    columns, packed = packed_columns(df, columns, specs, narrowed)
-    return SentColumns(_numbered(df, kept, columns) if packed else wide, names, None, packed)
+    return _sent_as_arrow(df, columns, specs, narrowed, kept)
 
 
 def _sent_in_slots(df: DataFrame, names: Sequence[str]) -> SentColumns | None:
@@ -119,6 +117,17 @@ def _sent_in_slots(df: DataFrame, names: Sequence[str]) -> SentColumns | None:
         return None
     schema = arrow_schema_of(df.schema)
     return SentColumns(slots, names, pa.schema(f.with_name(n) for f, n in zip(schema, names, strict=True)), {})
+
+
+def _sent_as_arrow(
+    df: DataFrame,
+    columns: Mapping[str, Column],
+    specs: Sequence[ColumnSpec],
+    narrowed: Collection[str] = (),
+    kept: Sequence[str] = (),
+) -> SentColumns:
+    columns, packed = packed_columns(df, columns, specs, narrowed)
+    return SentColumns(_numbered(df, kept, columns), [*kept, *columns], None, packed)
 
 
 def _numbered(df: DataFrame, kept: Sequence[str], columns: Mapping[str, Column]) -> DataFrame:

@@ -237,7 +237,7 @@ def _inputs_in_dict(model: Any) -> list[Any] | None:
     inputs = getattr(model, "_inputs_struct", None)
     if not isinstance(inputs, Mapping) or Version(keras.__version__) >= Version("3.10"):
         return None
-    return [{c: keras.InputSpec(t.dtype, (None, *t.shape[1:]), name=t.name) for c, t in inputs.items()}]
+    return [keras.tree.map_structure(lambda t: keras.InputSpec(t.dtype, (None, *t.shape[1:]), name=t.name), inputs)]
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,6 @@ def register_functions(session: SparkSession) -> None:
 
 
 def _bridge(jvm: Any | None) -> Bridge | None:
-    if jvm is None:
-        return None
     packed = internals.java_class(jvm, "tfspark.columns.PackedArray")
     utils = internals.java_class(jvm, "org.apache.spark.sql.classic.ExpressionUtils")
     return Bridge(jvm, packed, utils) if packed is not None and utils is not None else None

@@ -127,13 +127,15 @@ _classes: dict[tuple[Any, str], Any] = {}
 """Classes that `java_class` has found, by JVM and name."""
 
 
-def java_class(jvm: Any, name: str) -> Any | None:
-    """Return a class of the JVM by its full name; ``None`` if there is no such class.
+def java_class(jvm: Any | None, name: str) -> Any | None:
+    """Return a class of the JVM by its full name; ``None`` if there is no such class, or no JVM.
 
     py4j looks up each part of the name, which takes some 5 ms for each package, so classes are kept.
     """
     from py4j.java_gateway import JavaClass
 
+    if jvm is None:
+        return None
     kept = _classes.get((jvm, name))
     if kept is not None:
         return kept
@@ -146,8 +148,7 @@ def fail_at_first_schema_error(session: SparkSession) -> None:
 
     Without the connector's jar and on Spark Connect, Spark makes all its attempts.
     """
-    jvm = jvm_of(session)
-    watcher = java_class(jvm, "org.apache.spark.scheduler.tfspark.SchemaErrors") if jvm is not None else None
+    watcher = java_class(jvm_of(session), "org.apache.spark.scheduler.tfspark.SchemaErrors")
     if watcher is not None:
         watcher.watch(_java_context(session.sparkContext))
 

@@ -24,8 +24,7 @@ def in_slots(df: DataFrame) -> DataFrame | None:
     ``mapInArrow`` only, which gets each row as soon as its slot is full.
     """
     session = df.sparkSession
-    jvm = jvm_of(session)
-    rows = java_class(jvm, "tfspark.columns.SlotRows") if jvm is not None else None
+    rows = java_class(jvm_of(session), "tfspark.columns.SlotRows")
     if rows is None or not rows.isSupported(java_schema(df)):
         return None
     rows.enable(java_session(session).experimental())
@@ -43,6 +42,6 @@ def beside(mapped: DataFrame, kept: Sequence[int]) -> DataFrame | None:
     kept
         Positions of the columns to keep in the DataFrame of the ``select``.
     """
-    rows = java_class(jvm_of(mapped.sparkSession), "tfspark.columns.MapBeside")
-    assert rows is not None
-    return with_plan(mapped, lambda plan: rows.of(plan, list(kept)))
+    map_beside = java_class(jvm_of(mapped.sparkSession), "tfspark.columns.MapBeside")
+    assert map_beside is not None
+    return with_plan(mapped, lambda plan: map_beside.of(plan, list(kept)))

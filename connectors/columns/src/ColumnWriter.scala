@@ -47,23 +47,11 @@ abstract class ColumnWriter {
   /** Append values of a column vector. */
   final def appendVector(vector: ColumnVector, first: Int, length: Int): Unit = {
     val (end, noNulls) = (first + length, !vector.hasNull)
-    // Spark 3.5.0 ignores dictionaries when it returns several values.
-    val whole = vector match {
-      case v: WritableColumnVector => !v.hasDictionary
-      case _ => false
-    }
     var i = first
     while (i < end) {
       var next = i
       if (noNulls) next = end else while (next < end && !vector.isNullAt(next)) next += 1
-      if (whole && next - i > ColumnWriter.FewValues) copyVector(vector, i, next - i)
-      else {
-        var at = i
-        while (at < next) {
-          copyOne(vector, at)
-          at += 1
-        }
-      }
+      copyVector(vector, i, next - i)
       counted(next - i)
       if (next < end) appendNull()
       i = next + 1
@@ -88,8 +76,13 @@ abstract class ColumnWriter {
   protected def copyOne(vector: ColumnVector, at: Int): Unit = throw new UnsupportedOperationException(getClass.getName)
 
   /** Copy values of a column vector, none of which is null. */
-  protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    (first until first + length).foreach(copyOne(vector, _))
+  protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit = {
+    var i = first
+    while (i < first + length) {
+      copyOne(vector, i)
+      i += 1
+    }
+  }
 
   /** Append the value that takes the place of a null. */
   protected def skip(): Unit
@@ -111,9 +104,6 @@ abstract class ColumnWriter {
 
 object ColumnWriter {
   private val Empty = new Bytes
-
-  /** Fewer values are copied one by one: several come in a new array. */
-  private val FewValues = 8
 
   def isSupported(t: DataType): Boolean = t match {
     case BooleanType | ByteType | ShortType | IntegerType | LongType | FloatType | DoubleType | BinaryType | DateType |
@@ -175,58 +165,70 @@ abstract class ValuesWriter extends ColumnWriter {
   override def addTo(batch: BatchMessage): Unit = { super.addTo(batch); batch.addBuffer(values) }
 }
 
-/** Values that have the same layout in Arrow and Spark, so that arrays of them are copied as a whole. */
-abstract class FixedWriter(width: Int) extends ValuesWriter {
+/** Values that have the same layout in Arrow and Spark, so that arrays of them are copied as a whole.
+  *
+  * @param offset where the values of a Java array begin; it depends on their width only
+  */
+abstract class FixedWriter(width: Int, offset: Int) extends ValuesWriter {
+  /** Several values of a column vector, in a new array. */
+  protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef
+
+  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit = vector match {
+    // Spark 3.5.0 ignores dictionaries when it returns several values.
+    case v: WritableColumnVector if length > FixedWriter.FewValues && !v.hasDictionary =>
+      values.put(several(v, first, length), offset, length * width)
+    case _ => super.copyVector(vector, first, length)
+  }
+
   override def appendAll(base: AnyRef, array: Long, first: Long, length: Int, step: Int): Unit = {
     values.put(base, first, Math.multiplyExact(length, width))
     counted(length)
   }
 }
 
-final class ByteWriter extends FixedWriter(1) {
+object FixedWriter {
+  /** So many values, or fewer, are copied one by one. */
+  private val FewValues = 8
+}
+
+final class ByteWriter extends FixedWriter(1, Platform.BYTE_ARRAY_OFFSET) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putByte(Platform.getByte(base, at))
   override protected def skip(): Unit = values.putByte(0)
   override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putByte(vector.getByte(at))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getBytes(first, length), Platform.BYTE_ARRAY_OFFSET, length)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getBytes(first, length)
 }
 
-final class ShortWriter extends FixedWriter(2) {
+final class ShortWriter extends FixedWriter(2, Platform.SHORT_ARRAY_OFFSET) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putShort(Platform.getShort(base, at))
   override protected def skip(): Unit = values.putShort(0)
   override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putShort(vector.getShort(at))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getShorts(first, length), Platform.SHORT_ARRAY_OFFSET, length * 2)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getShorts(first, length)
 }
 
-class IntWriter extends FixedWriter(4) {
+class IntWriter extends FixedWriter(4, Platform.INT_ARRAY_OFFSET) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putInt(Platform.getInt(base, at))
   override protected def skip(): Unit = values.putInt(0)
   override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putInt(vector.getInt(at))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getInts(first, length), Platform.INT_ARRAY_OFFSET, length * 4)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getInts(first, length)
 }
 
 final class FloatWriter extends IntWriter {
   override protected def copyOne(vector: ColumnVector, at: Int): Unit =
     values.putInt(java.lang.Float.floatToRawIntBits(vector.getFloat(at)))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getFloats(first, length), Platform.FLOAT_ARRAY_OFFSET, length * 4)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getFloats(first, length)
 }
 
-class LongWriter extends FixedWriter(8) {
+class LongWriter extends FixedWriter(8, Platform.LONG_ARRAY_OFFSET) {
   override protected def copy(base: AnyRef, container: Long, at: Long): Unit = values.putLong(Platform.getLong(base, at))
   override protected def skip(): Unit = values.putLong(0)
   override protected def copyOne(vector: ColumnVector, at: Int): Unit = values.putLong(vector.getLong(at))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getLongs(first, length), Platform.LONG_ARRAY_OFFSET, length * 8)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getLongs(first, length)
 }
 
 final class DoubleWriter extends LongWriter {
   override protected def copyOne(vector: ColumnVector, at: Int): Unit =
     values.putLong(java.lang.Double.doubleToRawLongBits(vector.getDouble(at)))
-  override protected def copyVector(vector: ColumnVector, first: Int, length: Int): Unit =
-    values.put(vector.getDoubles(first, length), Platform.DOUBLE_ARRAY_OFFSET, length * 8)
+  override protected def several(vector: ColumnVector, first: Int, length: Int): AnyRef = vector.getDoubles(first, length)
 }
 
 /** Decimals that Spark stores as a long; Arrow stores 16 bytes. */

@@ -64,7 +64,7 @@ object SlotIterator {
 }
 
 /** The slots of one task. */
-private[columns] final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
+private final class TaskSlots(pool: Option[SlotPool], context: TaskContext) {
   import TaskSlots._
 
   /** Padding in a row with the place of a message: Spark sends nothing to Python before its buffer is full. */
@@ -130,7 +130,7 @@ private[columns] final class TaskSlots(pool: Option[SlotPool], context: TaskCont
   }
 }
 
-private[columns] object TaskSlots {
+private object TaskSlots {
   /** Most slots of a task: one is written while the others are sent or read. */
   private val InHand = 6
 
